@@ -1,0 +1,250 @@
+"""LoraClient: a Flower NumPyClient with the one training loop of the project. An objective overrides `loss`.
+
+torch and open_clip are imported when a client first trains or evaluates, so that a roll call is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from flwr.client import NumPyClient
+from numpy.typing import NDArray
+
+from ease_flwr.core import config
+from ease_flwr.core.messages import Instruction, read_instruction
+from ease_flwr.data.pairs import ClientData, Pairs, World
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ease_flwr.core.adapters import AdaptedModel
+    from ease_flwr.core.lock import ForgetLock
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Pairs as the model takes them: images after the frozen trunk, (n, ...), and tokens, (n, captions, length)."""
+
+    images: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Positions of pairs in the client's training data, and which caption of each is used."""
+
+    index: Tensor
+    caption: Tensor
+
+
+class State(Protocol):
+    """Arrays a client keeps between messages of one run, by name; they may be lost when its host restarts."""
+
+    def load(self, name: str) -> NDArray[Any] | None: ...
+
+    def save(self, name: str, value: NDArray[Any]) -> None: ...
+
+
+class LoraClient(NumPyClient):
+    """One client. Parameters are lists of arrays, the adapter vector first; config carries an Instruction as JSON."""
+
+    def __init__(self, experiment: config.Experiment, name: str, world: World, state: State) -> None:
+        self.experiment = experiment
+        self.name = name
+        self.world = world
+        self.state = state
+
+    @property
+    def data(self) -> ClientData:
+        return self.world.client(self.name)
+
+    def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Answer of a roll call: name, number of training pairs."""
+        return {"name": self.name, "pairs": len(self.data.train)}
+
+    # ---- what an objective may override -------------------------------------------------------------------------
+
+    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+        """Called once before training, with the arrays that came beside the adapters."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one batch, a scalar."""
+        raise NotImplementedError
+
+    def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
+        """Called once after training, with the adapters before it; may change the model's. Returns metrics."""
+        return {}
+
+    # ---- NumPyClient --------------------------------------------------------------------------------------------
+
+    def fit(
+        self, parameters: list[NDArray[Any]], config: dict[str, Any]
+    ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
+        """Train the adapters as instructed. `extras` in config names the arrays after the first."""
+        import torch
+
+        started = time.perf_counter()
+        instruction = read_instruction(config)
+        theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
+        self.model.set(theta)
+        pairs = self.data.train
+        if instruction.overlap:
+            pairs = pairs + self.world.overlap(instruction.targets, instruction.overlap)
+        self.train = self.encode(pairs)
+        lock = self._lock(instruction, extras)
+        rng = np.random.default_rng(self._seed(instruction))
+        self.begin(instruction, extras)
+        plan, losses = instruction.train, []
+        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
+        for _ in range(plan.epochs):
+            for batch in self._batches(rng, plan.batch):
+                loss = self.loss(batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
+                optimizer.step()
+                if lock:
+                    self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
+                losses.append(loss.item())
+        extra_metrics = self.finish(theta)
+        metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "seconds": time.perf_counter() - started}
+        return [self.model.get()], len(pairs), {**metrics, **extra_metrics}
+
+    def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        """Judge this client's own pairs. Metrics per set: counts of hits, and pair similarities if asked for."""
+        import torch
+
+        from ease_flwr.core.retrieval import count_hits
+
+        instruction = read_instruction(config)
+        self.model.set(parameters[0])
+        metrics: dict[str, Any] = {}
+        total = 0
+        for name, chosen in self.data.evaluation(instruction.split, instruction.targets).items():
+            images, texts, owner = self._embed(chosen.gallery.pairs, parameters[0])
+            query = torch.from_numpy(chosen.query)
+            counts = count_hits(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
+            metrics[f"{name}.counts"] = [counts.images, counts.texts, *counts.i2t, *counts.t2i]
+            metrics[f"{name}.gallery"] = len(chosen.gallery.pairs)
+            total += len(query)
+            if instruction.similarity:
+                first = torch.searchsorted(owner, query)
+                metrics[f"{name}.similarity"] = (images[query] * texts[first]).sum(1).tolist()
+        return 0.0, total, metrics
+
+    # ---- the client's own means -----------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The adapted model of this process; other clients of the process use the same one."""
+        from ease_flwr.core import adapters
+
+        e = self.experiment
+        return adapters.load(e.model, e.lora, e.seed)
+
+    def encode(self, pairs: Pairs) -> Encoded:
+        """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are."""
+        return encode(self.model, pairs)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Unit-length embeddings of a batch of the training data, (b, d) each, with gradients."""
+        clip = self.model.clip
+        images = clip.encode_image(self.train.images[batch.index], normalize=True)
+        texts = clip.encode_text(self.train.tokens[batch.index, batch.caption], normalize=True)
+        return images, texts
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature of InfoNCE; frozen."""
+        return self.model.clip.logit_scale.exp()
+
+    def _embed(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last adapters."""
+        from ease_flwr.core.adapters import sha256
+
+        key = sha256(theta)
+        if _embedded.get("key") != key:
+            _embedded.clear()
+            _embedded["key"] = key
+        memory = _embedded.setdefault("pairs", WeakKeyDictionary())
+        if pairs not in memory:
+            memory[pairs] = embed(self.model, self.encode(pairs), pairs)
+        result: tuple[Tensor, Tensor, Tensor] = memory[pairs]
+        return result
+
+    def _batches(self, rng: np.random.Generator, size: int) -> list[Batch]:
+        """One epoch in random order, each pair with one of its captions; a rest smaller than half a batch is dropped."""
+        import torch
+
+        n, captions = self.train.tokens.shape[:2]
+        order = torch.from_numpy(rng.permutation(n))
+        choice = torch.from_numpy(rng.integers(captions, size=n))
+        starts = range(0, max(1, n - size // 2 + 1), size)
+        return [Batch(order[i : i + size], choice[i : i + size]) for i in starts]
+
+    def _seed(self, instruction: Instruction) -> int:
+        e = self.experiment
+        parts = (e.seed, e.evaluation.order_seed, self.name, instruction.phase, instruction.round)
+        return int(config.digest(*parts)[:16], 16)
+
+    def _lock(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:
+        if not instruction.lock:
+            return None
+        from safetensors.torch import load
+
+        from ease_flwr.core.lock import ForgetLock
+
+        packed = extras.get("lock")
+        if packed is None:
+            packed = self.state.load("lock")
+        if packed is None or hashlib.sha256(packed.tobytes()).hexdigest() != instruction.lock:
+            raise ValueError("forget lock is missing here: it must be sent again")
+        self.state.save("lock", packed)
+        return ForgetLock.from_tensors(load(packed.tobytes()))
+
+
+_encoded: WeakKeyDictionary[Pairs, tuple[Any, Encoded]] = WeakKeyDictionary()
+_embedded: dict[str, Any] = {}
+
+
+def encode(model: AdaptedModel, pairs: Pairs) -> Encoded:
+    """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are. A caption list that is shorter
+    than the longest one is filled by repeating it."""
+    import torch
+
+    if pairs in _encoded and _encoded[pairs][0] is model:
+        return _encoded[pairs][1]
+    captions = max(len(c) for c in pairs.captions)
+    texts = [c[i % len(c)] for c in pairs.captions for i in range(captions)]
+    with torch.no_grad():
+        parts = [
+            model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)
+        ]
+    result = Encoded(torch.cat(parts), model.base.tokenize(texts).view(len(pairs), captions, -1))
+    _encoded[pairs] = (model, result)
+    return result
+
+
+def embed(model: AdaptedModel, encoded: Encoded, pairs: Pairs, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings without gradients: images (n, d), captions (m, d), and the image of each caption (m,), ascending.
+
+    Equal token rows are embedded once: a hard gallery repeats its sentences.
+    """
+    import torch
+
+    owner = torch.tensor([i for i, c in enumerate(pairs.captions) for _ in c])
+    position = torch.tensor([j for c in pairs.captions for j in range(len(c))])
+    tokens, inverse = torch.unique(encoded.tokens[owner, position], dim=0, return_inverse=True)
+    with torch.no_grad():
+        images = [model.clip.encode_image(x, normalize=True) for x in encoded.images.split(batch)]
+        texts = [model.clip.encode_text(x, normalize=True) for x in tokens.split(batch)]
+    return torch.cat(images), torch.cat(texts)[inverse], owner

@@ -1,0 +1,95 @@
+"""Bilateral knowledge excision (BKE): the forgetting client moves both towers away from its pairs, down to a target.
+
+EASE, arXiv 2605.00733, component BKE; the loss is our reading of it. For forget pair i with snapshot embeddings f°, g°
+at the request and current ones f, g:
+
+    s = <f, g>    s_v = <f, g°>    s_t = <f°, g>
+    L = w mean_i { [s - m_i]_+^2 + [s_v - (s°_i + m_i)/2]_+^2 + [s_t - (s°_i + m_i)/2]_+^2 }
+
+The middle and last term displace image and text tower each half of the way: with a whole way each, the pair would be
+pushed twice as far as meant, and with one tower frozen its untouched partner pulls it back. m_i is the similarity of
+pair i under the excised model, which keeps what others know too (`teacher` is that model's adapter vector).
+
+AdamW's step does not depend on the loss weight and the hinge does not brake it, so the step is shortened afterwards
+until the mean similarity lands on the target from above (`finish`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from clients.base import Batch, LoraClient
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ease_flwr.core.messages import Instruction
+
+
+def bilateral_loss(f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor) -> Tensor:
+    """Mean over pairs of the three squared hinges. Embeddings are (b, d) and unit-length, target is (b,); a scalar."""
+    s0 = (f0 * g0).sum(1)
+    half_way = (s0 + target) / 2
+    both = F.relu((f * g).sum(1) - target) ** 2
+    visual = F.relu((f * g0).sum(1) - half_way) ** 2
+    text = F.relu((f0 * g).sum(1) - half_way) ** 2
+    return (both + visual + text).mean()
+
+
+class Bilateral(LoraClient):
+    """The forgetting client. Arrays beside the adapters in its first message: `request` and `teacher`, adapter vectors."""
+
+    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+        self.weight = instruction.options["weight"]
+        n, captions = self.train.tokens.shape[:2]
+        if "request" in extras:
+            current = self.model.get()
+            f0, g0 = self._embed_all(extras["request"])
+            f1, g1 = self._embed_all(extras["teacher"])
+            self.model.set(current)
+            self.f0, self.g0, self.target = f0, g0, (f1[:, None] * g1).sum(2)
+            for name in ("f0", "g0", "target"):
+                self.state.save(f"bilateral.{name}", getattr(self, name).numpy())
+        else:
+            for name in ("f0", "g0", "target"):
+                value = self.state.load(f"bilateral.{name}")
+                if value is None:
+                    raise ValueError("snapshot of the request is missing here: it must be sent again")
+                setattr(self, name, torch.from_numpy(value.copy()))
+
+    def loss(self, batch: Batch) -> Tensor:
+        i, c = batch.index, batch.caption
+        return self.weight * bilateral_loss(*self.embed(batch), self.f0[i], self.g0[i, c], self.target[i, c])
+
+    def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
+        """Shorten the step by bisection until the mean similarity is not below the mean target; reports where it is."""
+        end, goal = self.model.get(), float(self.target.mean())
+        low, high, share = 0.0, 1.0, 1.0
+        reached = self._similarity(end)
+        if reached < goal:
+            for _ in range(6):
+                share = (low + high) / 2
+                reached = self._similarity(start + np.float32(share) * (end - start))
+                low, high = (share, high) if reached >= goal else (low, share)
+            share = low
+            reached = self._similarity(start + np.float32(share) * (end - start))
+        return {"similarity": reached, "target": goal, "share": share}
+
+    def _similarity(self, theta: NDArray[np.float32]) -> float:
+        f, g = self._embed_all(theta)
+        return float((f[:, None] * g).sum(2).mean())
+
+    def _embed_all(self, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """(n, d) and (n, captions, d) embeddings of the training pairs under these adapters, which stay set."""
+        self.model.set(theta)
+        n, captions = self.train.tokens.shape[:2]
+        clip = self.model.clip
+        with torch.no_grad():
+            f = torch.cat([clip.encode_image(x, normalize=True) for x in self.train.images.split(256)])
+            g = torch.cat([clip.encode_text(x, normalize=True) for x in self.train.tokens.flatten(0, 1).split(256)])
+        return f, g.view(n, captions, -1)

@@ -1,0 +1,298 @@
+"""What an experiment is: YAML and `key=value` in, frozen objects out. Every field is documented here and nowhere else.
+
+An experiment is read from conf/experiment/NAME.yaml; dotted keys (`forget.targets=client-4`) override single
+fields. This module imports neither torch nor flwr, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+APP = Path(__file__).resolve().parents[2]
+"""The folder that holds conf/, strategies/ and clients/: a checkout, or the unpacked app on a Flower host."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line: what, where, what to do."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    kind: Literal["personas", "karpathy"] = "personas"
+    """Module of ease_flwr/data that provides the pairs."""
+    clients: int = Field(8, ge=2)
+    """Number of clients; they are named client-0, client-1, ..."""
+    root: str = ""
+    """karpathy: folder with dataset.json and images/."""
+    alpha: float = Field(0.5, gt=0)
+    """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (karpathy)."""
+
+    exclusive: int = Field(5, ge=1)
+    """personas: how many each client alone knows."""
+    shared: int = Field(8, ge=0)
+    """personas: how many are known to several clients."""
+    holders: int = Field(4, ge=2)
+    """personas: clients that know a shared one."""
+    strangers: int = Field(12, ge=2)
+    """personas: how many nobody is ever trained on."""
+    exclusive_pairs: int = Field(56, ge=1)
+    """personas: training pairs per exclusive persona."""
+    shared_pairs: int = Field(40, ge=1)
+    """personas: training pairs per shared persona and holder."""
+    scenes: int = Field(96, ge=1)
+    """personas: base scenes in each client's training data."""
+    test_repeats: int = Field(2, ge=1)
+    """personas: test gallery groups per background (10) and template (3)."""
+    holdout_repeats: int = Field(5, ge=1)
+    """personas: hold-out gallery groups per unseen background (2) and template (4)."""
+    test_scenes: int = Field(600, ge=8)
+    """personas: base scenes in the global test gallery."""
+    unseen: int = Field(240, ge=8)
+    """Public pairs that nobody trains on (personas: of strangers; karpathy: of the validation split)."""
+
+    partition: Literal["iid", "dirichlet", "label"] = "label"
+    """karpathy: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts."""
+    mixed: float = Field(0.4, ge=0, le=1)
+    """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
+    image_size: int = Field(0, ge=0)
+    """karpathy: side in pixels to which images are resized and centre-cropped; 0 is the model's own."""
+
+
+class ModelConfig(Section):
+    name: str = ""
+    """open_clip model name, e.g. ViT-B-32; "" when `weights` brings its own configuration."""
+    weights: str = ""
+    """A base-model .json of `ease make-base`, a .safetensors file (with an open_clip config beside it under the same
+    name and .json when `name` is ""), an open_clip pretrained tag, or "" for seeded random weights."""
+    context: int = Field(0, ge=0)
+    """Tokens of text the model looks at; 0 is the model's own number. Fewer are faster; longer captions are cut."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Per-channel mean of the image normalisation (0..1 scale); the default is OpenAI's. A base-model .json brings its own."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Per-channel standard deviation of the image normalisation."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(8, ge=1)
+    """Rank r of every adapter."""
+    alpha: float = Field(16.0, gt=0)
+    """LoRA alpha: the update is (alpha / r) B A."""
+    targets: tuple[str, ...] = ("attn", "c_fc", "c_proj")
+    """Module names (last parts of the dotted path) that get an adapter, in both towers."""
+    visual_from: int = Field(0, ge=0)
+    """First transformer block of the image tower that is adapted."""
+    text_from: int = Field(0, ge=0)
+    """First transformer block of the text tower that is adapted."""
+
+
+class TrainConfig(Section):
+    rounds: int = Field(30, ge=1)
+    """Federated rounds."""
+    epochs: int = Field(3, ge=1)
+    """Local epochs a round."""
+    batch: int = Field(64, ge=2)
+    """Pairs in a batch; the InfoNCE loss contrasts them with each other."""
+    lr: float = Field(5e-3, gt=0)
+    """AdamW learning rate of the adapters (no weight decay)."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+
+
+class ForgetConfig(Section):
+    scenario: Literal["client"] = "client"
+    """What is to be forgotten: all that the target clients brought."""
+    targets: tuple[str, ...] = ("client-0",)
+    """Names of the clients to be forgotten."""
+
+
+class HoldConfig(Section):
+    rounds: int = Field(5, ge=0)
+    """Ordinary rounds of the retained clients after forgetting, with the lock on."""
+    overlap: int = Field(40, ge=0)
+    """Fresh pairs about forgotten knowledge that the first retained client meets in these rounds (the reference too)."""
+
+
+class FederationConfig(Section):
+    quorum: float = Field(1.0, gt=0, le=1)
+    """Share of the asked clients that must answer; below it the run stops."""
+    deadline: float = Field(600, gt=0)
+    """Seconds a client has for one answer; then it is asked once more."""
+    start_timeout: float = Field(120, gt=0)
+    """Seconds to wait at the start until all nodes are there."""
+
+
+class EvaluationConfig(Section):
+    every: int = Field(10, ge=0)
+    """Validation recall every so many rounds of a phase (0: only at its end)."""
+    reference: Literal["retrain", "none"] = "retrain"
+    """Whether the model is also trained without what is to be forgotten, to compare with."""
+    order_seed: int = Field(0, ge=0)
+    """Changes the order of training data only; two retrainings that differ in it show the noise of every gap."""
+
+
+class Experiment(Section):
+    name: str = "personas"
+    """Name of the experiment; conf/experiment/NAME.yaml."""
+    seed: int = Field(0, ge=0)
+    """Decides the world, the partition, the adapters at the start and every order of data."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    learn: TrainConfig = TrainConfig()
+    forget: ForgetConfig = ForgetConfig()
+    hold: HoldConfig = HoldConfig()
+    federation: FederationConfig = FederationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    strategy: dict[str, Any] = {}
+    """Settings of the strategy that this experiment needs to differ from its YAML, e.g. strategy.rounds=3."""
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> Experiment:
+        names = [f"client-{k}" for k in range(self.data.clients)]
+        wrong = [t for t in self.forget.targets if t not in names]
+        if wrong or not self.forget.targets:
+            raise ValueError(f"forget.targets: no client {', '.join(wrong) or '(empty)'}; there are {', '.join(names)}")
+        if len(set(self.forget.targets)) >= self.data.clients:
+            raise ValueError("forget.targets: all clients are to be forgotten, nobody would be left")
+        return self
+
+
+def choices(group: str) -> list[str]:
+    """Names in a configuration group, "experiment" or "strategy"."""
+    return sorted(p.stem for p in (APP / "conf" / group).glob("*.yaml"))
+
+
+def read_yaml(group: str, name: str) -> dict[str, Any]:
+    """conf/GROUP/NAME.yaml as a dictionary. Raises ConfigError if there is none or it is not a mapping."""
+    path = APP / "conf" / group / f"{name}.yaml"
+    if name not in choices(group):
+        raise ConfigError(f"no {group} {name!r}: there are {', '.join(choices(group))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines")
+    return values
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """values["a"]["b"] = value for the key "a.b"; a string is read as YAML, so 3 is a number; "x,y" fills a tuple field."""
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}: {part} is a value, not a section")
+    values[last] = yaml.safe_load(value) if isinstance(value, str) and value != "" else value
+
+
+def _split_tuples(values: dict[str, Any], model: type[BaseModel]) -> None:
+    """Turn "a,b" into ["a", "b"] where the field is a tuple: run configurations of Flower have no lists."""
+    for name, field in model.model_fields.items():
+        kind, value = field.annotation, values.get(name)
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            _split_tuples(value, kind)
+        elif getattr(kind, "__origin__", None) is tuple and isinstance(value, str):
+            values[name] = [part.strip() for part in value.split(",") if part.strip()]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], values: dict[str, Any], where: str) -> M:
+    """model(**values) with every mistake named on one line. Raises ConfigError."""
+    _split_tuples(values, model)
+    try:
+        return model(**values)
+    except ValidationError as error:
+        parts = []
+        for e in error.errors():
+            key = ".".join(str(p) for p in e["loc"])
+            if e["type"] == "extra_forbidden":
+                section: Any = model
+                for p in e["loc"][:-1]:
+                    section = section.model_fields[str(p)].annotation
+                parts.append(f"unknown key {key} (known: {', '.join(section.model_fields)})")
+            else:
+                message = e["msg"].removeprefix("Value error, ")
+                parts.append(f"{key}={e['input']!r}: {message}" if key else message)
+        raise ConfigError(f"{where}: " + "; ".join(parts)) from None
+
+
+def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
+    """The experiment of conf/experiment/NAME.yaml with these dotted keys changed. Raises ConfigError."""
+    values = {"name": name, **read_yaml("experiment", name)}
+    for key, value in (overrides or {}).items():
+        assign(values, key, value)
+    return validate(Experiment, values, f"experiment {name}")
+
+
+class Submission(Section):
+    """What the run config of `flwr run` carries beside the experiment itself."""
+
+    strategy: str = "ease"
+    """File in strategies/ and conf/strategy/."""
+    run_dir: str = ""
+    """Absolute folder of the run; "" is a new one under $EASE_FLWR_HOME or ~/ease_flwr_runs."""
+    fresh: bool = False
+    """Whether to compute learn phases again instead of taking them from the cache."""
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submission]:
+    """Read the run config of pyproject.toml, as changed by `flwr run -c`. Raises ConfigError.
+
+    Keys: experiment, strategy, seed, run-dir, fresh; the dotted keys that pyproject.toml lists; and `set`, a string with any
+    others, "learn.rounds=3 hold.rounds=2". An empty string means: not set.
+    """
+    values = dict(run_config)
+    submission = Submission(
+        strategy=str(values.pop("strategy")), run_dir=str(values.pop("run-dir")), fresh=bool(values.pop("fresh"))
+    )
+    name, extra = str(values.pop("experiment")), str(values.pop("set"))
+    overrides = {k: v for k, v in values.items() if v != ""} | parse_assignments(extra.split())
+    return load(name, overrides), submission
+
+
+def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
+    """["a.b=1", ...] as {"a.b": "1"}. Raises ConfigError for an item without an equals sign."""
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{item!r}: expected key=value, for example forget.targets=client-4")
+        pairs[key] = value
+    return pairs
+
+
+def strategy_values(name: str, experiment: Experiment) -> dict[str, Any]:
+    """Settings of a strategy: its YAML, then what the experiment says about it."""
+    return {**read_yaml("strategy", name), **experiment.strategy}
+
+
+def digest(*parts: Any) -> str:
+    """sha256 of JSON-serialisable values and models: 64 hex digits."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def code_hash(*patterns: str) -> str:
+    """sha256 over the project's own Python files (or those that match): the two halves of a run must agree on it."""
+    h = hashlib.sha256()
+    for path in sorted({p for pattern in patterns or CODE for p in APP.glob(pattern)}):
+        h.update(path.relative_to(APP).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()
+
+
+CODE = ("ease_flwr/**/*.py", "strategies/**/*.py", "clients/**/*.py")

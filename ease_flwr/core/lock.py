@@ -1,0 +1,83 @@
+"""The forget lock: directions of the adapter vector that may no longer move away from a reference point.
+
+EASE, arXiv 2605.00733, component PFL (projection with forget lock). U is block-diagonal, one orthonormal basis per block
+of the adapter vector; theta_ref enters only through U^T theta_ref.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetLock:
+    """starts: first position of each block.  bases: (p_b, q_b) orthonormal each.  anchors: (q_b,) = U_b^T theta_ref.
+
+    strength: lambda of the proximal step, 1 / (learning rate x steps) is its natural unit.
+    """
+
+    starts: tuple[int, ...]
+    bases: tuple[Tensor, ...]
+    anchors: tuple[Tensor, ...]
+    strength: float
+
+    @classmethod
+    def around(cls, reference: Tensor, starts: Sequence[int], bases: Sequence[Tensor], strength: float) -> ForgetLock:
+        """Lock these directions at `reference` (p,). Blocks without directions are left out."""
+        kept = [(s, b.to(reference.dtype)) for s, b in zip(starts, bases, strict=True) if b.shape[1]]
+        anchors = tuple(b.T @ reference[s : s + len(b)] for s, b in kept)
+        return cls(tuple(s for s, _ in kept), tuple(b for _, b in kept), anchors, strength)
+
+    @property
+    def dimension(self) -> int:
+        """Number of locked directions."""
+        return sum(b.shape[1] for b in self.bases)
+
+    def drift(self, theta: Tensor) -> Tensor:
+        """z = U^T (theta - theta_ref), (dimension,)."""
+        parts = [
+            b.T @ theta[s : s + len(b)] - a for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True)
+        ]
+        return torch.cat(parts) if parts else theta.new_zeros(0)
+
+    def shift(self, theta: Tensor, share: float) -> Tensor:
+        """theta - share * U z: share 1 is the projection, which removes every trace along the locked directions."""
+        moved = theta.clone()
+        for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True):
+            part = moved[s : s + len(b)]
+            part -= share * (b @ (b.T @ part - a))
+        return moved
+
+    def project(self, theta: Tensor) -> Tensor:
+        """theta_ref + (I - U U^T)(theta - theta_ref): excision, and the server's half of the lock. Idempotent, affine."""
+        return self.shift(theta, 1.0)
+
+    def proximal_step(self, theta: Tensor, lr: float) -> Tensor:
+        """The client's half: the exact minimiser of lambda/2 ||z||^2 + 1/(2 lr) ||. - theta||^2, after an optimiser step.
+
+        Decoupled from the optimiser, so that Adam's preconditioner does not rescale it. With optimiser directions of norm
+        <= G along U, the drift stays below max(||z_0||, G / lambda) for ever, whatever lr is.
+        """
+        return self.shift(theta, lr * self.strength / (1 + lr * self.strength))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as named tensors, bases in half precision: for the wire and the disk."""
+        out = {"strength": torch.tensor(self.strength, dtype=torch.float64), "starts": torch.tensor(self.starts)}
+        for i, (b, a) in enumerate(zip(self.bases, self.anchors, strict=True)):
+            out[f"basis.{i}"], out[f"anchor.{i}"] = b.half().contiguous(), a.float()
+        return out
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> ForgetLock:
+        """Inverse of `tensors`."""
+        n = len(tensors["starts"])
+        return cls(
+            tuple(tensors["starts"].tolist()),
+            tuple(tensors[f"basis.{i}"].float() for i in range(n)),
+            tuple(tensors[f"anchor.{i}"].float() for i in range(n)),
+            float(tensors["strength"]),
+        )

@@ -1,0 +1,106 @@
+"""The one type of data: image-caption pairs, and a set of them to be judged by retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """n images with their captions.
+
+    images: uint8, (n, height, width, 3).  captions: n tuples of one or more sentences.
+    labels: n strings, what a pair is about (a persona, a topic; "" where nothing is known).
+    """
+
+    images: NDArray[np.uint8]
+    captions: tuple[tuple[str, ...], ...]
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.captions) == len(self.labels):
+            raise ValueError(
+                f"pairs: {len(self.images)} images, {len(self.captions)} captions, {len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: NDArray[np.intp]) -> Pairs:
+        """The pairs at these positions, in this order."""
+        return Pairs(
+            self.images[index],
+            tuple(self.captions[i] for i in index),
+            tuple(self.labels[i] for i in index),
+        )
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return Pairs(
+            np.concatenate([self.images, other.images]),
+            self.captions + other.captions,
+            self.labels + other.labels,
+        )
+
+    @cached_property
+    def about(self) -> NDArray[np.str_]:
+        """labels as an array, for masks such as `pairs.about == "ann"`."""
+        return np.array(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Pairs that compete with each other in retrieval.
+
+    group: (n,) integers; a query is ranked only against members of its own group, so a group is a
+    fixed gallery. One group for all is the ordinary gallery; a hard gallery has many small ones.
+    """
+
+    pairs: Pairs
+    group: NDArray[np.intp]
+
+    @classmethod
+    def single(cls, pairs: Pairs) -> Gallery:
+        return cls(pairs, np.zeros(len(pairs), dtype=np.intp))
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSet:
+    """The pairs of a gallery, by position, that one client judges."""
+
+    gallery: Gallery
+    query: NDArray[np.intp]
+
+
+class ClientData(Protocol):
+    """What one client holds."""
+
+    train: Pairs
+
+    def evaluation(self, split: str, targets: tuple[str, ...]) -> dict[str, EvaluationSet]:
+        """The sets this client judges in a split ("validation" or "test").
+
+        targets: the clients that are to be forgotten. The client's own name among them decides
+        whether its pairs count as forget or as retain.
+        """
+        ...
+
+
+class World(Protocol):
+    """All clients of an experiment. A client host uses its own part only."""
+
+    clients: tuple[str, ...]
+
+    def client(self, name: str) -> ClientData: ...
+
+    def unseen(self) -> Pairs:
+        """Public pairs that no client ever trains on: the level of pairs the model does not know."""
+        ...
+
+    def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
+        """`count` fresh pairs about what only the forgotten clients knew, as a retained client might meet later."""
+        ...

@@ -1,0 +1,155 @@
+"""The story of a run on one page: roll call -> learn -> forget -> hold -> audit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+import strategies
+from ease_flwr import data
+from ease_flwr.audit import retrieval
+from ease_flwr.core import config
+from ease_flwr.core.federation import Cost, Federation
+from ease_flwr.core.history import History
+from ease_flwr.core.run import PhaseResult, Run, default_folder
+from strategies.base import Progress, Setting, Unlearning
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Read the run config, run the experiment, and leave state.json behind whatever happens."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    experiment, submission = config.from_run_config(context.run_config)
+    folder = Path(submission.run_dir) if submission.run_dir else default_folder(experiment, submission.strategy)
+    if not folder.is_absolute():
+        raise config.ConfigError(f"run-dir {folder}: give an absolute path, the app runs in another folder than you")
+    run = Run(folder, experiment, submission.strategy, submission.fresh)
+    try:
+        play(grid, run, experiment, submission.strategy)
+    except BaseException as error:
+        run.state("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        run.event(f"failed: {error}")
+        raise
+    run.state("finished")
+
+
+def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str) -> None:
+    """All phases of one run."""
+    run.event(f"run directory {run.folder}")
+    method = strategies.load(strategy_name)
+    values = config.strategy_values(strategy_name, experiment)
+    params: Any = config.validate(method.Params, values, f"strategy {strategy_name}")
+    world = data.load(experiment.data, experiment.seed)
+    federation = Federation(grid, experiment, world.clients, run.event)
+    present = federation.roll_call()
+    sizes = ", ".join(f"{name} {said['pairs']}" for name, said in present.items())
+    run.event(f"[roll call] pairs: {sizes}", roll_call=present)
+
+    from ease_flwr.core import adapters  # imports torch and open_clip: only now, with all clients there
+
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    theta_0 = model.get()
+    forgotten = tuple(sorted(experiment.forget.targets))
+    retained = tuple(n for n in world.clients if n not in forgotten)
+    everyone = Setting(experiment, federation, theta_0, model.blocks, world.clients)
+    setting = replace(everyone, clients=retained, forgotten=forgotten)
+    run.event(f"[model] {model.size} adapter parameters, {4 * model.size} bytes a message; forget {', '.join(forgotten)}")
+
+    def report(p: Progress) -> None:
+        losses = [u.metrics["loss"] for u in p.updates.values()]
+        values: dict[str, Any] = {"phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
+        line = f"[{p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
+        every = experiment.evaluation.every
+        if p.round == p.last or (every and p.round % every == 0):
+            found = retrieval.judge(federation, p.theta, forgotten, "validation")
+            values["validation"] = {name: found.r1(name) for name in found.sets}
+            line += "  R@1 " + " ".join(f"{name} {found.r1(name):.1f}" for name in found.sets)
+        eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
+        run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
+
+    def learn(
+        who: Setting, phase: str, theta: Any, rounds: int, first: int = 1, overlap: int = 0, record: bool = False
+    ) -> PhaseResult:
+        def compute(folder: Path) -> PhaseResult:
+            history = History(folder) if record else None
+            strategy = Unlearning(who, Unlearning.Params(), overlap=overlap)
+            return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history))
+
+        settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
+        order = (experiment.evaluation.order_seed, phase, rounds, first, overlap, record, who.clients, who.forgotten)
+        return run.cached((*settings, *order, adapters.sha256(theta)), compute)
+
+    rounds = experiment.learn.rounds
+    original = learn(everyone, "learn", theta_0, rounds, record=True)
+    thetas = {"original": original.theta}
+    costs = {"learn": original.cost}
+
+    strategy = method(setting, params)
+    assert original.history is not None
+    start = strategy.prepare(original.theta, original.history)
+    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions excised and locked")
+    thetas["unlearned"], costs["unlearn"] = strategy.run("forget", start, params.rounds, report)
+
+    if experiment.evaluation.reference == "retrain":
+        retrain = learn(setting, "learn", theta_0, rounds)
+        equal = learn(setting, "learn", retrain.theta, params.rounds, first=rounds + 1)
+        thetas |= {"retrain": retrain.theta, "retrain_equal": equal.theta}
+        costs["retrain"] = retrain.cost
+    if hold := experiment.hold.rounds:
+        overlap = experiment.hold.overlap
+        holding = Unlearning(setting, Unlearning.Params(), lock=strategy.lock, overlap=overlap)
+        thetas["held"], costs["hold"] = holding.run("hold", thetas["unlearned"], hold, report)
+        if "retrain_equal" in thetas:
+            thetas["retrain_held"] = learn(setting, "hold", thetas["retrain_equal"], hold, overlap=overlap).theta
+
+    order = ("original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held")
+    models = {m: retrieval.judge(federation, thetas[m], forgotten) for m in order if m in thetas}
+    finish(run, experiment, strategy_name, models, costs, {m: adapters.sha256(thetas[m]) for m in models})
+    for name in models:
+        model.save(thetas[name], run.folder / "adapters" / name)
+
+
+def finish(
+    run: Run,
+    experiment: config.Experiment,
+    strategy: str,
+    models: dict[str, retrieval.Judgement],
+    costs: dict[str, Cost],
+    hashes: dict[str, str],
+) -> None:
+    """Write results.json and table.md."""
+    results: dict[str, Any] = {
+        "schema": 1,
+        "experiment": experiment.name,
+        "strategy": strategy,
+        "seed": experiment.seed,
+        "forget": {"scenario": experiment.forget.scenario, "targets": list(experiment.forget.targets)},
+        "models": {m: j.sets for m, j in models.items()},
+        "gaps": {},
+        "cost": {phase: asdict(cost) for phase, cost in costs.items()},
+        "adapters_sha256": hashes,
+    }
+    text = retrieval.table(models)
+    pairs = (("unlearned", "retrain"), ("unlearned", "retrain_equal"), ("held", "retrain_held"))
+    for unlearned, reference in pairs:
+        if unlearned in models and reference in models:
+            gap = retrieval.gaps(models, unlearned, reference)
+            key = "gaps" if reference == "retrain" else f"gaps_{unlearned}_to_{reference}"
+            results[key] = gap
+            shown = "  ".join(f"{k} {'-' if v is None else format(v, '.3g')}" for k, v in gap.items())
+            text += f"\n{unlearned} against {reference}: {shown}\n"
+    if "retrain" in costs:
+        u, r = costs["unlearn"], costs["retrain"]
+        steps = u.client_steps / r.client_steps
+        traffic = (u.uplink_bytes + u.downlink_bytes) / (r.uplink_bytes + r.downlink_bytes)
+        text += f"\nforgetting cost {steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining\n"
+    run.write("results.json", results)
+    (run.folder / "table.md").write_text(text, encoding="utf-8")
+    run.event(text)

@@ -1,0 +1,152 @@
+"""The one class that runs rounds. A method overrides at most three verbs: prepare, instruct, combine.
+
+`Unlearning` itself is ordinary federated learning: FedAvg of LoRA adapters trained by InfoNCE. With all clients it is the
+learn phase, without the forgotten ones it is the retrained reference, and after forgetting it is the hold phase.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ease_flwr.core.config import Experiment, Section
+from ease_flwr.core.federation import Cost, Federation, Request
+from ease_flwr.core.messages import ADAPTERS, Instruction, Update, unpack
+
+if TYPE_CHECKING:
+    from ease_flwr.core.adapters import Block
+    from ease_flwr.core.history import History
+    from ease_flwr.core.lock import ForgetLock
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every strategy is given."""
+
+    experiment: Experiment
+    federation: Federation
+    theta_0: Vector
+    """Adapters before any learning, float32 (p,)."""
+    blocks: tuple[Block, ...]
+    """Where each adapter tensor lies in the vector, and its tower."""
+    clients: tuple[str, ...]
+    """Clients that train, by name."""
+    forgotten: tuple[str, ...] = ()
+    """Clients whose data are to be forgotten; a method may still ask them to help."""
+
+
+class Unlearning:
+    """Fine-tuning: the clients go on learning, and the forgotten ones are simply left out."""
+
+    class Params(Section):
+        rounds: int = Field(5, ge=1)
+        """Rounds of the forget phase."""
+
+    objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
+    """Modules of clients/ that this strategy asks for."""
+
+    def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None, overlap: int = 0) -> None:
+        self.setting = setting
+        self.params = params
+        self.lock = lock
+        self.overlap = overlap
+        self.flower = FedAvg()
+
+    # ---- the three verbs ----------------------------------------------------------------------------------------
+
+    def prepare(self, theta: Vector, history: History) -> Vector:
+        """Once, before the first round: read the history, return the adapters to start from."""
+        return theta
+
+    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+        """Who does what in this round, by client name."""
+        lock, packed = self._packed_lock()
+        requests = {}
+        for i, name in enumerate(self.setting.clients):
+            meets_overlap = self.overlap if i == 0 else 0
+            instruction = Instruction(
+                phase=phase,
+                round=round,
+                train=self.setting.experiment.learn,
+                overlap=meets_overlap,
+                targets=self.setting.forgotten if meets_overlap else (),
+                lock=lock,
+            )
+            requests[name] = Request(instruction, once=packed)
+        return requests
+
+    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
+        """The next global adapters: Flower's weighted mean, then the server's half of the lock."""
+        return self.locked(self.mean(updates))
+
+    # ---- what a method may use ------------------------------------------------------------------------------------
+
+    def mean(self, updates: dict[str, Update]) -> Vector:
+        """Flower's FedAvg of the clients' adapters, weighted by examples. Updates come sorted by name."""
+        record, _ = self.flower.aggregate_train(1, [u.message for u in updates.values()])
+        assert record is not None  # updates are valid and not empty
+        mean: Vector = unpack(record)[ADAPTERS]
+        return mean
+
+    def locked(self, theta: Vector) -> Vector:
+        """theta without any movement along locked directions."""
+        if self.lock is None:
+            return theta
+        import torch
+
+        return self.lock.project(torch.from_numpy(theta)).numpy()
+
+    def _packed_lock(self) -> tuple[str, dict[str, NDArray[np.uint8]]]:
+        """Hash and bytes of the lock that clients are to train under; nothing if there is none, or it has no strength."""
+        if self.lock is None or self.lock.strength == 0:
+            return "", {}
+        from safetensors.torch import save
+
+        packed = np.frombuffer(save(self.lock.tensors()), dtype=np.uint8)
+        return hashlib.sha256(packed.tobytes()).hexdigest(), {"lock": packed}
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        phase: str,
+        theta: Vector,
+        rounds: int,
+        report: Callable[[Progress], None],
+        first: int = 1,
+        history: History | None = None,
+    ) -> tuple[Vector, Cost]:
+        """Rounds first .. first + rounds - 1 of a phase. history: where weighted updates are recorded, if anywhere."""
+        cost = Cost()
+        for round in range(first, first + rounds):
+            requests = self.instruct(phase, round)
+            updates = self.setting.federation.train(theta, requests, cost, first=round == first)
+            if history is not None:
+                total = sum(u.examples for u in updates.values())
+                for name, update in updates.items():
+                    history.append(round, name, np.float32(update.examples / total) * (update.adapters - theta))
+            theta = self.combine(theta, updates)
+            report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, cost))
+        return theta, cost
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a phase is after a round."""
+
+    phase: str
+    round: int
+    last: int
+    asked: int
+    updates: dict[str, Update]
+    theta: Vector
+    cost: Cost

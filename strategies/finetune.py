@@ -1,0 +1,12 @@
+"""Fine-tuning: the retained clients go on learning and what is not repeated is expected to fade.
+
+The weakest baseline of machine unlearning, and the control that shows what forgetting rounds do without a method.
+"""
+
+from __future__ import annotations
+
+from strategies.base import Unlearning
+
+
+class Finetune(Unlearning):
+    """Continue ordinary federated learning without the forgotten clients."""
