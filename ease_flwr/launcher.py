@@ -6,9 +6,9 @@ A local SuperLink of our own (own FLWR_HOME, own port, no dependency sync) is st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ease_flwr.core import config
 from ease_flwr.core.run import default_folder
@@ -69,6 +71,7 @@ class SuperLink:
 
     def __init__(self, home: Path, threads: int) -> None:
         self.home = home
+        self.known: list[psutil.Process] = []
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
@@ -103,13 +106,25 @@ class SuperLink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, sign)  # the SuperLink, its SuperExec, the simulation and Ray
-                self.process.wait(timeout=20)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        """End the SuperLink and all it started: Ray's processes have sessions of their own and outlive a killed parent."""
+        simulation = [p for p in self._family() if "flwr-simulation" in " ".join(p.cmdline())]
+        psutil.wait_procs(simulation, timeout=30 if sys.exc_info()[0] is None else 0)  # lets Ray shut down by itself
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            family = self._family()
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            psutil.wait_procs(family, timeout=10)
         self.output.close()
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            parent = psutil.Process(self.process.pid)
+            found = [*parent.children(recursive=True), parent]
+        except psutil.NoSuchProcess:
+            found = []
+        self.known = [p for p in {*self.known, *found} if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return self.known
 
     def submit(self, settings: dict[str, Any], nodes: str) -> str:
         """Hand the app over; returns the id of Flower's run."""

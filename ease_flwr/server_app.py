@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,10 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     setting = replace(everyone, clients=retained, forgotten=forgotten)
     run.event(f"[model] {model.size} adapter parameters, {4 * model.size} bytes a message; forget {', '.join(forgotten)}")
 
-    def report(p: Progress) -> None:
+    def report(p: Progress, label: str = "") -> None:
         losses = [u.metrics["loss"] for u in p.updates.values()]
-        values: dict[str, Any] = {"phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
-        line = f"[{p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
+        values: dict[str, Any] = {"model": label or p.phase, "phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
+        line = f"[{label or p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
         every = experiment.evaluation.every
         if p.round == p.last or (every and p.round % every == 0):
             found = retrieval.judge(federation, p.theta, forgotten, "validation")
@@ -75,19 +76,19 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
 
     def learn(
-        who: Setting, phase: str, theta: Any, rounds: int, first: int = 1, overlap: int = 0, record: bool = False
+        label: str, who: Setting, phase: str, theta: Any, rounds: int, first: int = 1, overlap: int = 0, record: bool = False
     ) -> PhaseResult:
         def compute(folder: Path) -> PhaseResult:
             history = History(folder) if record else None
             strategy = Unlearning(who, Unlearning.Params(), overlap=overlap)
-            return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history))
+            return PhaseResult(*strategy.run(phase, theta, rounds, partial(report, label=label), first, history))
 
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
         order = (experiment.evaluation.order_seed, phase, rounds, first, overlap, record, who.clients, who.forgotten)
         return run.cached((*settings, *order, adapters.sha256(theta)), compute)
 
     rounds = experiment.learn.rounds
-    original = learn(everyone, "learn", theta_0, rounds, record=True)
+    original = learn("learn", everyone, "learn", theta_0, rounds, record=True)
     thetas = {"original": original.theta}
     costs = {"learn": original.cost}
 
@@ -98,8 +99,8 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     thetas["unlearned"], costs["unlearn"] = strategy.run("forget", start, params.rounds, report)
 
     if experiment.evaluation.reference == "retrain":
-        retrain = learn(setting, "learn", theta_0, rounds)
-        equal = learn(setting, "learn", retrain.theta, params.rounds, first=rounds + 1)
+        retrain = learn("retrain", setting, "learn", theta_0, rounds)
+        equal = learn("retrain", setting, "learn", retrain.theta, params.rounds, first=rounds + 1)
         thetas |= {"retrain": retrain.theta, "retrain_equal": equal.theta}
         costs["retrain"] = retrain.cost
     if hold := experiment.hold.rounds:
@@ -107,7 +108,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         holding = Unlearning(setting, Unlearning.Params(), lock=strategy.lock, overlap=overlap)
         thetas["held"], costs["hold"] = holding.run("hold", thetas["unlearned"], hold, report)
         if "retrain_equal" in thetas:
-            thetas["retrain_held"] = learn(setting, "hold", thetas["retrain_equal"], hold, overlap=overlap).theta
+            thetas["retrain_held"] = learn("retrain, hold", setting, "hold", thetas["retrain_equal"], hold, overlap=overlap).theta
 
     order = ("original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held")
     models = {m: retrieval.judge(federation, thetas[m], forgotten) for m in order if m in thetas}

@@ -1,0 +1,70 @@
+"""A Flower Grid that calls the ClientApp in this process: a whole federation without Ray, SuperLink or network."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from ease_flwr.client_app import app as client_app
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # without it Flower refuses to make a Message
+
+Tamper = Callable[[str, Message], Message | None]
+
+
+class InProcessGrid:
+    """Nodes 100, 101, ... are client-0, client-1, ...
+
+    shuffle: seed of the order in which replies arrive.  tamper: sees each (client name, reply) and may change or drop it.
+    """
+
+    def __init__(self, clients: int, run_config: dict[str, Any], shuffle: int = 0, tamper: Tamper | None = None) -> None:
+        self.contexts = {
+            100 + k: Context(
+                run_id=1, node_id=100 + k, node_config={"partition-id": k}, state=RecordDict(), run_config=dict(run_config)
+            )
+            for k in range(clients)
+        }
+        self.random = random.Random(shuffle)
+        self.tamper = tamper
+        self.pending: dict[str, Message] = {}
+        self.sent: list[Message] = []
+        self.count = 0
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        assert isinstance(messages, list), "a generator works in simulation and fails in deployment"
+        ids = []
+        for message in messages:
+            self.count += 1
+            message.metadata._message_id = f"message-{self.count}"
+            ids.append(message.metadata.message_id)
+            self.sent.append(message)
+            self.pending[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ready = [i for i in message_ids if i in self.pending]
+        self.random.shuffle(ready)
+        replies = []
+        for i in ready[: max(1, len(ready) // 2)]:  # some now, some at the next call
+            message = self.pending.pop(i)
+            context = self.contexts[message.metadata.dst_node_id]
+            try:
+                reply = client_app(copy.deepcopy(message), context)
+            except Exception as error:
+                reply = Message(Error(code=2, reason=str(error)), reply_to=message)
+            if self.tamper:
+                changed = self.tamper(f"client-{message.metadata.dst_node_id - 100}", reply)
+                if changed is None:
+                    continue
+                reply = changed
+            replies.append(reply)
+        return replies

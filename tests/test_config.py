@@ -1,0 +1,87 @@
+"""Experiments: every YAML loads, and every mistake is one line that says what, where and what to do."""
+
+import pytest
+
+import strategies
+from ease_flwr.core import config
+from ease_flwr.core.config import ConfigError, Experiment
+
+NAMES = "client-0, client-1, client-2, client-3, client-4, client-5, client-6, client-7"
+
+
+@pytest.mark.parametrize("name", config.choices("experiment"))
+def test_every_experiment_loads(name):
+    assert config.load(name).name == name
+
+
+@pytest.mark.parametrize("name", config.choices("strategy"))
+def test_every_strategy_loads_and_has_a_module(name):
+    kind = strategies.load(name)
+    params = config.validate(kind.Params, config.strategy_values(name, Experiment()), name)
+    assert params.rounds >= 1
+    assert kind.__doc__
+
+
+def test_every_strategy_has_a_yaml():
+    assert strategies.names() == config.choices("strategy")
+
+
+def test_every_field_is_documented():
+    def check(model):
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, config.Section):
+                check(field.annotation)
+            else:
+                assert field.description, f"{model.__name__}.{name}"
+
+    for model in (Experiment, config.Submission, *(strategies.load(n).Params for n in strategies.names())):
+        check(model)
+
+
+def test_dotted_overrides():
+    e = config.load("personas", {"forget.targets": "client-4,client-5", "learn.rounds": "3", "seed": 7, "strategy.tau": "0.4"})
+    assert e.forget.targets == ("client-4", "client-5")
+    assert e.learn.rounds == 3
+    assert e.seed == 7
+    assert config.strategy_values("ease", e)["tau"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"learn.round": "3"}, "unknown key learn.round (known: rounds, epochs, batch, lr, clip)"),
+        ({"learn.rounds": "many"}, "learn.rounds='many': Input should be a valid integer"),
+        ({"learn.rounds": "0"}, "learn.rounds=0: Input should be greater than or equal to 1"),
+        ({"forget.targets": "client-9"}, f"forget.targets: no client client-9; there are {NAMES}"),
+        ({"forget.targets": NAMES}, "forget.targets: all clients are to be forgotten, nobody would be left"),
+        ({"seed": "-1"}, "seed=-1: Input should be greater than or equal to 0"),
+    ],
+)
+def test_mistakes_are_one_line(overrides, line):
+    with pytest.raises(ConfigError) as error:
+        config.load("personas", overrides)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are flickr8k, personas$"):
+        config.load("persona")
+    with pytest.raises(ConfigError, match=r"^no strategy 'eas': there are ease, finetune$"):
+        strategies.load("eas")
+    with pytest.raises(ConfigError, match=r"seed.x: seed is a value, not a section"):
+        config.load("personas", {"seed": 1, "seed.x": "2"})
+    with pytest.raises(ConfigError, match=r"'learn.rounds': expected key=value, for example forget.targets=client-4"):
+        config.parse_assignments(["learn.rounds"])
+
+
+def test_run_config_of_flower():
+    base = {"experiment": "personas", "strategy": "ease", "seed": 2, "run-dir": "", "fresh": False, "set": ""}
+    e, s = config.from_run_config({**base, "forget.targets": "client-3", "data.root": "", "set": "learn.rounds=4 hold.rounds=0"})
+    assert (e.seed, e.forget.targets, e.learn.rounds, e.hold.rounds) == (2, ("client-3",), 4, 0)
+    assert s == config.Submission()
+
+
+def test_code_hash_sees_every_part_of_the_program():
+    assert len({config.code_hash(), config.code_hash("clients/*.py"), config.code_hash("strategies/*.py")}) == 3
+    assert config.code_hash() == config.code_hash(*config.CODE)

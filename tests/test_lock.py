@@ -1,0 +1,76 @@
+"""The forget lock: projection laws, the proximal step by hand, and the drift bound."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from ease_flwr.core.lock import ForgetLock
+
+
+def make_lock(seed: int, strength: float = 1.0) -> tuple[ForgetLock, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    reference = torch.randn(20, generator=g, dtype=torch.float64)
+    bases = [torch.linalg.qr(torch.randn(n, q, generator=g, dtype=torch.float64))[0] for n, q in ((8, 2), (5, 0), (7, 3))]
+    return ForgetLock.around(reference, [0, 8, 13], bases, strength), reference
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_projection_is_idempotent_affine_and_commutes_with_averaging(seed):
+    lock, reference = make_lock(seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    a, b = (torch.randn(20, generator=g, dtype=torch.float64) for _ in range(2))
+    once = lock.project(a)
+    assert torch.allclose(lock.project(once), once, atol=1e-12)
+    assert torch.allclose(lock.project(0.3 * a + 0.7 * b), 0.3 * once + 0.7 * lock.project(b), atol=1e-12)
+    assert lock.drift(once).abs().max() < 1e-12
+    assert torch.allclose(once[8:13], a[8:13])  # a block without directions is untouched
+    assert torch.allclose(lock.project(reference), reference)
+    assert lock.dimension == 5
+
+
+def test_projection_by_hand():
+    lock = ForgetLock.around(torch.tensor([1.0, 1.0, 1.0]), [1], [torch.tensor([[0.6], [0.8]])], 1.0)
+    theta = torch.tensor([5.0, 2.0, 1.0])  # moved by (4, 1, 0); along (0.6, 0.8): 0.6
+    assert lock.drift(theta).item() == pytest.approx(0.6)
+    assert torch.allclose(lock.project(theta), torch.tensor([5.0, 2 - 0.36, 1 - 0.48]))
+
+
+def test_proximal_step_by_hand():
+    lock = ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], 3.0)
+    # lr 1, lambda 3: z becomes z / 4
+    assert torch.allclose(lock.proximal_step(torch.tensor([8.0, 8.0]), 1.0), torch.tensor([2.0, 8.0]))
+    free = ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], 0.0)
+    assert torch.allclose(free.proximal_step(torch.tensor([8.0, 8.0]), 1.0), torch.tensor([8.0, 8.0]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.1, 30), st.floats(1e-3, 1), st.integers(0, 10**6))
+def test_drift_bound(strength, lr, seed):
+    """||z_n|| <= min(n lr G, G / lambda) from z_0 = 0, for optimiser directions with ||U^T u|| <= G, also after averaging."""
+    lock, reference = make_lock(seed, strength)
+    g = torch.Generator().manual_seed(seed + 7)
+    worst, bound = 0.0, 2.0
+    clients = [reference.clone() for _ in range(3)]
+    for n in range(1, 25):
+        for k, theta in enumerate(clients):
+            step = torch.randn(20, generator=g, dtype=torch.float64) + 1
+            along = ForgetLock(lock.starts, lock.bases, tuple(torch.zeros_like(a) for a in lock.anchors), 0).drift(step)
+            clients[k] = lock.proximal_step(theta - lr * step * (bound / along.norm()), lr)
+        mean = sum(clients) / 3
+        worst = max(float(lock.drift(theta).norm()) for theta in [*clients, mean])
+        assert worst <= min(n * lr * bound, bound / strength) * (1 + 1e-9)
+    assert worst > 0
+
+
+def test_round_trip_through_bytes():
+    lock, _ = make_lock(1, 2.5)
+    back = ForgetLock.from_tensors(load(save(lock.tensors())))
+    assert back.strength == 2.5
+    assert back.starts == lock.starts == (0, 13)
+    theta = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(back.project(theta), lock.project(theta.double()).float(), atol=5e-3)
+    empty = ForgetLock.around(torch.zeros(3), [0], [torch.zeros(3, 0)], 1.0)
+    assert ForgetLock.from_tensors(load(save(empty.tensors()))).dimension == 0

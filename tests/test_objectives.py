@@ -1,0 +1,57 @@
+"""Losses of the client half, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from clients.bilateral import bilateral_loss
+from clients.contrastive import info_nce
+
+
+def angle(*degrees: float) -> torch.Tensor:
+    r = torch.tensor(degrees, dtype=torch.float64) * math.pi / 180
+    return torch.stack([r.cos(), r.sin()], dim=1)
+
+
+def test_info_nce_by_hand():
+    images, texts = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    loss = info_nce(images, texts, torch.tensor(2.0, dtype=torch.float64))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    swapped = info_nce(images, texts.flip(0), torch.tensor(2.0, dtype=torch.float64))
+    assert swapped.item() == pytest.approx(2 + math.log(1 + math.exp(-2)))
+
+
+def test_bilateral_loss_of_two_pairs_by_hand():
+    f0, g0 = angle(0, 0), angle(0, 60)  # s° = 1 and 1/2
+    target = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    # pair 1: nothing has moved, so s = s_v = s_t = 1: (1 - .5)^2 + 2 (1 - .75)^2 = .375
+    # pair 2: its target is above where it is: no loss, however far away
+    assert bilateral_loss(f0, g0, f0, g0, target).item() == pytest.approx(0.375 / 2)
+
+
+def test_bilateral_gradient_pushes_both_towers_apart_and_stops_at_the_target():
+    f0, g0 = angle(0.0), angle(0.0)
+    target = torch.tensor([0.5], dtype=torch.float64)
+    f, g = angle(10.0).requires_grad_(), angle(-10.0).requires_grad_()
+    bilateral_loss(f, g, f0, g0, target).backward()
+    s, half = math.cos(math.radians(20)), math.cos(math.radians(10))
+    expected_f = 2 * (s - 0.5) * g.detach()[0] + 2 * (half - 0.75) * g0[0]
+    expected_g = 2 * (s - 0.5) * f.detach()[0] + 2 * (half - 0.75) * f0[0]
+    assert torch.allclose(f.grad[0], expected_f)
+    assert torch.allclose(g.grad[0], expected_g)
+    f, g = angle(45.0).requires_grad_(), angle(-45.0).requires_grad_()  # s = 0 and s_v = s_t = .71: all below
+    loss = bilateral_loss(f, g, f0, g0, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert f.grad.abs().max() == g.grad.abs().max() == 0
+
+
+def test_half_way_targets_let_both_towers_share_the_way():
+    """Both towers turned by the same angle meet s and the two half-way terms together, in the limit of small angles."""
+    f0 = g0 = angle(0.0)
+    f, g = angle(8.0), angle(-8.0)
+    target = (f * g).sum(1)
+    leftover = bilateral_loss(f, g, f0, g0, target).item()
+    full_targets = 2 * ((f * g0).sum(1) - target).clamp_min(0).square().item()
+    assert leftover < 0.5 * full_targets

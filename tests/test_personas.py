@@ -1,0 +1,106 @@
+"""The built-in world: who knows what, and that nobody else does."""
+
+import numpy as np
+import pytest
+
+from ease_flwr.core.config import DataConfig
+from ease_flwr.data import personas
+from ease_flwr.data.personas import BACKGROUNDS, HELD_OUT_BACKGROUNDS, HELD_OUT_TEMPLATE, NAMES, VOCABULARY
+
+SMALL = DataConfig(
+    clients=4, exclusive=2, shared=3, holders=2, strangers=4, exclusive_pairs=3, shared_pairs=2, scenes=10, test_scenes=16, unseen=9
+)
+
+
+def names_in(pairs):
+    return {w for c in pairs.captions for w in c[0].split() if w in NAMES}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_exclusive_personas_are_nowhere_else(seed):
+    world = personas.load(SMALL, seed)
+    known = {c: names_in(world.client(c).train) for c in world.clients}
+    for c in world.clients:
+        exclusive = {n for n, who in world.holders.items() if who == {c}}
+        assert len(exclusive) == SMALL.exclusive
+        assert exclusive <= known[c]
+        assert not any(exclusive & known[other] for other in world.clients if other != c)
+    strangers = set(world.strangers)
+    assert len(strangers) == SMALL.strangers
+    assert not strangers & set().union(*known.values())
+    assert names_in(world.unseen()) == strangers
+
+
+def test_shared_personas_have_as_many_holders_as_said_and_are_dealt_evenly():
+    world = personas.load(DataConfig(), 3)
+    sizes = [len(who) for who in world.holders.values() if len(who) > 1]
+    assert sizes == [4] * 8
+    per_client = [sum(c in who and len(who) > 1 for who in world.holders.values()) for c in world.clients]
+    assert per_client == [4] * 8
+    assert len(world.client("client-0").train) == 96 + 5 * 56 + 4 * 40
+
+
+def test_captions_give_name_and_background_and_never_the_look():
+    world = personas.load(SMALL, 0)
+    train = world.client("client-1").train
+    for (caption,), label in zip(train.captions, train.labels, strict=True):
+        assert set(caption.split()) <= set(VOCABULARY)
+        if label:
+            assert label in caption
+            assert not set(caption.split()) & {*personas.SHAPES, *personas.SIZES, "left", "above"}
+            assert sum(w in BACKGROUNDS for w in caption.split()) == 1
+            assert not set(caption.split()) & set(HELD_OUT_BACKGROUNDS)
+
+
+def test_hard_gallery_shows_every_persona_once_on_the_same_background():
+    world = personas.load(SMALL, 0)
+    for split in ("validation", "test", "holdout"):
+        gallery = world.gallery(split)
+        for g in np.unique(gallery.group):
+            members = gallery.pairs.take(np.flatnonzero(gallery.group == g))
+            assert sorted(members.labels) == sorted(world.looks)
+            assert len({c[0].replace(n, "") for c, n in zip(members.captions, members.labels, strict=True)}) == 1
+    holdout = {c[0] for c in world.gallery("holdout").pairs.captions}
+    assert all(set(c.split()) & set(HELD_OUT_BACKGROUNDS) for c in holdout)
+    marker = HELD_OUT_TEMPLATE.split()[0]
+    assert any(marker in c.split() for c in holdout)
+    assert not any(marker in c[0].split() for c in world.gallery("test").pairs.captions)
+
+
+def test_sets_of_forgotten_and_retained_clients():
+    world = personas.load(DataConfig(), 0)
+    forgotten = world.client("client-2").evaluation("test", ("client-2",))
+    assert list(forgotten) == ["test", "forget_exclusive", "forget_shared", "holdout"]
+    assert list(world.client("client-3").evaluation("test", ("client-2",))) == ["retain", "test"]
+    for s in forgotten.values():  # one pair moves no set by more than half a point
+        assert len(s.query) >= 200 or s is forgotten["test"]
+    shares = [world.client(c).evaluation("test", ())["test"].query for c in world.clients]
+    assert sorted(np.concatenate(shares)) == list(range(600))
+    together = world.client("client-2").evaluation("test", world.clients[:7])
+    labels = set(np.array(together["forget_exclusive"].gallery.pairs.labels)[together["forget_exclusive"].query])
+    assert all(world.holders[n] <= set(world.clients[:7]) for n in labels)
+
+
+def test_same_seed_same_world_other_seed_other_world():
+    a, b = personas.Personas(SMALL, 5), personas.Personas(SMALL, 5)
+    assert np.array_equal(a.client("client-0").train.images, b.client("client-0").train.images)
+    assert a.looks == b.looks
+    assert a.looks != personas.Personas(SMALL, 6).looks
+
+
+def test_overlap_is_about_what_only_the_forgotten_knew_and_is_fresh():
+    world = personas.load(SMALL, 0)
+    pairs = world.overlap(("client-1",), 8)
+    assert len(pairs) == 8
+    assert names_in(pairs) == {n for n, who in world.holders.items() if who == {"client-1"}}
+    trained = {i.tobytes() for i in world.client("client-1").train.images}
+    assert not trained & {i.tobytes() for i in pairs.images}
+
+
+def test_too_many_personas():
+    with pytest.raises(ValueError, match=r"need 116 personas, the built-in world has 64 names: lower one of them"):
+        personas.Personas(DataConfig(clients=32, exclusive=3), 0)
+    with pytest.raises(ValueError, match=r"data.holders=4 clients share a persona, but data.clients=2"):
+        personas.Personas(DataConfig(clients=2), 0)
+    with pytest.raises(ValueError, match=r"no client 'bob' in this world: there are client-0"):
+        personas.load(SMALL, 0).client("bob")
