@@ -7,11 +7,14 @@ at the request and current ones f, g:
     L = w mean_i { [s - m_i]_+^2 + [s_v - (s°_i + m_i)/2]_+^2 + [s_t - (s°_i + m_i)/2]_+^2 }
 
 The middle and last term displace image and text tower each half of the way: with a whole way each, the pair would be
-pushed twice as far as meant, and with one tower frozen its untouched partner pulls it back. m_i is the similarity of
-pair i under the excised model, which keeps what others know too (`teacher` is that model's adapter vector).
+pushed twice as far as meant, and with one tower frozen its untouched partner pulls it back.
 
-AdamW's step does not depend on the loss weight and the hinge does not brake it, so the step is shortened afterwards
-until the mean similarity lands on the target from above (`finish`).
+Targets. u is the mean similarity of public pairs that nobody was trained on, under the model at the request: the level of
+what a model does not know. A pair counts as knowledge of this client alone where the excised model (`teacher`, an adapter
+vector) has it closer to u than to s°_i; its target is u. Other pairs are known elsewhere too and stay: m_i = s°_i.
+
+AdamW's step does not depend on the loss weight and the hinge does not brake it, so the step is shortened afterwards until
+the mean similarity of the exclusive pairs lands on the target from above (`finish`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from clients.base import Batch, LoraClient
+from clients.base import Batch, LoraClient, embed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,43 +49,53 @@ class Bilateral(LoraClient):
 
     def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
         self.weight = instruction.options["weight"]
-        n, captions = self.train.tokens.shape[:2]
         if "request" in extras:
             current = self.model.get()
-            f0, g0 = self._embed_all(extras["request"])
-            f1, g1 = self._embed_all(extras["teacher"])
+            snapshot = self._snapshot(extras["request"], extras["teacher"])
             self.model.set(current)
-            self.f0, self.g0, self.target = f0, g0, (f1[:, None] * g1).sum(2)
-            for name in ("f0", "g0", "target"):
-                self.state.save(f"bilateral.{name}", getattr(self, name).numpy())
-        else:
-            for name in ("f0", "g0", "target"):
-                value = self.state.load(f"bilateral.{name}")
-                if value is None:
-                    raise ValueError("snapshot of the request is missing here: it must be sent again")
-                setattr(self, name, torch.from_numpy(value.copy()))
+            for name, value in snapshot.items():
+                self.state.save(f"bilateral.{name}", value.numpy())
+        self.f0, self.g0, self.target = (self._remembered(name) for name in ("f0", "g0", "target"))
+        self.exclusive = self.target < (self.f0[:, None] * self.g0).sum(2)
+
+    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32]) -> dict[str, Tensor]:
+        f0, g0 = self._embed_all(request)
+        images, texts, owner = embed(self.model, self.encode(self.world.unseen()), self.world.unseen())
+        unseen = (images[owner] * texts).sum(1).mean()
+        f1, g1 = self._embed_all(teacher)
+        before, after = (f0[:, None] * g0).sum(2), (f1[:, None] * g1).sum(2)
+        exclusive = after < (before + unseen) / 2
+        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, unseen.minimum(before), before)}
+
+    def _remembered(self, name: str) -> Tensor:
+        value = self.state.load(f"bilateral.{name}")
+        if value is None:
+            raise ValueError("snapshot of the request is missing here: it must be sent again")
+        return torch.from_numpy(value.copy())
 
     def loss(self, batch: Batch) -> Tensor:
         i, c = batch.index, batch.caption
         return self.weight * bilateral_loss(*self.embed(batch), self.f0[i], self.g0[i, c], self.target[i, c])
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
-        """Shorten the step by bisection until the mean similarity is not below the mean target; reports where it is."""
-        end, goal = self.model.get(), float(self.target.mean())
-        low, high, share = 0.0, 1.0, 1.0
-        reached = self._similarity(end)
-        if reached < goal:
-            for _ in range(6):
-                share = (low + high) / 2
-                reached = self._similarity(start + np.float32(share) * (end - start))
-                low, high = (share, high) if reached >= goal else (low, share)
-            share = low
-            reached = self._similarity(start + np.float32(share) * (end - start))
-        return {"similarity": reached, "target": goal, "share": share}
+        """Shorten the step by bisection until the exclusive pairs are not below their target; reports where they are."""
+        metrics = {"exclusive": float(self.exclusive.float().mean()), "share": 1.0, "similarity": 0.0, "target": 0.0}
+        if not self.exclusive.any():
+            return metrics
+        end, goal = self.model.get(), float(self.target[self.exclusive].mean())
 
-    def _similarity(self, theta: NDArray[np.float32]) -> float:
-        f, g = self._embed_all(theta)
-        return float((f[:, None] * g).sum(2).mean())
+        def reached(share: float) -> float:
+            f, g = self._embed_all(start + np.float32(share) * (end - start))
+            return float((f[:, None] * g).sum(2)[self.exclusive].mean())
+
+        low, high = 0.0, 1.0
+        if reached(1.0) >= goal:
+            low = 1.0
+        else:
+            for _ in range(6):
+                middle = (low + high) / 2
+                low, high = (middle, high) if reached(middle) >= goal else (low, middle)
+        return {**metrics, "share": low, "similarity": reached(low), "target": goal}
 
     def _embed_all(self, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         """(n, d) and (n, captions, d) embeddings of the training pairs under these adapters, which stay set."""

@@ -56,7 +56,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     from ease_flwr.core import adapters  # imports torch and open_clip: only now, with all clients there
 
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-    theta_0 = model.get()
+    theta_0 = model.initial
     forgotten = tuple(sorted(experiment.forget.targets))
     retained = tuple(n for n in world.clients if n not in forgotten)
     everyone = Setting(experiment, federation, theta_0, model.blocks, world.clients)

@@ -55,6 +55,8 @@ class AdaptedModel:
     model: peft.PeftModel
     blocks: tuple[Block, ...]
     parameters: tuple[torch.nn.Parameter, ...]
+    initial: Vector
+    """theta_0, before any learning."""
     trunk: Callable[[torch.Tensor], torch.Tensor]
     """Frozen beginning of the image tower; `encode_image` takes its output. See backbone.cut_trunk."""
 
@@ -132,7 +134,9 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int) -> AdaptedModel
                 draw = rng.standard_normal(block.shape) / math.sqrt(math.prod(block.shape[1:]))
                 parameter.copy_(torch.from_numpy(draw.astype(np.float32)))
     model.eval()
-    return AdaptedModel(base, model, tuple(blocks), tuple(named[n] for n in order), backbone.cut_trunk(base))
+    parameters = tuple(named[n] for n in order)
+    initial = torch.cat([p.detach().reshape(-1) for p in parameters]).numpy()
+    return AdaptedModel(base, model, tuple(blocks), parameters, initial, backbone.cut_trunk(base))
 
 
 @lru_cache(maxsize=1)

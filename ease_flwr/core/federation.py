@@ -48,6 +48,8 @@ class Federation:
         self.clients = clients
         self.say = say
         self.nodes: dict[str, int] = {}
+        self.grace = 5.0
+        """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
 
     def roll_call(self) -> dict[str, dict[str, object]]:
         """Wait for the nodes, ask who they are, and refuse unknown, missing and double names and other code.
@@ -138,7 +140,7 @@ class Federation:
         ids = list(self.grid.push_messages(messages))
         waiting = dict(zip(ids, (m.metadata.dst_node_id for m in messages), strict=True))
         answers: dict[int, Message] = {}
-        limit = time.monotonic() + deadline + 5
+        limit = time.monotonic() + deadline + self.grace
         while waiting and time.monotonic() < limit:
             for reply in self.grid.pull_messages(list(waiting)):
                 answers[waiting.pop(reply.metadata.reply_to_message_id)] = reply

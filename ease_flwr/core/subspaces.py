@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def basis(columns: Tensor, energy: float = 0.99, most: int = 32) -> Tensor:
+def basis(columns: Tensor, energy: float = 0.99, most: int = 64) -> Tensor:
     """Orthonormal basis (p, q) of the leading directions of `columns` (p, T): the smallest q <= most that holds `energy`.
 
     energy: share of the squared singular values, 0 < energy <= 1. Columns of zeros give q = 0. By QR and the SVD of R,

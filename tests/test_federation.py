@@ -1,0 +1,156 @@
+"""The server's view of its clients: roll call, failures, retries, quorum, bytes. The grid is a fake one."""
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
+
+from ease_flwr.core import config
+from ease_flwr.core.federation import Cost, Federation, FederationError, Request
+from ease_flwr.core.messages import Instruction, pack
+from tests.in_process_grid import InProcessGrid
+from tests.small import RUN_CONFIG, small_experiment
+
+
+def federation(tamper=None, clients=3, said=None, **changes):
+    experiment = small_experiment(**changes)
+    grid = InProcessGrid(clients, {**RUN_CONFIG, "set": RUN_CONFIG["set"]}, tamper=tamper)
+    names = tuple(f"client-{k}" for k in range(experiment.data.clients))
+    return Federation(grid, experiment, names, (said if said is not None else []).append)
+
+
+def instruct(federation, **changes):
+    instruction = Instruction(phase="learn", round=1, train=federation.experiment.learn, **changes)
+    return {name: Request(instruction, once={"extra": np.zeros(10, np.float32)}) for name in federation.clients}
+
+
+def fake(adapters, **metrics):
+    """A tamper function that answers every training message itself."""
+
+    def tamper(name, reply):
+        if reply.has_content() and "info" in reply.content:
+            return reply
+        values = adapters(name) if callable(adapters) else adapters
+        content = {"arrays": pack({"adapters": values}), "metrics": MetricRecord({"num-examples": 5, "steps": 2, "loss": 1.0, **metrics})}
+        reply.__dict__["_content"] = RecordDict(content)
+        reply.__dict__["_error"] = None
+        return reply
+
+    return tamper
+
+
+def test_roll_call_gives_names_sizes_and_code():
+    f = federation()
+    present = f.roll_call()
+    assert list(present) == ["client-0", "client-1", "client-2"]
+    assert all(p["code"] == config.code_hash() and p["pairs"] > 0 for p in present.values())
+    assert f.nodes == {"client-0": 100, "client-1": 101, "client-2": 102}
+
+
+def test_too_few_nodes_print_the_right_command():
+    f = federation(clients=2, **{"federation.start_timeout": 0.1})
+    with pytest.raises(FederationError) as error:
+        f.roll_call()
+    assert str(error.value) == (
+        "2 nodes are connected, experiment personas has 3 clients: run "
+        '`flwr run . --stream --federation-config "num-supernodes=3 client-resources-num-cpus=1"`'
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"name": "client-9"}, "unknown client 'client-9': this experiment has client-0, client-1, client-2"),
+        ({"name": "client-2"}, "two nodes call themselves 'client-2': names must be unique"),
+        ({"code": "0" * 64}, "client-1 runs other code than the server: install the same version on both"),
+    ],
+)
+def test_roll_call_refuses_mismatches(change, line):
+    def tamper(name, reply):
+        if name == "client-1":
+            for key, value in change.items():
+                reply.content["info"][key] = value
+        return reply
+
+    with pytest.raises(FederationError) as error:
+        federation(tamper).roll_call()
+    assert str(error.value) == line
+
+
+def test_bytes_steps_and_order():
+    f = federation(fake(lambda name: np.full(4, int(name[-1]), np.float32)))
+    f.roll_call()
+    cost = Cost()
+    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, first=True)
+    assert list(updates) == ["client-0", "client-1", "client-2"]
+    assert [u.adapters[0] for u in updates.values()] == [0, 1, 2]
+    assert (cost.rounds, cost.client_steps, cost.uplink_bytes) == (1, 6, 3 * 16)
+    assert cost.downlink_bytes == 3 * (16 + 40)
+    f.train(np.zeros(4, np.float32), instruct(f), cost, first=False)
+    assert cost.downlink_bytes == 3 * (16 + 40) + 3 * 16  # `once` arrays travel once
+
+
+@pytest.mark.parametrize(
+    ("adapters", "why"),
+    [
+        (np.zeros(3, np.float32), "adapters of shape (3,) and type float32, expected (4,) float32"),
+        (np.zeros(4, np.float64), "adapters of shape (4,) and type float64, expected (4,) float32"),
+        (np.array([0, 1, np.nan, 0], np.float32), "adapters are not finite"),
+    ],
+)
+def test_bad_replies_are_named_asked_again_and_never_averaged(adapters, why):
+    good = np.ones(4, np.float32)
+    said = []
+    f = federation(fake(lambda name: adapters if name == "client-1" else good), said=said, **{"federation.quorum": 0.6})
+    f.roll_call()
+    updates = f.train(good, instruct(f), Cost(), first=True)
+    assert list(updates) == ["client-0", "client-2"]
+    assert said == [f"client-1 failed, asked again: {why}", f"client-1 failed, left out: {why}"]
+
+
+def test_bad_example_count_and_key_set():
+    f = federation(fake(np.ones(4, np.float32), **{"num-examples": 0}))
+    f.roll_call()
+    with pytest.raises(FederationError, match=r"0 of 3 clients answered, below the quorum: client-0: num-examples is 0"):
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)
+
+    def two_arrays(name, reply):
+        reply = fake(np.ones(4, np.float32))(name, reply)
+        if "arrays" in reply.content:
+            reply.content["more"] = ArrayRecord({"x": pack({"x": np.ones(1)})["x"]})
+        return reply
+
+    f = federation(two_arrays)
+    f.roll_call()
+    with pytest.raises(FederationError, match=r"expected one array 'adapters', got \[\['adapters'\], \['x'\]\]"):
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)
+
+
+def test_a_client_that_fails_once_gets_everything_again():
+    failed = []
+
+    def tamper(name, reply):
+        if name == "client-2" and "query" not in str(reply.metadata.message_type) and not failed:
+            failed.append(name)
+            return Message(Error(code=2, reason="forget lock is missing here"), reply_to=f.grid.sent[-1])
+        return fake(np.ones(4, np.float32))(name, reply)
+
+    said = []
+    f = federation(tamper, said=said)
+    f.roll_call()
+    cost = Cost()
+    # the error's reply_to is the last message sent, client-2's
+    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, first=False)
+    assert list(updates) == ["client-0", "client-1", "client-2"]
+    assert said == ["client-2 failed, asked again: client raised: forget lock is missing here"]
+    assert cost.downlink_bytes == 3 * 16 + (16 + 40)
+
+
+def test_a_lost_answer_stops_the_run_below_quorum():
+    def tamper(name, reply):
+        return None if name == "client-0" and "query" not in str(reply.metadata.message_type) else fake(np.ones(4, np.float32))(name, reply)
+
+    f = federation(tamper, **{"federation.deadline": 0.2})
+    f.grace = 0.1
+    f.roll_call()
+    with pytest.raises(FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"):
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)

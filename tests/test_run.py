@@ -1,0 +1,141 @@
+"""A whole run in one process: roll call, learn, forget, hold, audit, on the smallest built-in world."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+import clients
+import strategies
+from ease_flwr import server_app
+from ease_flwr.core import config
+from ease_flwr.core.config import ConfigError
+from ease_flwr.core.federation import Cost
+from ease_flwr.core.run import PhaseResult, Run
+from tests.in_process_grid import InProcessGrid
+from tests.small import RUN_CONFIG, SMALL, small_experiment
+
+
+def play(folder, shuffle=0, **changes):
+    run_config = {**RUN_CONFIG, "run-dir": str(folder), **changes}
+    grid = InProcessGrid(SMALL["data.clients"], run_config, shuffle)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app.main(grid, context)
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("EASE_FLWR_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def ease(home):
+    return play(home / "ease")
+
+
+def r1(results, model, name):
+    return results["models"][model][name]["r1"]
+
+
+def test_forgets_like_a_retraining_and_keeps_the_rest(ease):
+    assert r1(ease, "original", "forget_exclusive") > r1(ease, "retrain", "forget_exclusive") + 25
+    assert r1(ease, "unlearned", "forget_exclusive") < r1(ease, "retrain", "forget_exclusive") + 10
+    for kept in ("forget_shared", "retain", "test"):
+        assert r1(ease, "unlearned", kept) > r1(ease, "retrain", kept) - 15
+
+
+def test_results_follow_the_contract(ease):
+    assert ease["schema"] == 1
+    assert (ease["experiment"], ease["strategy"], ease["seed"]) == ("personas", "ease", 0)
+    assert ease["forget"] == {"scenario": "client", "targets": ["client-0"]}
+    assert list(ease["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held"]
+    sets = ease["models"]["held"]
+    assert list(sets) == ["forget_exclusive", "forget_shared", "forget", "retain", "test", "holdout"]
+    one = sets["forget"]
+    assert one["n"] == sets["forget_exclusive"]["n"] + sets["forget_shared"]["n"]
+    assert one["r1"] == pytest.approx((one["i2t"]["r1"] + one["t2i"]["r1"]) / 2)
+    assert set(one["i2t"]) == set(one["t2i"]) == {"r1", "r5", "r10"}
+    assert {"forget", "retain", "forget_normalised", "pair_similarity"} <= set(ease["gaps"])
+    assert set(ease["cost"]) == {"learn", "retrain", "unlearn", "hold"}
+    assert all(set(c) == {"rounds", "client_steps", "uplink_bytes", "downlink_bytes", "seconds"} for c in ease["cost"].values())
+    assert ease["cost"]["unlearn"]["rounds"] == 3
+    assert set(ease["adapters_sha256"]) == set(ease["models"])
+    assert all(len(h) == 64 for h in ease["adapters_sha256"].values())
+
+
+def test_files_of_a_run(ease, home):
+    folder = home / "ease"
+    assert json.loads((folder / "state.json").read_text()) == {"status": "finished", "error": ""}
+    assert "| unlearned |" in (folder / "table.md").read_text()
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [e["round"] for e in events if e.get("model") == "learn"] == list(range(1, 15))
+    assert (folder / "adapters" / "unlearned" / "adapter_model.safetensors").is_file()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_same_seed_and_other_arrival_order_give_the_same_adapters(ease, home):
+    again = play(home / "again", shuffle=9, fresh=True)
+    assert again["adapters_sha256"] == ease["adapters_sha256"]
+    assert again["models"] == ease["models"]
+
+
+def test_other_strategy_takes_the_learn_phase_from_the_cache(ease, home):
+    results = play(home / "finetune", strategy="finetune")
+    assert "from the cache: 14 rounds" in (home / "finetune" / "log.txt").read_text()
+    for model in ("original", "retrain", "retrain_equal"):
+        assert results["adapters_sha256"][model] == ease["adapters_sha256"][model]
+    # the control: without excision the same rounds forget less
+    assert r1(results, "unlearned", "forget_exclusive") > r1(ease, "unlearned", "forget_exclusive") + 5
+    assert results["adapters_sha256"]["unlearned"] != ease["adapters_sha256"]["unlearned"]
+
+
+def test_failure_is_said_and_nothing_is_half_written(home):
+    with pytest.raises(ConfigError):
+        play(home / "wrong", set=RUN_CONFIG["set"] + " strategy.tua=1")
+    state = json.loads((home / "wrong" / "state.json").read_text())
+    assert state["status"] == "failed"
+    assert state["error"].startswith("ConfigError: strategy ease: unknown key tua (known: rounds, scope, tau")
+    assert not (home / "wrong" / "results.json").exists()
+
+
+def test_run_folder_must_be_new_and_absolute(home, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"old is not empty: choose another, or remove it"):
+        play(tmp_path / "old")
+    assert (tmp_path / "old" / "results.json").read_text() == "{}"
+    run_config = {**RUN_CONFIG, "run-dir": "here"}
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+    with pytest.raises(ConfigError, match=r"run-dir here: give an absolute path"):
+        server_app.main(InProcessGrid(3, run_config), context)
+
+
+def test_cache_knows_what_decides_a_phase(home, tmp_path):
+    run = Run(tmp_path / "run", small_experiment(), "ease")
+    made = []
+
+    def compute(folder):
+        made.append(folder)
+        return PhaseResult(np.arange(3, dtype=np.float32), Cost(rounds=2))
+
+    first = run.cached(("a", 1), compute)
+    assert run.cached(("a", 1), compute).cost == first.cost
+    assert len(made) == 1
+    run.cached(("a", 2), compute)
+    assert len(made) == 2
+    run.fresh = True
+    assert np.array_equal(run.cached(("a", 1), compute).theta, first.theta)
+    assert len(made) == 3
+
+
+def test_every_objective_a_strategy_names_exists():
+    for name in strategies.names():
+        assert set(strategies.load(name).objectives) <= set(clients.names())
+    with pytest.raises(ValueError, match=r"no objective 'nothing' here: there are bilateral, contrastive"):
+        clients.load("nothing")
+    assert config.choices("experiment")
