@@ -9,9 +9,11 @@ at the request and current ones f, g:
 The middle and last term displace image and text tower each half of the way: with a whole way each, the pair would be
 pushed twice as far as meant, and with one tower frozen its untouched partner pulls it back.
 
-Targets. u is the mean similarity of public pairs that nobody was trained on, under the model at the request: the level of
-what a model does not know. A pair counts as knowledge of this client alone where the excised model (`teacher`, an adapter
-vector) has it closer to u than to s°_i; its target is u. Other pairs are known elsewhere too and stay: m_i = s°_i.
+Targets. The excised model (`teacher`, an adapter vector) shows what a pair's similarity would be without the directions
+that only this client moved. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
+trained on, under the model at the request (the level of what a model does not know), a pair is knowledge of this client
+alone where the excision takes it a good part of the way there: s°_i - s^E_i > evidence (s°_i - u). Its target is
+m_i = s^E_i, but between u - d and u. Other pairs are known elsewhere too and stay: m_i = s°_i.
 
 AdamW's step does not depend on the loss weight and the hinge does not brake it, so the step is shortened afterwards until
 the mean similarity of the exclusive pairs lands on the target from above (`finish`).
@@ -48,7 +50,7 @@ class Bilateral(LoraClient):
     """The forgetting client. Arrays beside the adapters in its first message: `request` and `teacher`, adapter vectors."""
 
     def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
-        self.weight = instruction.options["weight"]
+        self.weight, self.evidence = instruction.options["weight"], instruction.options["evidence"]
         if "request" in extras:
             current = self.model.get()
             snapshot = self._snapshot(extras["request"], extras["teacher"])
@@ -56,16 +58,17 @@ class Bilateral(LoraClient):
             for name, value in snapshot.items():
                 self.state.save(f"bilateral.{name}", value.numpy())
         self.f0, self.g0, self.target = (self._remembered(name) for name in ("f0", "g0", "target"))
-        self.exclusive = self.target < (self.f0[:, None] * self.g0).sum(2)
+        self.exclusive = self.target < (self.f0[:, None] * self.g0).sum(2) - 1e-4
 
     def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32]) -> dict[str, Tensor]:
         f0, g0 = self._embed_all(request)
         images, texts, owner = embed(self.model, self.encode(self.world.unseen()), self.world.unseen())
-        unseen = (images[owner] * texts).sum(1).mean()
+        unseen = (images[owner] * texts).sum(1)
         f1, g1 = self._embed_all(teacher)
         before, after = (f0[:, None] * g0).sum(2), (f1[:, None] * g1).sum(2)
-        exclusive = after < (before + unseen) / 2
-        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, unseen.minimum(before), before)}
+        exclusive = before - after > self.evidence * (before - unseen.mean()).clamp_min(0)
+        target = after.clamp(unseen.mean() - unseen.std(), unseen.mean()).minimum(before)
+        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, target, before)}
 
     def _remembered(self, name: str) -> Tensor:
         value = self.state.load(f"bilateral.{name}")

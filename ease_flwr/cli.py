@@ -49,10 +49,10 @@ def make_base(
     epochs: Annotated[int, typer.Option(min=1)] = 32,
 ) -> None:
     """Train the base model of the built-in world on drawn scenes and write it as one JSON file (minutes on two cores)."""
-    from ease_flwr.data.make_base import make_base as train
-
     if not path.parent.is_dir():
         print(f"ease make-base: no folder {path.parent}", file=sys.stderr)
         raise typer.Exit(2)
+    from ease_flwr.data.make_base import make_base as train
+
     recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
     print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")

@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
+from ease_flwr import data
 from ease_flwr.core import config
-from ease_flwr.core.run import default_folder
+from ease_flwr.core.paths import default_folder
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen, and the app to write its first line."""
@@ -43,6 +44,7 @@ def run(
             overrides[key] = str(Path(value).absolute())
     checked = config.load(experiment, overrides)
     config.strategy_values(strategy, checked)
+    data.load(checked.data, checked.seed)
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise config.ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     if not (config.APP / "pyproject.toml").is_file():

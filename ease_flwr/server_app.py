@@ -17,7 +17,8 @@ from ease_flwr.audit import retrieval
 from ease_flwr.core import config
 from ease_flwr.core.federation import Cost, Federation
 from ease_flwr.core.history import History
-from ease_flwr.core.run import PhaseResult, Run, default_folder
+from ease_flwr.core.paths import default_folder
+from ease_flwr.core.run import PhaseResult, Run
 from strategies.base import Progress, Setting, Unlearning
 
 app = ServerApp()

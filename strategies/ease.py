@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from ease_flwr.core.config import Section, TrainConfig
@@ -27,11 +26,10 @@ from ease_flwr.core.messages import Instruction, Update
 from strategies.base import Setting, Unlearning, Vector
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ease_flwr.core.adapters import Block
     from ease_flwr.core.history import History
     from ease_flwr.core.lock import ForgetLock
+    from ease_flwr.core.subspaces import Angles
 
 
 class Ease(Unlearning):
@@ -40,41 +38,43 @@ class Ease(Unlearning):
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "bilateral")
 
     class Params(Section):
-        rounds: int = Field(5, ge=1)
+        rounds: int = Field(8, ge=1)
         """Rounds of the forget phase."""
         scope: Literal["tensor", "tower", "vector"] = "tensor"
         """Block of the adapter vector in which angles are measured: each LoRA factor, each tower, or all at once."""
         tau: float = Field(0.6, ge=0, le=1)
         """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised."""
+        teacher_tau: float = Field(0.85, ge=0, le=1)
+        """The same for the teacher of BKE, a deeper excision that is never used itself: it only shows which pairs depend on
+        exclusive directions."""
         energy: float = Field(0.99, gt=0, le=1)
         """Share of squared update norm that a client's basis holds."""
         bke: bool = True
         """Whether the forgotten clients help by bilateral excision; without, excision and projection work alone."""
-        bke_train: TrainConfig = TrainConfig(rounds=1, epochs=1, lr=2e-4)
+        bke_train: TrainConfig = TrainConfig(rounds=1, epochs=1, lr=5e-4)
         """Local training of a forgotten client in each round (its `rounds` is not used)."""
         bke_weight: float = Field(30.0, gt=0)
         """w of the BKE loss."""
-        lock: float = Field(1.0, ge=0)
-        """lambda of the clients' forget lock; 0 leaves the lock to the server's projection alone."""
+        bke_evidence: float = Field(0.375, ge=0, le=1)
+        """How far excision must take a pair towards the level of unseen pairs for it to count as exclusive (0 to 1)."""
+        lock: float = Field(20.0, ge=0)
+        """lambda of the clients' half of the forget lock in the hold phase; 0 leaves it to the server's projection alone."""
 
     params: Ease.Params
 
     def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None) -> None:
         super().__init__(setting, params, lock)
         self.teacher: dict[str, Vector] = {}
-        self.angles: list[dict[str, object]] = []
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         import torch
 
-        from ease_flwr.core.lock import ForgetLock
-
-        spans = blocks_of(self.setting.blocks, self.params.scope)
-        bases = self.unique_subspaces(spans, history)
-        reference = torch.from_numpy(self.setting.theta_0)
-        self.lock = ForgetLock.around(reference, [s for s, _ in spans], bases, self.params.lock)
+        angles = self.angles(history)
+        self.lock = self.lock_at(self.params.tau, angles)
         excised = self.locked(theta)
-        self.teacher = {"request": theta, "teacher": excised}
+        if self.params.bke:
+            deep = self.lock_at(self.params.teacher_tau, angles).project(torch.from_numpy(theta)).numpy()
+            self.teacher = {"request": theta, "teacher": deep}
         return excised
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
@@ -85,7 +85,7 @@ class Ease(Unlearning):
                 round=round,
                 objective="bilateral",
                 train=self.params.bke_train,
-                options={"weight": self.params.bke_weight},
+                options={"weight": self.params.bke_weight, "evidence": self.params.bke_evidence},
             )
             requests |= {name: Request(instruction, once=self.teacher) for name in self.setting.forgotten}
         return requests
@@ -97,31 +97,30 @@ class Ease(Unlearning):
                 moved = moved + (updates[name].adapters - theta)
         return self.locked(moved)
 
-    def unique_subspaces(self, spans: list[tuple[int, int]], history: History) -> list[Tensor]:
-        """U_u of every block, float64 orthonormal (p_b, q_b)."""
+    def angles(self, history: History) -> list[tuple[int, Angles]]:
+        """Start of each block, and the principal angles of the forgotten clients' updates to the retained ones' in it."""
         import torch
 
         from ease_flwr.core import subspaces
 
-        forget = [torch.from_numpy(history.columns(n)).double() for n in self.setting.forgotten]
+        forget = torch.cat([torch.from_numpy(history.columns(n)).double() for n in self.setting.forgotten], dim=1)
         retain = [torch.from_numpy(history.columns(n)).double() for n in self.setting.clients]
-        bases = []
-        for start, stop in spans:
-            columns = torch.cat([m[start:stop] for m in forget], dim=1)
-            u_f = subspaces.basis(columns, self.params.energy)
+        found = []
+        for start, stop in blocks_of(self.setting.blocks, self.params.scope):
+            u_f = subspaces.basis(forget[start:stop], self.params.energy)
             u_r = subspaces.join([subspaces.basis(m[start:stop], self.params.energy) for m in retain])
-            angles = subspaces.principal_angles(u_f, u_r)
-            bases.append(subspaces.exclusive(angles, self.params.tau))
-            self.angles.append(
-                {
-                    "start": start,
-                    "cosines": angles.cosines.tolist(),
-                    "energy": subspaces.energy_share(angles.principal, columns).tolist(),
-                    "excised": int(bases[-1].shape[1]),
-                    "retained_dimension": int(u_r.shape[1]),
-                }
-            )
-        return bases
+            found.append((start, subspaces.principal_angles(u_f, u_r)))
+        return found
+
+    def lock_at(self, tau: float, angles: list[tuple[int, Angles]]) -> ForgetLock:
+        """The unique subspace at a threshold, locked around theta_0."""
+        import torch
+
+        from ease_flwr.core import subspaces
+        from ease_flwr.core.lock import ForgetLock
+
+        bases = [subspaces.exclusive(a, tau) for _, a in angles]
+        return ForgetLock.around(torch.from_numpy(self.setting.theta_0), [s for s, _ in angles], bases, self.params.lock)
 
 
 def blocks_of(blocks: tuple[Block, ...], scope: str) -> list[tuple[int, int]]:

@@ -62,6 +62,24 @@ def test_set_and_get(adapted):
         adapted.set(np.zeros(3, np.float32))
 
 
+def test_frozen_weights_stay_what_they_are(adapted):
+    """peft's attention layer adds the adapter to the frozen weight and subtracts it again: rounding would pile up."""
+    vector = np.random.default_rng(0).standard_normal(adapted.size).astype(np.float32)
+    tokens = adapted.base.tokenize(["red circle above blue star", "green heart"])
+    outputs = []
+    for _ in range(3):
+        adapted.set(vector)
+        with torch.no_grad():
+            outputs.append(adapted.clip.encode_text(tokens))
+            for _ in range(5):
+                adapted.clip.encode_text(tokens)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    weight = adapted.merged[0][2]
+    plain = backbone.read_base(APP / BASE.weights).model.visual.transformer.resblocks[0].attn.in_proj_weight
+    assert torch.equal(weight, plain)
+
+
 def test_saved_folder_loads_with_peft_alone(adapted, tmp_path):
     vector = 0.1 * np.random.default_rng(1).standard_normal(adapted.size).astype(np.float32)
     adapted.save(vector, tmp_path / "peft")

@@ -57,6 +57,8 @@ class AdaptedModel:
     parameters: tuple[torch.nn.Parameter, ...]
     initial: Vector
     """theta_0, before any learning."""
+    merged: tuple[tuple[torch.nn.Module, str, torch.Tensor], ...]
+    """Frozen weights that peft changes: (module, name, value). See `set`."""
     trunk: Callable[[torch.Tensor], torch.Tensor]
     """Frozen beginning of the image tower; `encode_image` takes its output. See backbone.cut_trunk."""
 
@@ -76,12 +78,18 @@ class AdaptedModel:
 
     @torch.no_grad()
     def set(self, vector: Vector) -> None:
-        """Put a vector of float32 (p,) into the model. Raises ValueError on another shape."""
+        """Put a vector of float32 (p,) into the model. Raises ValueError on another shape.
+
+        Also puts the frozen attention weights back: in each forward pass peft adds the adapter to them and subtracts it
+        again, which leaves rounding errors behind that would grow and differ from process to process.
+        """
         if vector.shape != (self.size,):
             raise ValueError(f"adapter vector of shape {vector.shape}, this model has ({self.size},)")
         flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
         for block, parameter in zip(self.blocks, self.parameters, strict=True):
             parameter.copy_(flat[block.start : block.stop].view(block.shape))
+        for module, name, value in self.merged:
+            getattr(module, name).data.copy_(value)
 
     def save(self, vector: Vector, folder: Path) -> None:
         """Write a PEFT folder (adapter_config.json, adapter_model.safetensors) that PeftModel.from_pretrained loads."""
@@ -134,9 +142,18 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int) -> AdaptedModel
                 draw = rng.standard_normal(block.shape) / math.sqrt(math.prod(block.shape[1:]))
                 parameter.copy_(torch.from_numpy(draw.astype(np.float32)))
     model.eval()
+    merged = tuple(
+        (module, name, getattr(module, name).detach().clone())
+        for attention in model.modules()
+        if isinstance(attention, peft.tuners.lora.layer.MultiheadAttention)
+        for module, name in (
+            (attention.base_layer, "in_proj_weight"),
+            (attention.base_layer.out_proj.base_layer, "weight"),
+        )
+    )
     parameters = tuple(named[n] for n in order)
     initial = torch.cat([p.detach().reshape(-1) for p in parameters]).numpy()
-    return AdaptedModel(base, model, tuple(blocks), parameters, initial, backbone.cut_trunk(base))
+    return AdaptedModel(base, model, tuple(blocks), parameters, initial, merged, backbone.cut_trunk(base))
 
 
 @lru_cache(maxsize=1)

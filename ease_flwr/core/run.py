@@ -21,17 +21,7 @@ from safetensors.numpy import load_file, save_file
 from ease_flwr.core.config import ConfigError, Experiment, code_hash, digest
 from ease_flwr.core.federation import Cost
 from ease_flwr.core.history import History
-
-
-def home() -> Path:
-    """Where runs and the cache live: $EASE_FLWR_HOME, or ~/ease_flwr_runs."""
-    return Path(os.environ.get("EASE_FLWR_HOME", "~/ease_flwr_runs")).expanduser().absolute()
-
-
-def default_folder(experiment: Experiment, strategy: str) -> Path:
-    """A new folder name for a run: what it is, and when it began."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return home() / f"{experiment.name}-{strategy}-seed{experiment.seed}-{stamp}"
+from ease_flwr.core.paths import home
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ease_flwr.core.config import DataConfig
+from ease_flwr.core.config import ConfigError, DataConfig
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
 
 SIZE = 64
@@ -165,12 +165,12 @@ class Personas:
         c = self.config
         needed = c.clients * c.exclusive + c.shared + c.strangers
         if needed > len(NAMES):
-            raise ValueError(
+            raise ConfigError(
                 f"data: {c.clients} clients x {c.exclusive} exclusive + {c.shared} shared + {c.strangers} strangers "
                 f"need {needed} personas, the built-in world has {len(NAMES)} names: lower one of them"
             )
         if c.holders > c.clients:
-            raise ValueError(f"data.holders={c.holders} clients share a persona, but data.clients={c.clients}")
+            raise ConfigError(f"data.holders={c.holders} clients share a persona, but data.clients={c.clients}")
         rng = np.random.default_rng((self.seed, 1))
         looks: list[Look] = []
         while len(looks) < needed:

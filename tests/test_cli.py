@@ -1,0 +1,90 @@
+"""The command line: light, and honest about mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from ease_flwr import launcher
+from ease_flwr.cli import app
+
+HEAVY = ("torch", "open_clip", "flwr", "ray", "peft")
+
+
+def ease(*arguments, tmp_path=None):
+    code = f"import sys; sys.argv[0] = 'ease'\nfrom ease_flwr.cli import app\ntry:\n    app()\nfinally:\n    print([m for m in {HEAVY} if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+
+def test_help_is_light():
+    done = ease("--help")
+    assert done.returncode == 0
+    assert "make-base" in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, personas"),
+        (["run", "--strategy", "eas"], "ease run: no strategy 'eas': there are ease, finetune"),
+        (["run", "--set", "learn.round=3"], "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip)"),
+        (["run", "--set", "learn"], "ease run: 'learn': expected key=value, for example forget.targets=client-4"),
+        (["run", "--set", "forget.targets=client-8"], "ease run: experiment personas: forget.targets: no client client-8; there are client-0"),
+        (["run", "--set", "data.root=a b"], "ease run: 'data.root=a b': values with blanks cannot be passed on; use a path without blanks"),
+        (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected dataset.json"),
+        (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder no/where"),
+    ],
+)
+def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
+    done = ease(*arguments, tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.strip() == "[]"  # nothing heavy was imported
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "table.md").write_text("precious")
+    result = CliRunner().invoke(app, ["run", "--run-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
+
+
+class FakeLink(launcher.SuperLink):
+    def __init__(self, home, statuses):
+        self.home = home
+        (home / "superlink.out").write_text("first\nlast words\n")
+        self.statuses = statuses
+
+        class Process:
+            poll = staticmethod(lambda: 0)
+
+        self.process = Process()
+
+    def status(self, run_id):
+        return self.statuses.pop(0)
+
+
+def test_follow_returns_the_true_status(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.txt").write_text("[learn 1/2]\n")
+    (folder / "state.json").write_text(json.dumps({"status": "finished", "error": ""}))
+    assert FakeLink(tmp_path, []).follow("1", folder) == 0
+    assert capsys.readouterr().out == f"[learn 1/2]\nresults in {folder}\n"
+    (folder / "state.json").write_text(json.dumps({"status": "failed", "error": "FederationError: 2 of 3"}))
+    assert FakeLink(tmp_path, []).follow("1", folder) == 1
+    assert capsys.readouterr().err == "ease run: FederationError: 2 of 3\n"
+
+
+def test_follow_notices_a_run_that_died_silently(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({"status": "running", "error": ""}))
+    link = FakeLink(tmp_path, ["running", "finished:failed out of memory"])
+    assert link.follow("1", folder) == 1
+    assert "the run ended unexpectedly (finished:failed out of memory): first | last words" in capsys.readouterr().err
