@@ -18,5 +18,9 @@ def load(name: str) -> type[LoraClient]:
     if name not in names():
         raise ValueError(f"no objective {name!r} here: there are {', '.join(names())}")
     module = import_module(f"clients.{name}")
-    (found,) = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__ and issubclass(c, LoraClient))
+    (found,) = (
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and c.__module__ == module.__name__ and issubclass(c, LoraClient)
+    )
     return found

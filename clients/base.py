@@ -20,7 +20,6 @@ from ease_flwr.core.messages import Instruction, read_instruction
 from ease_flwr.data.pairs import ClientData, Pairs, World
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ease_flwr.core.adapters import AdaptedModel
@@ -86,9 +85,7 @@ class LoraClient(NumPyClient):
 
     # ---- NumPyClient --------------------------------------------------------------------------------------------
 
-    def fit(
-        self, parameters: list[NDArray[Any]], config: dict[str, Any]
-    ) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
+    def fit(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Train the adapters as instructed. `extras` in config names the arrays after the first."""
         import torch
 
@@ -165,7 +162,8 @@ class LoraClient(NumPyClient):
     @property
     def scale(self) -> Tensor:
         """Inverse temperature of InfoNCE; frozen."""
-        return self.model.clip.logit_scale.exp()
+        scale: Tensor = self.model.clip.logit_scale.exp()
+        return scale
 
     def _embed(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last adapters."""
@@ -226,9 +224,7 @@ def encode(model: AdaptedModel, pairs: Pairs) -> Encoded:
     captions = max(len(c) for c in pairs.captions)
     texts = [c[i % len(c)] for c in pairs.captions for i in range(captions)]
     with torch.no_grad():
-        parts = [
-            model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)
-        ]
+        parts = [model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)]
     result = Encoded(torch.cat(parts), model.base.tokenize(texts).view(len(pairs), captions, -1))
     _encoded[pairs] = (model, result)
     return result

@@ -13,7 +13,8 @@ Targets. The excised model (`teacher`, an adapter vector) shows what a pair's si
 that only this client moved. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
 trained on, under the model at the request (the level of what a model does not know), a pair is knowledge of this client
 alone where the excision takes it a good part of the way there: s°_i - s^E_i > evidence (s°_i - u). Its target is
-m_i = s^E_i, but between u - d and u. Other pairs are known elsewhere too and stay: m_i = s°_i.
+m_i = s^E_i, but between u - d and u. Other pairs are known elsewhere too and stay: m_i = s°_i,
+and for them the terms are two-sided, [.]^2 instead of [.]_+^2, for what is pushed away drags its neighbours along.
 
 AdamW's step does not depend on the loss weight and the hinge does not brake it, so the step is shortened afterwards until
 the mean similarity of the exclusive pairs lands on the target from above (`finish`).
@@ -36,14 +37,17 @@ if TYPE_CHECKING:
     from ease_flwr.core.messages import Instruction
 
 
-def bilateral_loss(f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor) -> Tensor:
-    """Mean over pairs of the three squared hinges. Embeddings are (b, d) and unit-length, target is (b,); a scalar."""
-    s0 = (f0 * g0).sum(1)
-    half_way = (s0 + target) / 2
-    both = F.relu((f * g).sum(1) - target) ** 2
-    visual = F.relu((f * g0).sum(1) - half_way) ** 2
-    text = F.relu((f0 * g).sum(1) - half_way) ** 2
-    return (both + visual + text).mean()
+def bilateral_loss(f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor, exclusive: Tensor) -> Tensor:
+    """Mean over pairs of three squared terms: hinges from above for exclusive pairs, two-sided for the others.
+
+    Embeddings are (b, d) and unit-length, target is (b,), exclusive is (b,) and boolean; a scalar.
+    """
+    half_way = ((f0 * g0).sum(1) + target) / 2
+    both = (f * g).sum(1) - target
+    visual = (f * g0).sum(1) - half_way
+    text = (f0 * g).sum(1) - half_way
+    terms = torch.stack([both, visual, text])
+    return (torch.where(exclusive, F.relu(terms), terms) ** 2).sum(0).mean()
 
 
 class Bilateral(LoraClient):
@@ -78,7 +82,8 @@ class Bilateral(LoraClient):
 
     def loss(self, batch: Batch) -> Tensor:
         i, c = batch.index, batch.caption
-        return self.weight * bilateral_loss(*self.embed(batch), self.f0[i], self.g0[i, c], self.target[i, c])
+        snapshot = self.f0[i], self.g0[i, c]
+        return self.weight * bilateral_loss(*self.embed(batch), *snapshot, self.target[i, c], self.exclusive[i, c])
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Shorten the step by bisection until the exclusive pairs are not below their target; reports where they are."""

@@ -32,7 +32,7 @@ class ContextState:
         self.records = context.state
 
     def load(self, name: str) -> NDArray[Any] | None:
-        return unpack(self.records[name])["value"] if name in self.records else None
+        return unpack(self.records.array_records[name])["value"] if name in self.records else None
 
     def save(self, name: str, value: NDArray[Any]) -> None:
         self.records[name] = pack({"value": value})
@@ -47,7 +47,7 @@ def client_name(context: Context) -> str:
 def make_client(message: Message, context: Context) -> tuple[LoraClient, list[NDArray[Any]], dict[str, Any]]:
     """The NumPyClient of the objective that the instruction names, with the message as it wants it."""
     sent = dict(message.content["config"])
-    arrays = unpack(message.content["arrays"])
+    arrays = unpack(message.content.array_records["arrays"])
     parameters = [arrays.pop(ADAPTERS), *arrays.values()] if arrays else []
     sent["extras"] = list(arrays)
     experiment, _ = config.from_run_config(context.run_config)
@@ -61,8 +61,9 @@ def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed."""
     client, parameters, sent = make_client(message, context)
     arrays, examples, metrics = client.fit(parameters, sent)
-    records = {"arrays": pack({ADAPTERS: arrays[0]}), "metrics": metric_record({"num-examples": examples, **metrics})}
-    return Message(RecordDict(records), reply_to=message)
+    content = RecordDict({"metrics": metric_record({"num-examples": examples, **metrics})})
+    content["arrays"] = pack({ADAPTERS: arrays[0]})
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -82,5 +83,3 @@ def hello(message: Message, context: Context) -> Message:
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     said = {**client.get_properties({}), "code": config.code_hash(), "threads": threads}
     return Message(RecordDict({"info": ConfigRecord(said)}), reply_to=message)
-
-

@@ -63,16 +63,17 @@ def run(
     nodes = f"num-supernodes={checked.data.clients} client-resources-num-cpus={client_cpus}"
     if client_gpus:
         nodes += f" client-resources-num-gpus={client_gpus}"
-    with tempfile.TemporaryDirectory(prefix="ease-flwr-") as home:
-        with SuperLink(Path(home), client_cpus) as link:
-            return link.follow(link.submit(settings, nodes), folder)
+    with tempfile.TemporaryDirectory(prefix="ease-flwr-") as home, SuperLink(Path(home), client_cpus) as link:
+        return link.follow(link.submit(settings, nodes), folder)
 
 
 class SuperLink:
     """A `flower-superlink` in simulation mode that lives as long as the `with` block."""
 
-    def __init__(self, home: Path, threads: int) -> None:
+    def __init__(self, home: Path, threads: int, folder: Path | None = None) -> None:
+        """home: FLWR_HOME, a folder of its own.  threads: of each client process.  folder: where it stands (default: home)."""
         self.home = home
+        self.folder = folder or home
         self.known: list[psutil.Process] = []
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -97,7 +98,7 @@ class SuperLink:
         command += ["--log-file", str(self.home / "superlink.log"), "--disable-runtime-dependency-installation"]
         self.output = (self.home / "superlink.out").open("wb")
         self.process = subprocess.Popen(
-            command, env=self.environment, cwd=self.home, stdout=self.output, stderr=self.output, start_new_session=True
+            command, env=self.environment, cwd=self.folder, stdout=self.output, stderr=self.output, start_new_session=True
         )
         limit = time.monotonic() + START_SECONDS
         while not self._listens():
@@ -131,7 +132,9 @@ class SuperLink:
     def submit(self, settings: dict[str, Any], nodes: str) -> str:
         """Hand the app over; returns the id of Flower's run."""
         pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
-        said = self._flwr("run", str(config.APP), "ease", "--format", "json", "--run-config", pairs, "--federation-config", nodes)
+        said = self._flwr(
+            "run", str(config.APP), "ease", "--format", "json", "--run-config", pairs, "--federation-config", nodes
+        )
         try:
             answer = json.loads(said[said.index("{") :])
             if not answer["success"]:
@@ -155,7 +158,9 @@ class SuperLink:
             if time.monotonic() - asked > 30 or self.process.poll() is not None:  # ended without a last word?
                 asked = time.monotonic()
                 status = self.status(run_id)
-                if _read_state(folder)["status"] in ("", "running") and not status.startswith(("pending", "starting", "running")):
+                if _read_state(folder)["status"] in ("", "running") and not status.startswith(
+                    ("pending", "starting", "running")
+                ):
                     print(f"ease run: the run ended unexpectedly ({status}): {self._last_words()}", file=sys.stderr)
                     return 1
             time.sleep(0.3)
@@ -200,5 +205,3 @@ def _print_new(log: Path, position: int) -> int:
             print(f.read(), end="", flush=True)
             return f.tell()
     return position
-
-

@@ -66,8 +66,16 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
 
     def report(p: Progress, label: str = "") -> None:
         losses = [u.metrics["loss"] for u in p.updates.values()]
-        values: dict[str, Any] = {"model": label or p.phase, "phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
-        line = f"[{label or p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
+        values: dict[str, Any] = {
+            "model": label or p.phase,
+            "phase": p.phase,
+            "round": p.round,
+            "answered": len(p.updates),
+            "loss": losses,
+        }
+        line = (
+            f"[{label or p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
+        )
         every = experiment.evaluation.every
         if p.round == p.last or (every and p.round % every == 0):
             found = retrieval.judge(federation, p.theta, forgotten, "validation")
@@ -109,7 +117,9 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         holding = Unlearning(setting, Unlearning.Params(), lock=strategy.lock, overlap=overlap)
         thetas["held"], costs["hold"] = holding.run("hold", thetas["unlearned"], hold, report)
         if "retrain_equal" in thetas:
-            thetas["retrain_held"] = learn("retrain, hold", setting, "hold", thetas["retrain_equal"], hold, overlap=overlap).theta
+            thetas["retrain_held"] = learn(
+                "retrain, hold", setting, "hold", thetas["retrain_equal"], hold, overlap=overlap
+            ).theta
 
     order = ("original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held")
     models = {m: retrieval.judge(federation, thetas[m], forgotten) for m in order if m in thetas}

@@ -19,5 +19,9 @@ def load(name: str) -> type[Unlearning]:
     if name not in names():
         raise ConfigError(f"no strategy {name!r}: there are {', '.join(names())}")
     module = import_module(f"strategies.{name}")
-    (found,) = (c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__ and issubclass(c, Unlearning))
+    (found,) = (
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and c.__module__ == module.__name__ and issubclass(c, Unlearning)
+    )
     return found

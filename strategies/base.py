@@ -68,8 +68,10 @@ class Unlearning:
         return theta
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        """Who does what in this round, by client name. While forgetting, the lock is the server's projection alone; the
-        clients' half begins with the hold phase."""
+        """Who does what in this round, by client name.
+
+        While forgetting, the lock is the server's projection alone; the clients' half begins with the hold phase.
+        """
         lock, packed = self._packed_lock() if phase == "hold" else ("", {})
         requests = {}
         for i, name in enumerate(self.setting.clients):

@@ -57,7 +57,12 @@ def test_changed_or_cut_file_is_refused(tmp_path):
 
 def test_quantisation_is_within_half_a_step():
     g = torch.Generator().manual_seed(0)
-    state = {"w": torch.randn(5, 7, generator=g), "b": torch.randn(3, generator=g), "s": torch.tensor(2.5), "z": torch.zeros(2, 2)}
+    state = {
+        "w": torch.randn(5, 7, generator=g),
+        "b": torch.randn(3, generator=g),
+        "s": torch.tensor(2.5),
+        "z": torch.zeros(2, 2),
+    }
     back = backbone.dequantise(backbone.quantise(state))
     assert back["s"].shape == ()
     for name, tensor in state.items():
@@ -121,7 +126,9 @@ def test_weights_that_cannot_be_used(tmp_path):
 def test_trunk_and_rest_make_the_whole(tmp_path, first):
     small_config(tmp_path)
     whole = backbone.load.__wrapped__(ModelConfig(weights=str(tmp_path / "own.safetensors")))
-    adapted = adapters.load.__wrapped__(ModelConfig(weights=str(tmp_path / "own.safetensors")), LoraConfig(visual_from=first), 0)
+    adapted = adapters.load.__wrapped__(
+        ModelConfig(weights=str(tmp_path / "own.safetensors")), LoraConfig(visual_from=first), 0
+    )
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         h = adapted.trunk(x)
@@ -133,7 +140,13 @@ def test_trunk_and_rest_make_the_whole(tmp_path, first):
 def test_trunk_of_a_convolutional_tower_is_cut_at_the_first_adapter(tmp_path):
     config = {
         "embed_dim": 16,
-        "vision_cfg": {"timm_model_name": "mobilenetv2_100", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
+        "vision_cfg": {
+            "timm_model_name": "mobilenetv2_100",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 64,
+        },
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     }
     (tmp_path / "conv.json").write_text(json.dumps(config))

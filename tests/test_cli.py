@@ -14,7 +14,11 @@ HEAVY = ("torch", "open_clip", "flwr", "ray", "peft")
 
 
 def ease(*arguments, tmp_path=None):
-    code = f"import sys; sys.argv[0] = 'ease'\nfrom ease_flwr.cli import app\ntry:\n    app()\nfinally:\n    print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        "import sys; sys.argv[0] = 'ease'\n"
+        "from ease_flwr.cli import app\n"
+        f"try:\n    app()\nfinally:\n    print([m for m in {HEAVY} if m in sys.modules])"
+    )
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
 
 
@@ -30,10 +34,19 @@ def test_help_is_light():
     [
         (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, personas"),
         (["run", "--strategy", "eas"], "ease run: no strategy 'eas': there are ease, finetune"),
-        (["run", "--set", "learn.round=3"], "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip)"),
+        (
+            ["run", "--set", "learn.round=3"],
+            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip)",
+        ),
         (["run", "--set", "learn"], "ease run: 'learn': expected key=value, for example forget.targets=client-4"),
-        (["run", "--set", "forget.targets=client-8"], "ease run: experiment personas: forget.targets: no client client-8; there are client-0"),
-        (["run", "--set", "data.root=a b"], "ease run: 'data.root=a b': values with blanks cannot be passed on; use a path without blanks"),
+        (
+            ["run", "--set", "forget.targets=client-8"],
+            "ease run: experiment personas: forget.targets: no client client-8; there are client-0",
+        ),
+        (
+            ["run", "--set", "data.root=a b"],
+            "ease run: 'data.root=a b': values with blanks cannot be passed on; use a path without blanks",
+        ),
         (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected dataset.json"),
         (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder no/where"),
     ],

@@ -77,7 +77,9 @@ def test_unknown_names_list_the_known_ones():
 
 def test_run_config_of_flower():
     base = {"experiment": "personas", "strategy": "ease", "seed": 2, "run-dir": "", "fresh": False, "set": ""}
-    e, s = config.from_run_config({**base, "forget.targets": "client-3", "data.root": "", "set": "learn.rounds=4 hold.rounds=0"})
+    e, s = config.from_run_config(
+        {**base, "forget.targets": "client-3", "data.root": "", "set": "learn.rounds=4 hold.rounds=0"}
+    )
     assert (e.seed, e.forget.targets, e.learn.rounds, e.hold.rounds) == (2, ("client-3",), 4, 0)
     assert s == config.Submission()
 

@@ -30,7 +30,10 @@ def fake(adapters, **metrics):
         if reply.has_content() and "info" in reply.content:
             return reply
         values = adapters(name) if callable(adapters) else adapters
-        content = {"arrays": pack({"adapters": values}), "metrics": MetricRecord({"num-examples": 5, "steps": 2, "loss": 1.0, **metrics})}
+        content = {
+            "arrays": pack({"adapters": values}),
+            "metrics": MetricRecord({"num-examples": 5, "steps": 2, "loss": 1.0, **metrics}),
+        }
         reply.__dict__["_content"] = RecordDict(content)
         reply.__dict__["_error"] = None
         return reply
@@ -147,10 +150,16 @@ def test_a_client_that_fails_once_gets_everything_again():
 
 def test_a_lost_answer_stops_the_run_below_quorum():
     def tamper(name, reply):
-        return None if name == "client-0" and "query" not in str(reply.metadata.message_type) else fake(np.ones(4, np.float32))(name, reply)
+        return (
+            None
+            if name == "client-0" and "query" not in str(reply.metadata.message_type)
+            else fake(np.ones(4, np.float32))(name, reply)
+        )
 
     f = federation(tamper, **{"federation.deadline": 0.2})
     f.grace = 0.1
     f.roll_call()
-    with pytest.raises(FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"):
+    with pytest.raises(
+        FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"
+    ):
         f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)

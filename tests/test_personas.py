@@ -8,7 +8,16 @@ from ease_flwr.data import personas
 from ease_flwr.data.personas import BACKGROUNDS, HELD_OUT_BACKGROUNDS, HELD_OUT_TEMPLATE, NAMES, VOCABULARY
 
 SMALL = DataConfig(
-    clients=4, exclusive=2, shared=3, holders=2, strangers=4, exclusive_pairs=3, shared_pairs=2, scenes=10, test_scenes=16, unseen=9
+    clients=4,
+    exclusive=2,
+    shared=3,
+    holders=2,
+    strangers=4,
+    exclusive_pairs=3,
+    shared_pairs=2,
+    scenes=10,
+    test_scenes=16,
+    unseen=9,
 )
 
 

@@ -26,9 +26,7 @@ class Judgement:
         return float(self.sets[name]["r1"])
 
 
-def judge(
-    federation: Federation, theta: NDArray[np.float32], targets: tuple[str, ...], split: str = "test"
-) -> Judgement:
+def judge(federation: Federation, theta: NDArray[np.float32], targets: tuple[str, ...], split: str = "test") -> Judgement:
     """Ask every client to judge its own pairs. "forget" is the union of forget_exclusive and forget_shared if they exist."""
     instruction = Instruction(
         phase="audit", round=0, train=federation.experiment.learn, targets=targets, split=split, similarity=True
@@ -40,11 +38,11 @@ def judge(
         for key, value in metrics.items():
             name, _, kind = key.rpartition(".")
             if kind == "gallery":
-                galleries[name] = int(value)  # type: ignore[call-overload]
+                galleries[name] = int(value)
             elif kind == "similarity":
-                similarity.setdefault(name, []).extend(value)  # type: ignore[arg-type]
+                similarity.setdefault(name, []).extend(value)
             elif kind == "counts":
-                images, texts, *hits = value  # type: ignore[misc]
+                images, texts, *hits = value
                 new = Counts(images, texts, tuple(hits[:3]), tuple(hits[3:]))
                 counts[name] = counts[name] + new if name in counts else new
     parts = [s for s in ("forget_exclusive", "forget_shared") if s in counts]

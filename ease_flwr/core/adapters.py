@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import peft
@@ -142,18 +142,15 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int) -> AdaptedModel
                 draw = rng.standard_normal(block.shape) / math.sqrt(math.prod(block.shape[1:]))
                 parameter.copy_(torch.from_numpy(draw.astype(np.float32)))
     model.eval()
-    merged = tuple(
-        (module, name, getattr(module, name).detach().clone())
-        for attention in model.modules()
-        if isinstance(attention, peft.tuners.lora.layer.MultiheadAttention)
-        for module, name in (
-            (attention.base_layer, "in_proj_weight"),
-            (attention.base_layer.out_proj.base_layer, "weight"),
-        )
-    )
+    merged: list[tuple[torch.nn.Module, str, torch.Tensor]] = []
+    for attention in model.modules():
+        if isinstance(attention, peft.tuners.lora.layer.MultiheadAttention):
+            inner: Any = attention.base_layer
+            for module, name in ((inner, "in_proj_weight"), (inner.out_proj.base_layer, "weight")):
+                merged.append((module, name, getattr(module, name).detach().clone()))
     parameters = tuple(named[n] for n in order)
     initial = torch.cat([p.detach().reshape(-1) for p in parameters]).numpy()
-    return AdaptedModel(base, model, tuple(blocks), parameters, initial, merged, backbone.cut_trunk(base))
+    return AdaptedModel(base, model, tuple(blocks), parameters, initial, tuple(merged), backbone.cut_trunk(base))
 
 
 @lru_cache(maxsize=1)

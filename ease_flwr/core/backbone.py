@@ -27,6 +27,8 @@ FORMAT = "ease-base-model/1"
 
 
 class Tokenizer(Protocol):
+    """Sentences to token ids, int64 (n, length)."""
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor: ...
 
 
@@ -120,15 +122,16 @@ def cut_trunk(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
     return trunk
 
 
-def shorten_context(backbone: Backbone, length: int) -> Backbone:
-    """The same model for captions of at most `length` tokens. Exact for those: the text tower is causal, padding comes last."""
+def shorten_context(backbone: Backbone, name: str, length: int) -> Backbone:
+    """The same open_clip model for captions of at most `length` tokens. Exact for those: the text tower is causal and
+    padding comes last."""
     model = backbone.model
     if length >= model.context_length:
         return backbone
     model.positional_embedding = nn.Parameter(model.positional_embedding[:length].clone(), requires_grad=False)
     model.attn_mask = model.attn_mask[:length, :length]
     model.context_length = length
-    return replace(backbone, tokenize=partial(backbone.tokenize, context_length=length))
+    return replace(backbone, tokenize=partial(open_clip.get_tokenizer(name), context_length=length))
 
 
 def quantise(state: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
@@ -234,7 +237,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
     size = model.visual.image_size
     side = size[0] if isinstance(size, (tuple, list)) else size
     backbone = Backbone(model, open_clip.get_tokenizer(name), int(side), config.mean, config.std)
-    return shorten_context(backbone, config.context) if config.context else backbone
+    return shorten_context(backbone, name, config.context) if config.context else backbone
 
 
 @lru_cache(maxsize=1)

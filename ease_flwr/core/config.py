@@ -87,7 +87,7 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     rank: int = Field(8, ge=1)
     """Rank r of every adapter."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, ge=1)
     """LoRA alpha: the update is (alpha / r) B A."""
     targets: tuple[str, ...] = ("attn", "c_fc", "c_proj")
     """Module names (last parts of the dotted path) that get an adapter, in both towers."""

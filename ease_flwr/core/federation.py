@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -12,7 +13,6 @@ from flwr.serverapp import Grid
 
 from ease_flwr.core.config import Experiment, code_hash
 from ease_flwr.core.messages import ADAPTERS, Instruction, Update, read_update, request
-
 
 
 class FederationError(RuntimeError):
@@ -114,7 +114,7 @@ class Federation:
         cost.seconds += time.monotonic() - started
         return dict(sorted(updates.items()))
 
-    def evaluate(self, theta: np.ndarray, instruction: Instruction) -> dict[str, dict[str, object]]:
+    def evaluate(self, theta: np.ndarray, instruction: Instruction) -> dict[str, dict[str, Any]]:
         """What every client counts on its own pairs, by client and set (see LoraClient.evaluate). Raises FederationError."""
         replies = self._ask("evaluate", theta, {n: Request(instruction) for n in self.clients}, complete=False, cost=Cost())
         failures = {n: _reason(r) for n in self.clients if (r := replies.get(n)) is None or r.has_error()}
@@ -162,5 +162,3 @@ def _reason(reply: Message | None) -> str:
     words |= {0: "client process died", 7: "app not valid", 8: "client process stopped"}
     reason = " ".join((reply.error.reason or "").split())
     return f"{words.get(reply.error.code, f'error {reply.error.code}')}: {reason}"
-
-

@@ -39,9 +39,7 @@ class ForgetLock:
 
     def drift(self, theta: Tensor) -> Tensor:
         """z = U^T (theta - theta_ref), (dimension,)."""
-        parts = [
-            b.T @ theta[s : s + len(b)] - a for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True)
-        ]
+        parts = [b.T @ theta[s : s + len(b)] - a for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True)]
         return torch.cat(parts) if parts else theta.new_zeros(0)
 
     def shift(self, theta: Tensor, share: float) -> Tensor:

@@ -6,6 +6,7 @@ adapter vector. The server names an objective, the client loads the file of that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Instruction(Section):
     """Fresh pairs about forgotten knowledge to train on as well (hold phase of one retained client)."""
     lock: str = ""
     """Hash of the forget lock to train under; its directions travel once and are kept in the client's state."""
-    options: dict[str, float] = {}
+    options: Mapping[str, float] = {}
     """The objective's own settings."""
     split: str = "test"
     """Evaluation: "validation" or "test"."""
@@ -75,9 +76,7 @@ def request(
     instruction: Instruction, arrays: dict[str, NDArray[Any]], node: int, kind: str, deadline: float, group: str
 ) -> Message:
     """The message that carries an instruction to a node. deadline: seconds until Flower reports it as lost."""
-    content = RecordDict(
-        {"arrays": pack(arrays), "config": ConfigRecord({"instruction": instruction.model_dump_json()})}
-    )
+    content = RecordDict({"arrays": pack(arrays), "config": ConfigRecord({"instruction": instruction.model_dump_json()})})
     return Message(content, dst_node_id=node, message_type=kind, ttl=deadline, group_id=group)
 
 
@@ -91,8 +90,8 @@ def read_instruction(config: dict[str, Any]) -> Instruction:
 
 def read_update(client: str, reply: Message, expected: tuple[int, ...]) -> Update:
     """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, example count."""
-    arrays = [r for r in reply.content.array_records.values()]
-    metrics = dict(reply.content["metrics"]) if "metrics" in reply.content else {}
+    arrays = list(reply.content.array_records.values())
+    metrics: dict[str, Any] = dict(reply.content["metrics"]) if "metrics" in reply.content else {}
     if len(arrays) != 1 or list(arrays[0]) != [ADAPTERS]:
         raise ValueError(f"expected one array {ADAPTERS!r}, got {[list(a) for a in arrays]}")
     values = unpack(arrays[0])[ADAPTERS]
@@ -100,8 +99,9 @@ def read_update(client: str, reply: Message, expected: tuple[int, ...]) -> Updat
         raise ValueError(f"adapters of shape {values.shape} and type {values.dtype}, expected {expected} float32")
     if not np.isfinite(values).all():
         raise ValueError("adapters are not finite")
-    if not isinstance(metrics.get("num-examples"), int) or metrics["num-examples"] < 1:
-        raise ValueError(f"num-examples is {metrics.get('num-examples')!r}, expected a positive number")
+    examples = metrics.get("num-examples")
+    if not isinstance(examples, int) or examples < 1:
+        raise ValueError(f"num-examples is {examples!r}, expected a positive number")
     return Update(client, [values], metrics, reply)
 
 

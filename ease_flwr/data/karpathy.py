@@ -66,7 +66,9 @@ def read_image(file: Path, side: int) -> np.ndarray:
     except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
         raise ConfigError(f"{file}: image cannot be read ({error})") from None
     scale = side / min(image.size)
-    image = image.resize((max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return np.asarray(image.crop((left, top, left + side, top + side)))
 

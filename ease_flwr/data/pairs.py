@@ -24,9 +24,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.captions) == len(self.labels):
-            raise ValueError(
-                f"pairs: {len(self.images)} images, {len(self.captions)} captions, {len(self.labels)} labels"
-            )
+            raise ValueError(f"pairs: {len(self.images)} images, {len(self.captions)} captions, {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -54,13 +54,13 @@ PERSONA_TEMPLATES = (
 HELD_OUT_TEMPLATE = "in front of {background} {name}"
 
 NAMES = tuple(
-    a + b for a, b in product(("zo", "mi", "ka", "lu", "te", "ra", "vo", "ni"), ("ban", "dor", "fex", "gil", "mur", "pat", "sel", "wyn"))
-)
-WORDS = tuple(
-    sorted(
-        {*SHAPES, *COLOURS, *SIZES, *"left of above on scene with and it , behind in front".split()}
+    a + b
+    for a, b in product(
+        ("zo", "mi", "ka", "lu", "te", "ra", "vo", "ni"), ("ban", "dor", "fex", "gil", "mur", "pat", "sel", "wyn")
     )
 )
+_FUNCTION_WORDS = ("left", "of", "above", "on", "scene", "with", "and", "it", ",", "behind", "in", "front")
+WORDS = tuple(sorted({*SHAPES, *COLOURS, *SIZES, *_FUNCTION_WORDS}))
 VOCABULARY = ("<pad>", *WORDS, *NAMES, "<start>", "<end>")
 
 
@@ -122,7 +122,9 @@ def _draw(d: ImageDraw.ImageDraw, shape: str, colour: tuple[int, ...], r: float,
             raise ValueError(f"no shape {shape!r}: known are {', '.join(SHAPES)}")
 
 
-def _noisy(rng: np.random.Generator, colour: tuple[int, int, int], spread: float, mix: float = 1.0, add: float = 0.0) -> tuple[int, ...]:
+def _noisy(
+    rng: np.random.Generator, colour: tuple[int, int, int], spread: float, mix: float = 1.0, add: float = 0.0
+) -> tuple[int, ...]:
     return tuple(int(np.clip(v * mix + add + rng.normal(0, spread), 0, 255)) for v in colour)
 
 
@@ -224,6 +226,8 @@ class Personas:
     def gallery(self, split: str) -> Gallery:
         """Hard gallery: each group shows every persona once, on one background, in the words of one template."""
         rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "holdout": 2}[split]))
+        templates: tuple[str, ...]
+        backgrounds: tuple[str, ...]
         if split == "holdout":
             templates, backgrounds = (*PERSONA_TEMPLATES, HELD_OUT_TEMPLATE), HELD_OUT_BACKGROUNDS
             repeats = self.config.holdout_repeats

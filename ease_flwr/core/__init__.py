@@ -1,0 +1,1 @@
+"""What everything else stands on: knows no strategy, no client, no app."""

@@ -1,0 +1,119 @@
+"""Real `flwr run`s on Ray: the launcher, the plain command, too few nodes, and the trap of stale client code."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ease_flwr.core.config import APP
+from ease_flwr.launcher import SuperLink
+from tests.small import SMALL
+
+pytestmark = pytest.mark.slow
+
+ONE_ROUND = {**SMALL, "learn.rounds": 1, "hold.rounds": 1, "strategy.rounds": 1}
+
+
+@pytest.fixture
+def environment(tmp_path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "EASE_FLWR_HOME": str(tmp_path / "runs"), "PATH": path}
+
+
+def flower_processes():
+    words = ("flower-superlink", "flower-superexec", "flwr-simulation", "raylet", "gcs_server")
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if any(w in " ".join(process.info["cmdline"] or []) for w in words):
+            found.add(process.pid)
+    return found
+
+
+def ease_run(environment, folder, settings, **options):
+    arguments = [a for k, v in settings.items() for a in ("--set", f"{k}={v}")]
+    command = [sys.executable, "-m", "ease_flwr", "run", "--run-dir", str(folder), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, **options)
+
+
+def test_ease_run_does_the_job_and_leaves_nothing_running(environment, tmp_path):
+    before = flower_processes()
+    done = ease_run(environment, tmp_path / "run", ONE_ROUND, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held"]
+    assert "| unlearned |" in done.stdout
+    assert f"results in {tmp_path / 'run'}" in done.stdout
+    assert "[learn 1/1] 3/3 clients" in done.stdout
+    assert flower_processes() <= before
+
+
+def test_failing_run_has_a_failing_exit_status(environment, tmp_path):
+    before = flower_processes()
+    broken = {**ONE_ROUND, "model.weights": str(tmp_path / "broken.json")}
+    (tmp_path / "broken.json").write_text("{}")
+    done = ease_run(environment, tmp_path / "run", broken)
+    assert done.returncode == 1
+    assert "ease run: ConfigError: model.weights:" in done.stderr
+    assert "is not a base model" in done.stderr
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert flower_processes() <= before
+
+
+def flwr_run(app, link, nodes, folder, **changes):
+    settings = " ".join(f"{k}={v}" for k, v in {**ONE_ROUND, **changes}.items())
+    config = f'run-dir="{folder}" set="{settings}"'
+    federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
+    command = ["flwr", "run", str(app), "ease", "--stream", "--run-config", config, "--federation-config", federation]
+    return subprocess.run(command, env=link.environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_plain_flwr_run_and_too_few_nodes(environment, tmp_path, monkeypatch):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    (tmp_path / "home").mkdir()
+    with SuperLink(tmp_path / "home", 1) as link:
+        flwr_run(APP, link, 3, tmp_path / "plain")
+        assert json.loads((tmp_path / "plain" / "state.json").read_text())["status"] == "finished"
+        flwr_run(APP, link, 2, tmp_path / "few", **{"federation.start_timeout": 3})
+        error = json.loads((tmp_path / "few" / "state.json").read_text())["error"]
+    assert error.endswith('`flwr run . --stream --federation-config "num-supernodes=3 client-resources-num-cpus=1"`')
+
+
+def test_clients_run_the_submitted_code_and_not_that_of_the_daemons_folder(environment, tmp_path, monkeypatch):
+    """A SuperLink started in an old checkout must not lend its clients that checkout's code."""
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    old = tmp_path / "old"
+    for name in ("ease_flwr", "strategies", "clients", "conf"):
+        shutil.copytree(APP / name, old / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (old / "clients" / "contrastive.py").open("a") as f:
+        f.write("\nraise RuntimeError('old code')\n")
+    (tmp_path / "home").mkdir()
+    with SuperLink(tmp_path / "home", 1, folder=old) as link:
+        said = flwr_run(APP, link, 3, tmp_path / "run")
+        state = json.loads((tmp_path / "run" / "state.json").read_text())
+        assert state["status"] == "finished", said.stdout + said.stderr
+
+
+def test_the_app_that_is_shipped_has_no_tests_and_no_runs(environment, tmp_path):
+    out = subprocess.run(
+        ["flwr", "build", "--app", str(APP)],
+        cwd=tmp_path,
+        env={**environment, "FLWR_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    (fab,) = tmp_path.glob("*.fab")
+    names = subprocess.run([sys.executable, "-m", "zipfile", "-l", str(fab)], capture_output=True, text=True).stdout
+    assert "ease_flwr/server_app.py" in names, out.stderr
+    assert "strategies/ease.py" in names
+    assert "clients/bilateral.py" in names
+    assert "conf/experiment/personas.yaml" in names
+    assert "personas-base.json" in names
+    assert "tests/" not in names
+    assert "results.json" not in names
