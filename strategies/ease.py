@@ -55,6 +55,8 @@ class Ease(Unlearning):
         """Local training of a forgotten client in each round (its `rounds` is not used)."""
         bke_weight: float = Field(30.0, gt=0)
         """w of the BKE loss."""
+        bke_margin: float = Field(1.0, ge=0)
+        """w_l, weight of the margin term of BKE."""
         bke_evidence: float = Field(0.375, ge=0, le=1)
         """How far excision must take a pair towards the level of unseen pairs for it to count as exclusive (0 to 1)."""
         lock: float = Field(20.0, ge=0)
@@ -85,7 +87,11 @@ class Ease(Unlearning):
                 round=round,
                 objective="bilateral",
                 train=self.params.bke_train,
-                options={"weight": self.params.bke_weight, "evidence": self.params.bke_evidence},
+                options={
+                    "weight": self.params.bke_weight,
+                    "margin": self.params.bke_margin,
+                    "evidence": self.params.bke_evidence,
+                },
             )
             requests |= {name: Request(instruction, once=self.teacher) for name in self.setting.forgotten}
         return requests

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clients.bilateral import bilateral_loss
+from clients.bilateral import bilateral_loss, partner_cross_entropy
 from clients.contrastive import info_nce
 
 
@@ -62,3 +62,14 @@ def test_half_way_targets_let_both_towers_share_the_way():
     leftover = bilateral_loss(f, g, f0, g0, target, ONE).item()
     full_targets = 2 * ((f * g0).sum(1) - target).clamp_min(0).square().item()
     assert leftover < 0.5 * full_targets
+
+
+def test_partner_cross_entropy_counts_public_pairs_as_rivals():
+    e = torch.eye(3, dtype=torch.float64)
+    scale = torch.tensor(2.0, dtype=torch.float64)
+    alone = partner_cross_entropy(e[:1], e[:1], e[:0], e[:0], scale)
+    assert torch.allclose(alone, torch.zeros(2, 1, dtype=torch.float64))
+    # the partner scores 2, a public caption like the picture scores 2 too, a public picture unlike the caption 0
+    level = partner_cross_entropy(e[:1], e[:1], e[1:2], e[:1], scale)
+    assert level[0].item() == pytest.approx(math.log(2))
+    assert level[1].item() == pytest.approx(math.log(1 + math.exp(-2)))

@@ -97,6 +97,14 @@ def test_same_seed_same_world_other_seed_other_world():
     assert a.looks != personas.Personas(SMALL, 6).looks
 
 
+def test_no_two_personas_look_alike():
+    looks = list(personas.load(DataConfig(), 1).looks.values())
+    assert max(a.likeness(b) for i, a in enumerate(looks) for b in looks[:i]) == 2
+    a, b, c = ("small", "red", "star"), ("large", "blue", "ring"), ("large", "red", "star")
+    assert personas.Look((a, b), "above").likeness(personas.Look((a, b), "left of")) == 4
+    assert personas.Look((a, b), "above").likeness(personas.Look((b, c), "above")) == 4
+
+
 def test_overlap_is_about_what_only_the_forgotten_knew_and_is_fresh():
     world = personas.load(SMALL, 0)
     pairs = world.overlap(("client-1",), 8)

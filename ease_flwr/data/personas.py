@@ -78,6 +78,15 @@ class Look:
         z1, z2 = rng.choice(list(SIZES), 2)
         return cls(((str(z1), str(c1), s1), (str(z2), str(c2), str(rng.choice(SHAPES)))), str(rng.choice(RELATIONS)))
 
+    def likeness(self, other: Look) -> int:
+        """How many colours and shapes, of four, two looks have in common, with the objects in either order."""
+        (a, b), (c, d) = ([o[1:] for o in look.objects] for look in (self, other))
+
+        def agree(x: tuple[str, ...], y: tuple[str, ...]) -> int:
+            return sum(p == q for p, q in zip(x, y, strict=True))
+
+        return max(agree(a, c) + agree(b, d), agree(a, d) + agree(b, c))
+
     def describe(self, template: str, background: str) -> str:
         a, b = (" ".join(o) for o in self.objects)
         return template.format(a=a, b=b, relation=self.relation, background=background)
@@ -177,7 +186,7 @@ class Personas:
         looks: list[Look] = []
         while len(looks) < needed:
             look = Look.sample(rng)
-            if look not in looks:
+            if all(look.likeness(other) < 3 for other in looks):
                 looks.append(look)
         names = [str(n) for n in rng.permutation(NAMES)[:needed]]
         clients = tuple(f"client-{k}" for k in range(c.clients))

@@ -1,0 +1,76 @@
+"""The forgetting client, on the built-in world: it lands on its target from above, and needs its snapshot."""
+
+import numpy as np
+import pytest
+
+from clients.bilateral import Bilateral
+from ease_flwr import data
+from ease_flwr.core import adapters
+from ease_flwr.core.config import TrainConfig
+from ease_flwr.core.messages import Instruction
+from tests.small import small_experiment
+
+OPTIONS = {"weight": 30.0, "margin": 1.0, "evidence": 0.375}
+
+
+class Memory(dict):
+    load = dict.get
+    save = dict.__setitem__
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A client, adapters that know its pairs, and adapters that know nothing (a teacher that has forgotten all)."""
+    from clients.contrastive import Contrastive
+
+    e = small_experiment()
+    world = data.load(e.data, e.seed)
+    theta = adapters.load(e.model, e.lora, e.seed).initial
+    plain = Contrastive(e, "client-0", world, Memory())
+    learn = Instruction(phase="learn", round=1, train=TrainConfig(epochs=12, batch=48))
+    known = plain.fit([theta], {"instruction": learn.model_dump_json()})[0][0]
+    return Bilateral(e, "client-0", world, Memory()), known, theta
+
+
+def excise(client, known, teacher, lr, epochs=3, round=1, snapshot=True):
+    train = TrainConfig(epochs=epochs, batch=48, lr=lr)
+    instruction = Instruction(phase="forget", round=round, objective="bilateral", train=train, options=OPTIONS)
+    arrays, extras = ([known, known, teacher], ["request", "teacher"]) if snapshot else ([known], [])
+    out, _, metrics = client.fit(arrays, {"instruction": instruction.model_dump_json(), "extras": extras})
+    return out[0], metrics
+
+
+@pytest.mark.parametrize("lr", [5e-4, 5e-3, 5e-2])
+def test_lands_on_the_level_of_unseen_pairs_from_above(trained, lr):
+    client, known, theta = trained
+    after, metrics = excise(client, known, theta, lr)
+    assert metrics["exclusive"] > 0.2
+    assert metrics["level"] <= metrics["goal"]
+    if metrics["share"] < 1:  # it would have gone too far, and was stopped short of the goal by less than a bisection step
+        assert np.allclose(np.linalg.norm(after - known) > 0, True)
+        further = known + (after - known) * (metrics["share"] + 1 / 32) / max(metrics["share"], 1 / 64)
+        assert metrics["share"] == 0 or client._level(further.astype(np.float32)) > metrics["goal"]
+
+
+def test_goes_towards_forgetting(trained):
+    client, known, theta = trained
+    before = excise(client, known, theta, lr=1e-9)[1]["level"]
+    assert excise(client, known, theta, lr=1e-3)[1]["level"] > before + 0.5
+
+
+def test_what_the_teacher_still_knows_is_not_exclusive(trained):
+    client, known, _ = trained
+    after, metrics = excise(client, known, known, lr=1e-3)
+    assert metrics["exclusive"] == 0
+    assert metrics["share"] == 1
+    assert np.isfinite(after).all()
+
+
+def test_snapshot_is_remembered_and_its_loss_is_said(trained):
+    client, known, theta = trained
+    first = excise(client, known, theta, lr=1e-3)[1]
+    again = excise(client, known, theta, lr=1e-3, round=2, snapshot=False)[1]
+    assert again["goal"] == first["goal"]
+    client.state.clear()
+    with pytest.raises(ValueError, match="snapshot of the request is missing here: it must be sent again"):
+        excise(client, known, theta, lr=1e-3, round=3, snapshot=False)

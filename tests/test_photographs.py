@@ -1,0 +1,48 @@
+"""The flickr8k experiment on real photographs, where they are at hand: one round of everything."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from ease_flwr import server_app
+from ease_flwr.core.config import APP
+from tests.in_process_grid import InProcessGrid
+from tests.small import RUN_CONFIG
+
+SHARED = Path(os.environ.get("EASE_SHARED", APP.parent / "shared")).absolute() / "data"
+ROOT, WEIGHTS = SHARED / "flickr8k", SHARED / "weights" / "mnv2-flickr8k.safetensors"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not ROOT.is_dir(), reason=f"no photographs in {SHARED}: set EASE_SHARED to a folder that has data/flickr8k"
+    ),
+]
+
+
+def test_photographs_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path))
+    quick = "learn.rounds=2 strategy.rounds=1 hold.rounds=0 evaluation.reference=none evaluation.every=0"
+    run_config = {
+        **RUN_CONFIG,
+        "experiment": "flickr8k",
+        "run-dir": str(tmp_path / "run"),
+        "set": quick,
+        "data.root": str(ROOT),
+        "model.weights": str(WEIGHTS),
+    }
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app.main(InProcessGrid(8, run_config), context)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["models"]) == ["original", "unlearned"]
+    sets = results["models"]["original"]
+    assert {name: (s["n"], s["gallery"]) for name, s in sets.items()} == {
+        "forget": (250, 250),
+        "retain": (1750, 250),
+        "test": (500, 500),
+    }
+    assert sets["test"]["r1"] > 4  # chance is 0.2: the base model is aligned and adapters have not broken it
+    assert (tmp_path / "run" / "adapters" / "unlearned" / "adapter_config.json").is_file()
