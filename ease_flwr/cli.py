@@ -1,4 +1,4 @@
-"""`ease`: run an experiment, make the base model, list the methods.
+"""`ease`: run an experiment, put finished runs side by side, make the base model.
 
 Everything here works without torch and flwr in memory, so that help and mistakes are answered at once.
 """
@@ -56,3 +56,15 @@ def make_base(
 
     recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
     print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")
+
+
+@app.command()
+def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one experiment.")]) -> None:
+    """Print several runs side by side as Markdown, with mean and spread of the gaps to the reference."""
+    from ease_flwr.audit import summary as runs_summary
+
+    try:
+        print(runs_summary.summary(runs), end="")
+    except config.ConfigError as error:
+        print(f"ease summary: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None

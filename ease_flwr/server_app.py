@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 import strategies
 from ease_flwr import data
 from ease_flwr.audit import retrieval
+from ease_flwr.audit.summary import PAIRS, cost_line
 from ease_flwr.core import config
 from ease_flwr.core.federation import Cost, Federation
 from ease_flwr.core.history import History
@@ -149,19 +150,13 @@ def finish(
         "adapters_sha256": hashes,
     }
     text = retrieval.table(models)
-    pairs = (("unlearned", "retrain"), ("unlearned", "retrain_equal"), ("held", "retrain_held"))
-    for unlearned, reference in pairs:
+    for unlearned, reference, key in PAIRS:
         if unlearned in models and reference in models:
-            gap = retrieval.gaps(models, unlearned, reference)
-            key = "gaps" if reference == "retrain" else f"gaps_{unlearned}_to_{reference}"
-            results[key] = gap
+            results[key] = gap = retrieval.gaps(models, unlearned, reference)
             shown = "  ".join(f"{k} {'-' if v is None else format(v, '.3g')}" for k, v in gap.items())
             text += f"\n{unlearned} against {reference}: {shown}\n"
     if "retrain" in costs:
-        u, r = costs["unlearn"], costs["retrain"]
-        steps = u.client_steps / r.client_steps
-        traffic = (u.uplink_bytes + u.downlink_bytes) / (r.uplink_bytes + r.downlink_bytes)
-        text += f"\nforgetting cost {steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining\n"
+        text += f"\n{cost_line(results)}\n"
     run.write("results.json", results)
     (run.folder / "table.md").write_text(text, encoding="utf-8")
     run.event(text)

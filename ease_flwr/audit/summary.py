@@ -1,0 +1,66 @@
+"""Several runs side by side, from their results.json: what docs/results.md is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ease_flwr.core.config import ConfigError
+
+PAIRS = (
+    ("unlearned", "retrain", "gaps"),
+    ("unlearned", "retrain_equal", "gaps_unlearned_to_retrain_equal"),
+    ("held", "retrain_held", "gaps_held_to_retrain_held"),
+)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run directory. Raises ConfigError when there is none, or another schema."""
+    try:
+        results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no readable results.json there ({error}): give folders of finished runs") from None
+    if results.get("schema") != 1:
+        raise ConfigError(f"{folder}/results.json has schema {results.get('schema')!r}, this version reads 1")
+    return results
+
+
+def summary(folders: list[Path]) -> str:
+    """Markdown: R@1 of every model of every run, the gaps with mean and spread over runs, and what forgetting cost."""
+    runs = [read_results(f) for f in folders]
+    sets = list(next(iter(runs[0]["models"].values())))
+    if any(list(run["models"]["original"]) != sets for run in runs):
+        raise ConfigError("these runs judge different sets: give runs of one experiment")
+    head = "| experiment, strategy, seed, forgotten | model | " + " | ".join(sets) + " |"
+    lines = [head, "|---|---|" + "---:|" * len(sets)]
+    for run in runs:
+        name = f"{run['experiment']}, {run['strategy']}, {run['seed']}, {' '.join(run['forget']['targets'])}"
+        for model, found in run["models"].items():
+            lines.append(f"| {name} | {model} | " + " | ".join(f"{found[s]['r1']:.1f}" for s in sets) + " |")
+    lines += [
+        "",
+        "Gaps in points of R@1 (forget and holdout: distance; others: reference minus model), mean ± spread, worst:",
+        "",
+    ]
+    lines += ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
+    for model, reference, key in PAIRS:
+        if all(key in run for run in runs):
+            cells = []
+            for s in sets:
+                values = [run[key][s] for run in runs]
+                spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.1f}{spread}, {max(values):.1f}")
+            lines.append(f"| {model} against {reference} | " + " | ".join(cells) + " |")
+    lines += ["", *(cost_line(run) for run in runs if "retrain" in run["cost"])]
+    return "\n".join(lines) + "\n"
+
+
+def cost_line(run: dict[str, Any]) -> str:
+    """What forgetting cost against retraining, in client steps and bytes."""
+    u, r = run["cost"]["unlearn"], run["cost"]["retrain"]
+    traffic = (u["uplink_bytes"] + u["downlink_bytes"]) / (r["uplink_bytes"] + r["downlink_bytes"])
+    steps = u["client_steps"] / r["client_steps"]
+    who = f"seed {run['seed']}, {' '.join(run['forget']['targets'])}"
+    return f"- {who}: forgetting took {steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining"
