@@ -25,7 +25,7 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
     set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment; may be repeated.")] = None,
     client_cpus: Annotated[int, typer.Option(help="CPU cores of one simulated client.", min=1)] = 1,
-    client_gpus: Annotated[float, typer.Option(help="Share of a GPU for one simulated client.", min=0)] = 0.0,
+    client_gpus: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves for one simulated client.", min=0)] = 0.0,
 ) -> None:
     """Learn, forget, hold and audit in a simulation on this machine; ends with a table.
 

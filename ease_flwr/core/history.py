@@ -1,12 +1,11 @@
 """What each client has contributed to the global adapters, round by round: the raw material of unlearning.
 
 One file a client and round, `CLIENT/ROUND.safetensors`, holding the weighted update a_k (theta_k - theta), so that the
-columns of all clients add up to what the global adapters moved. Only the server has it, and `purge` removes a client.
+columns of all clients add up to what the global adapters moved. Only the server has it.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,9 @@ class History:
         save_file({"column": np.ascontiguousarray(column)}, partial)
         partial.replace(folder / f"{round:05d}.safetensors")
 
-    @property
-    def clients(self) -> list[str]:
-        """Names of the clients that have contributed."""
-        return sorted(p.name for p in self.folder.iterdir() if p.is_dir()) if self.folder.is_dir() else []
-
     def columns(self, client: str) -> NDArray[np.float32]:
         """All updates of a client in order of rounds, (p, T). Raises ValueError if there are none."""
         files = sorted((self.folder / client).glob("*.safetensors"))
         if not files:
-            raise ValueError(f"no update history of {client} in {self.folder}: it never took part, or it was purged")
+            raise ValueError(f"no update history of {client} in {self.folder}: it never took part")
         return np.stack([load_file(f)["column"] for f in files], axis=1)
-
-    def purge(self, client: str) -> None:
-        """Forget what a client contributed."""
-        shutil.rmtree(self.folder / client, ignore_errors=True)

@@ -69,9 +69,3 @@ def exclusive(angles: Angles, tau: float) -> Tensor:
     """Orthonormal basis (p, q_u) of the sine parts of the directions with cosine <= tau."""
     chosen = (angles.cosines <= tau) & (angles.sines > 1e-6)
     return torch.linalg.qr(angles.sine[:, chosen])[0]
-
-
-def energy_share(directions: Tensor, columns: Tensor) -> Tensor:
-    """Share of ||columns||_F^2 that lies along each orthonormal direction, (q,)."""
-    total = (columns**2).sum()
-    return ((directions.T @ columns) ** 2).sum(1) / total.clamp_min(torch.finfo(columns.dtype).tiny)
