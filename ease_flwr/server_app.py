@@ -105,8 +105,9 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     strategy = method(setting, params)
     assert original.history is not None
     start = strategy.prepare(original.theta, original.history)
-    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions excised and locked")
+    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions excised")
     thetas["unlearned"], costs["unlearn"] = strategy.run("forget", start, params.rounds, report)
+    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions locked")
 
     if experiment.evaluation.reference == "retrain":
         retrain = learn("retrain", setting, "learn", theta_0, rounds)

@@ -10,14 +10,18 @@ Per block of the adapter vector, with M_k the weighted updates of client k as co
     rounds: retained clients InfoNCE, forgotten clients BKE (clients/bilateral.py), then
     theta <- theta_0 + (I - U_u U_u^T)(theta + sum_r a_r D_r + sum_f D_f - theta_0)      projection (PFL)
 
-The reference is theta_0: with the adapters at the request as reference the projection would remove nothing that was
-learnt, and would forbid BKE to move in just the directions that matter.
+    afterwards U_u and the span of all D_f are locked where they are (forget lock)
+
+The reference of the excision is theta_0: with the adapters at the request as reference the projection would remove nothing
+that was learnt, and would forbid BKE to move in just the directions that matter. The lock also holds the directions in
+which BKE has moved: what it displaced lies outside U_u for a good part, and comes back along the way it went.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from ease_flwr.core.config import Section, TrainConfig
@@ -26,6 +30,8 @@ from ease_flwr.core.messages import Instruction, Update
 from strategies.base import Setting, Unlearning, Vector
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ease_flwr.core.adapters import Block
     from ease_flwr.core.history import History
     from ease_flwr.core.lock import ForgetLock
@@ -67,16 +73,20 @@ class Ease(Unlearning):
     def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None) -> None:
         super().__init__(setting, params, lock)
         self.teacher: dict[str, Vector] = {}
+        self.steps: list[Vector] = []
+        self.spans = blocks_of(setting.blocks, self.params.scope)
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         import torch
 
         angles = self.angles(history)
-        self.lock = self.lock_at(self.params.tau, angles)
-        excised = self.locked(theta)
+        self.unique = self.bases(self.params.tau, angles)
+        self.gap = self.around(self.setting.theta_0, self.unique)
+        excised = self.gap.project(torch.from_numpy(theta)).numpy()
         if self.params.bke:
-            deep = self.lock_at(self.params.teacher_tau, angles).project(torch.from_numpy(theta)).numpy()
-            self.teacher = {"request": theta, "teacher": deep}
+            deep = self.around(self.setting.theta_0, self.bases(self.params.teacher_tau, angles))
+            self.teacher = {"request": theta, "teacher": deep.project(torch.from_numpy(theta)).numpy()}
+        self.lock = self.around(excised, self.unique)
         return excised
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
@@ -97,14 +107,29 @@ class Ease(Unlearning):
         return requests
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        moved = self.mean({n: u for n, u in updates.items() if n in self.setting.clients})
-        for name in self.setting.forgotten:
-            if name in updates:
-                moved = moved + (updates[name].adapters - theta)
-        return self.locked(moved)
+        import torch
 
-    def angles(self, history: History) -> list[tuple[int, Angles]]:
-        """Start of each block, and the principal angles of the forgotten clients' updates to the retained ones' in it."""
+        moved = self.mean({n: u for n, u in updates.items() if n in self.setting.clients})
+        steps = [updates[n].adapters - theta for n in self.setting.forgotten if n in updates]
+        after = self.gap.project(torch.from_numpy(sum(steps, moved))).numpy()
+        self.steps += steps
+        self.lock = self.lock_after(after)
+        return after
+
+    def lock_after(self, theta: Vector) -> ForgetLock:
+        """What later rounds may not move back: the unique subspace and the forgotten clients' own steps, from here."""
+        import torch
+
+        from ease_flwr.core import subspaces
+
+        if not self.steps:
+            return self.around(theta, self.unique)
+        steps = torch.from_numpy(np.stack(self.steps, axis=1)).double()
+        taken = [subspaces.basis(steps[start:stop], energy=1.0) for start, stop in self.spans]
+        return self.around(theta, [subspaces.join(pair) for pair in zip(self.unique, taken, strict=True)])
+
+    def angles(self, history: History) -> list[Angles]:
+        """Principal angles of the forgotten clients' updates to the retained ones', block by block."""
         import torch
 
         from ease_flwr.core import subspaces
@@ -112,21 +137,26 @@ class Ease(Unlearning):
         forget = torch.cat([torch.from_numpy(history.columns(n)).double() for n in self.setting.forgotten], dim=1)
         retain = [torch.from_numpy(history.columns(n)).double() for n in self.setting.clients]
         found = []
-        for start, stop in blocks_of(self.setting.blocks, self.params.scope):
+        for start, stop in self.spans:
             u_f = subspaces.basis(forget[start:stop], self.params.energy)
             u_r = subspaces.join([subspaces.basis(m[start:stop], self.params.energy) for m in retain])
-            found.append((start, subspaces.principal_angles(u_f, u_r)))
+            found.append(subspaces.principal_angles(u_f, u_r))
         return found
 
-    def lock_at(self, tau: float, angles: list[tuple[int, Angles]]) -> ForgetLock:
-        """The unique subspace at a threshold, locked around theta_0."""
+    def bases(self, tau: float, angles: list[Angles]) -> list[Tensor]:
+        """The unique subspace at a threshold, an orthonormal basis (p_b, q_b) for each block."""
+        from ease_flwr.core import subspaces
+
+        return [subspaces.exclusive(a, tau) for a in angles]
+
+    def around(self, reference: Vector, bases: list[Tensor]) -> ForgetLock:
+        """These directions, locked at `reference`."""
         import torch
 
-        from ease_flwr.core import subspaces
         from ease_flwr.core.lock import ForgetLock
 
-        bases = [subspaces.exclusive(a, tau) for _, a in angles]
-        return ForgetLock.around(torch.from_numpy(self.setting.theta_0), [s for s, _ in angles], bases, self.params.lock)
+        starts = [start for start, _ in self.spans]
+        return ForgetLock.around(torch.from_numpy(reference), starts, bases, self.params.lock)
 
 
 def blocks_of(blocks: tuple[Block, ...], scope: str) -> list[tuple[int, int]]:
