@@ -105,9 +105,9 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     strategy = method(setting, params)
     assert original.history is not None
     start = strategy.prepare(original.theta, original.history)
-    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions excised")
     thetas["unlearned"], costs["unlearn"] = strategy.run("forget", start, params.rounds, report)
-    run.event(f"[forget] {strategy.lock.dimension if strategy.lock else 0} directions locked")
+    lock = strategy.lock_after(thetas["unlearned"])
+    run.event(f"[forget] {lock.dimension if lock else 0} directions locked")
 
     if experiment.evaluation.reference == "retrain":
         retrain = learn("retrain", setting, "learn", theta_0, rounds)
@@ -116,7 +116,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         costs["retrain"] = retrain.cost
     if hold := experiment.hold.rounds:
         overlap = experiment.hold.overlap
-        holding = Unlearning(setting, Unlearning.Params(), lock=strategy.lock, overlap=overlap)
+        holding = Unlearning(setting, Unlearning.Params(), lock=lock, overlap=overlap)
         thetas["held"], costs["hold"] = holding.run("hold", thetas["unlearned"], hold, report)
         if "retrain_equal" in thetas:
             thetas["retrain_held"] = learn(

@@ -1,4 +1,4 @@
-"""The one class that runs rounds. A method overrides at most three verbs: prepare, instruct, combine.
+"""The one class that runs rounds. A method overrides its verbs: prepare, instruct, combine, lock_after.
 
 `Unlearning` itself is ordinary federated learning: FedAvg of LoRA adapters trained by InfoNCE. With all clients it is the
 learn phase, without the forgotten ones it is the retrained reference, and after forgetting it is the hold phase.
@@ -7,6 +7,7 @@ learn phase, without the forgotten ones it is the retrained reference, and after
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -61,7 +62,7 @@ class Unlearning:
         self.overlap = overlap
         self.flower = FedAvg()
 
-    # ---- the three verbs ----------------------------------------------------------------------------------------
+    # ---- the verbs ----------------------------------------------------------------------------------------
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         """Once, before the first round: read the history, return the adapters to start from."""
@@ -90,6 +91,10 @@ class Unlearning:
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
         """The next global adapters: Flower's weighted mean, then the server's half of the lock."""
         return self.locked(self.mean(updates))
+
+    def lock_after(self, theta: Vector) -> ForgetLock | None:
+        """What may not move away from theta, where the forget phase ended, in later rounds; None locks nothing."""
+        return None
 
     # ---- what a method may use ------------------------------------------------------------------------------------
 
@@ -128,8 +133,12 @@ class Unlearning:
         first: int = 1,
         history: History | None = None,
     ) -> tuple[Vector, Cost]:
-        """Rounds first .. first + rounds - 1 of a phase. history: where weighted updates are recorded, if anywhere."""
+        """Rounds first .. first + rounds - 1 of a phase; returns the mean of the last few global adapters.
+
+        history: where weighted updates are recorded, if anywhere.
+        """
         cost = Cost()
+        recent: deque[Vector] = deque(maxlen=self.setting.experiment.learn.average)
         for round in range(first, first + rounds):
             requests = self.instruct(phase, round)
             updates = self.setting.federation.train(theta, requests, cost, first=round == first)
@@ -138,6 +147,9 @@ class Unlearning:
                 for name, update in updates.items():
                     history.append(round, name, np.float32(update.examples / total) * (update.adapters - theta))
             theta = self.combine(theta, updates)
+            recent.append(theta)
+            if round == first + rounds - 1:
+                theta = np.mean(recent, axis=0, dtype=np.float64).astype(np.float32)
             report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, cost))
         return theta, cost
 

@@ -86,7 +86,6 @@ class Ease(Unlearning):
         if self.params.bke:
             deep = self.around(self.setting.theta_0, self.bases(self.params.teacher_tau, angles))
             self.teacher = {"request": theta, "teacher": deep.project(torch.from_numpy(theta)).numpy()}
-        self.lock = self.around(excised, self.unique)
         return excised
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
@@ -113,7 +112,6 @@ class Ease(Unlearning):
         steps = [updates[n].adapters - theta for n in self.setting.forgotten if n in updates]
         after = self.gap.project(torch.from_numpy(sum(steps, moved))).numpy()
         self.steps += steps
-        self.lock = self.lock_after(after)
         return after
 
     def lock_after(self, theta: Vector) -> ForgetLock:

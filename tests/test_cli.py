@@ -36,7 +36,7 @@ def test_help_is_light():
         (["run", "--strategy", "eas"], "ease run: no strategy 'eas': there are ease, finetune"),
         (
             ["run", "--set", "learn.round=3"],
-            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip)",
+            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip, average)",
         ),
         (["run", "--set", "learn"], "ease run: 'learn': expected key=value, for example forget.targets=client-4"),
         (

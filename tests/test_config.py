@@ -49,7 +49,7 @@ def test_dotted_overrides():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"learn.round": "3"}, "unknown key learn.round (known: rounds, epochs, batch, lr, clip)"),
+        ({"learn.round": "3"}, "unknown key learn.round (known: rounds, epochs, batch, lr, clip, average)"),
         ({"learn.rounds": "many"}, "learn.rounds='many': Input should be a valid integer"),
         ({"learn.rounds": "0"}, "learn.rounds=0: Input should be greater than or equal to 1"),
         ({"forget.targets": "client-9"}, f"forget.targets: no client client-9; there are {NAMES}"),

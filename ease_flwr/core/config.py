@@ -108,6 +108,8 @@ class TrainConfig(Section):
     """AdamW learning rate of the adapters (no weight decay)."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
+    average: int = Field(4, ge=1)
+    """A phase ends with the mean of the global adapters of its last so many rounds; single rounds fluctuate."""
 
 
 class ForgetConfig(Section):
