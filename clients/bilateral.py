@@ -117,7 +117,7 @@ class Bilateral(LoraClient):
 
         `level` is the mean cross-entropy of the partner of exclusive pairs, `goal` the mean of their targets t_i.
         """
-        found = float(self.exclusive.float().mean())
+        found = float(self.exclusive[:, 0].float().mean())
         if not found:
             return {"exclusive": 0.0, "share": 1.0, "level": 0.0, "goal": 0.0}
         end, goal = self.model.get(), float(self.margin[self.exclusive].mean())
@@ -136,8 +136,8 @@ class Bilateral(LoraClient):
 
     def _level(self, theta: NDArray[np.float32]) -> float:
         """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""
-        f, g = self._embed_all(theta, self.train)
-        others_f, others_g = self._embed_all(theta, self.public)
+        f, g = self._embed_all(theta, self.train, most=1)
+        others_f, others_g = self._embed_all(theta, self.public, most=1)
         rng = np.random.default_rng(0)
         levels = []
         for i in torch.from_numpy(rng.permutation(len(f))).split(self.batch):
@@ -146,12 +146,12 @@ class Bilateral(LoraClient):
             levels.append(level[self.exclusive[i, 0]])
         return float(torch.cat(levels).mean())
 
-    def _embed_all(self, theta: NDArray[np.float32], pairs: Encoded) -> tuple[Tensor, Tensor]:
-        """(n, d) and (n, captions, d) embeddings of pairs under these adapters, which stay set."""
+    def _embed_all(self, theta: NDArray[np.float32], pairs: Encoded, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """(n, d) and (n, captions, d) embeddings of pairs and their first `most` captions; the adapters stay set."""
         self.model.set(theta)
-        n, captions = pairs.tokens.shape[:2]
+        tokens = pairs.tokens[:, :most]
         clip = self.model.clip
         with torch.no_grad():
             f = torch.cat([clip.encode_image(x, normalize=True) for x in pairs.images.split(256)])
-            g = torch.cat([clip.encode_text(x, normalize=True) for x in pairs.tokens.flatten(0, 1).split(256)])
-        return f, g.view(n, captions, -1)
+            g = torch.cat([clip.encode_text(x, normalize=True) for x in tokens.flatten(0, 1).split(256)])
+        return f, g.view(*tokens.shape[:2], -1)
