@@ -34,9 +34,9 @@ def flower_processes():
     return found
 
 
-def ease_run(environment, folder, settings, **options):
+def ease_run(environment, folder, settings, *flags, **options):
     arguments = [a for k, v in settings.items() for a in ("--set", f"{k}={v}")]
-    command = [sys.executable, "-m", "ease_flwr", "run", "--run-dir", str(folder), *arguments]
+    command = [sys.executable, "-m", "ease_flwr", "run", "--run-dir", str(folder), *flags, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, **options)
 
 
@@ -50,6 +50,9 @@ def test_ease_run_does_the_job_and_leaves_nothing_running(environment, tmp_path)
     assert f"results in {tmp_path / 'run'}" in done.stdout
     assert "[learn 1/1] 3/3 clients" in done.stdout
     assert flower_processes() <= before
+    again = ease_run(environment, tmp_path / "again", ONE_ROUND, "--fresh", cwd=tmp_path)
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["adapters_sha256"] == results["adapters_sha256"]
 
 
 def test_failing_run_has_a_failing_exit_status(environment, tmp_path):
