@@ -122,7 +122,7 @@ class ForgetConfig(Section):
 class HoldConfig(Section):
     rounds: int = Field(5, ge=0)
     """Ordinary rounds of the retained clients after forgetting, with the lock on."""
-    overlap: int = Field(8, ge=0)
+    overlap: int = Field(4, ge=0)
     """Fresh pairs about forgotten knowledge that the first retained client meets in these rounds (the reference too)."""
 
 
