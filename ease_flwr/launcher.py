@@ -118,6 +118,8 @@ class SuperLink:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     end(process)
             psutil.wait_procs(family, timeout=10)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
         self.output.close()
 
     def _family(self) -> list[psutil.Process]:
