@@ -110,7 +110,7 @@ class SuperLink:
 
     def __exit__(self, *_: object) -> None:
         """End the SuperLink and all it started: Ray's processes have sessions of their own and outlive a killed parent."""
-        simulation = [p for p in self._family() if "flwr-simulation" in " ".join(p.cmdline())]
+        simulation = [p for p in self._family() if _is_simulation(p)]
         psutil.wait_procs(simulation, timeout=30 if sys.exc_info()[0] is None else 0)  # lets Ray shut down by itself
         for end in (psutil.Process.terminate, psutil.Process.kill):
             family = self._family()
@@ -128,7 +128,7 @@ class SuperLink:
             found = [*parent.children(recursive=True), parent]
         except psutil.NoSuchProcess:
             found = []
-        self.known = [p for p in {*self.known, *found} if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        self.known = [p for p in {*self.known, *found} if _is_alive(p)]
         return self.known
 
     def submit(self, settings: dict[str, Any], nodes: str) -> str:
@@ -189,6 +189,20 @@ class SuperLink:
     def _last_words(self) -> str:
         lines = (self.home / "superlink.out").read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_simulation(process: psutil.Process) -> bool:
+    try:
+        return "flwr-simulation" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read_state(folder: Path) -> dict[str, str]:
