@@ -1,0 +1,71 @@
+"""The loop over rounds, with a federation that only counts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ease_flwr.core.config import Experiment, TrainConfig
+from ease_flwr.core.history import History
+from ease_flwr.core.lock import ForgetLock
+from strategies.base import Setting, Unlearning
+
+
+class Counting:
+    """Two clients of 30 and 10 examples that move by +1 and +5 in every round."""
+
+    def __init__(self):
+        self.firsts = []
+
+    def train(self, theta, requests, cost, first):
+        self.firsts.append(first)
+        cost.rounds += 1
+        moves = {"a": (30, 1), "b": (10, 5)}
+        return {n: SimpleNamespace(examples=k, adapters=theta + np.float32(d), metrics={}) for n, (k, d) in moves.items()}
+
+
+def strategy(average, lock=None):
+    experiment = Experiment(learn=TrainConfig(average=average))
+    unlearning = Unlearning(Setting(experiment, Counting(), np.zeros(2, np.float32), (), ("a", "b")), Unlearning.Params(), lock)
+    unlearning.mean = lambda updates: sum(u.examples * u.adapters for u in updates.values()) / 40  # +2 a round
+    return unlearning
+
+
+@pytest.mark.parametrize(("average", "end"), [(1, 6.0), (2, 5.0), (9, 4.0)])
+def test_a_phase_ends_with_the_mean_of_its_last_rounds(average, end):
+    seen = []
+    theta, cost = strategy(average).run("learn", np.zeros(2, np.float32), 3, lambda p: seen.append((p.round, p.theta[0])))
+    assert theta.tolist() == [end, end]  # the rounds end at 2, 4, 6
+    assert theta.dtype == np.float32
+    assert seen == [(1, 2.0), (2, 4.0), (3, end)]
+    assert cost.rounds == 3
+
+
+def test_history_holds_weighted_updates_that_add_up(tmp_path):
+    history = History(tmp_path)
+    unlearning = strategy(1)
+    theta, _ = unlearning.run("learn", np.zeros(2, np.float32), 3, lambda p: None, first=5, history=history)
+    columns = [history.columns(n) for n in ("a", "b")]
+    assert columns[0][0].tolist() == [0.75, 0.75, 0.75]
+    assert columns[1][0].tolist() == [1.25, 1.25, 1.25]
+    assert np.allclose(sum(c.sum(1) for c in columns), theta)
+    assert unlearning.setting.federation.firsts == [True, False, False]
+
+
+def test_lock_travels_in_the_hold_phase_only_and_holds_on_the_server_always():
+    lock = ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], 3.0)
+    unlearning = strategy(1, lock)
+    assert unlearning.run("hold", np.zeros(2, np.float32), 2, lambda p: None)[0].tolist() == [0, 4]
+    hold, forget = unlearning.instruct("hold", 1)["a"], unlearning.instruct("forget", 1)["a"]
+    assert len(hold.instruction.lock) == 64
+    assert list(hold.once) == ["lock"]
+    assert forget.instruction.lock == ""
+    assert not forget.once
+
+
+def test_only_the_first_client_meets_returning_pairs():
+    unlearning = strategy(1)
+    unlearning.overlap = 7
+    requests = unlearning.instruct("hold", 1)
+    assert [requests[n].instruction.overlap for n in ("a", "b")] == [7, 0]
