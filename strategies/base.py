@@ -149,7 +149,7 @@ class Unlearning:
             theta = self.combine(theta, updates)
             recent.append(theta)
             if round == first + rounds - 1:
-                theta = np.mean(recent, axis=0, dtype=np.float64).astype(np.float32)
+                theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
             report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, cost))
         return theta, cost
 
