@@ -70,7 +70,7 @@ class Bilateral(LoraClient):
         self.mates = np.random.default_rng(self._seed(instruction) + 1)
         if "request" in extras:
             current = self.model.get()
-            snapshot = self._snapshot(extras["request"], extras["teacher"], instruction.train.batch)
+            snapshot = self._snapshot(extras["request"], extras["teacher"])
             self.model.set(current)
             for name, value in snapshot.items():
                 self.state.save(f"bilateral.{name}", value.numpy())
@@ -78,7 +78,7 @@ class Bilateral(LoraClient):
         self.f0, self.g0, self.target, self.margin = (self._remembered(name) for name in names)
         self.exclusive = self.target < (self.f0[:, None] * self.g0).sum(2) - 1e-4
 
-    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32], batch: int) -> dict[str, Tensor]:
+    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32]) -> dict[str, Tensor]:
         f0, g0 = self._embed_all(request, self.train)
         f, g = self._embed_all(request, self.public)
         f1, g1 = self._embed_all(teacher, self.train)
@@ -86,7 +86,7 @@ class Bilateral(LoraClient):
         exclusive = before - after > self.options["evidence"] * (before - unseen.mean()).clamp_min(0)
         target = after.clamp(unseen.mean() - unseen.std(), unseen.mean()).minimum(before)
         levels = []  # cross-entropies of unseen pairs in batches of the same size, with as many of this client's pairs
-        for index in torch.from_numpy(self.mates.permutation(len(f))).split(batch):
+        for index in torch.from_numpy(self.mates.permutation(len(f))).split(self.batch):
             own = torch.from_numpy(self.mates.integers(len(f0), size=len(index)))
             levels.append(partner_cross_entropy(f[index], g[index, 0], f0[own], g0[own, 0], self.scale).mean(0))
         level = torch.cat(levels)

@@ -135,6 +135,7 @@ class Photographs:
     def galleries(self) -> dict[str, Gallery]:
         return {s: Gallery.single(self.read(s, np.arange(len(self.splits[s])))) for s in ("val", "test")}
 
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def unseen(self) -> Pairs:
         pairs = self.galleries["val"].pairs
         return pairs.take(np.arange(min(self.config.unseen, len(pairs))))

@@ -211,6 +211,7 @@ class Personas:
     def strangers(self) -> list[str]:
         return [n for n, who in self.holders.items() if not who]
 
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def unseen(self) -> Pairs:
         rng = np.random.default_rng((self.seed, 2))
         return self.portraits(self.strangers, self.config.unseen, rng)
