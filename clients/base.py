@@ -36,6 +36,14 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __add__(self, other: Encoded) -> Encoded:
+        """Both, one after the other; who has fewer captions a pair repeats them."""
+        import torch
+
+        most = torch.arange(max(self.tokens.shape[1], other.tokens.shape[1]))
+        tokens = [e.tokens[:, most % e.tokens.shape[1]] for e in (self, other)]
+        return Encoded(torch.cat([self.images, other.images]), torch.cat(tokens))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -93,10 +101,9 @@ class LoraClient(NumPyClient):
         instruction = read_instruction(config)
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
         self.model.set(theta)
-        pairs = self.data.train
+        self.train = self.encode(self.data.train)
         if instruction.overlap:
-            pairs = pairs + self.world.overlap(instruction.targets, instruction.overlap)
-        self.train = self.encode(pairs)
+            self.train += self.encode(self.world.overlap(instruction.targets, instruction.overlap))
         lock = self._lock(instruction, extras)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
@@ -114,7 +121,7 @@ class LoraClient(NumPyClient):
                 losses.append(loss.item())
         extra_metrics = self.finish(theta)
         metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "seconds": time.perf_counter() - started}
-        return [self.model.get()], len(pairs), {**metrics, **extra_metrics}
+        return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
         """Judge this client's own pairs. Metrics per set: counts of hits, and pair similarities if asked for."""

@@ -15,9 +15,11 @@ Targets. The excised model (`teacher`, an adapter vector) shows what a pair's si
 that only this client moved. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
 trained on, under the model at the request (the level of what a model does not know), a pair is knowledge of this client
 alone where the excision takes it a good part of the way there: s°_i - s^E_i > evidence (s°_i - u). Its target is
-m_i = s^E_i, but between u - d and u, and t_i is drawn from the cross-entropies of the public pairs. Other pairs are known
-elsewhere too and stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its
-neighbours along, and they have no margin term.
+m_i = s^E_i, but between u - d and u, and t_i is its cross-entropy under the excised model, but no more than that of the
+public pair of the same rank (as many drawn at random, both sorted): a pair that the excised model still tells apart by
+chance stays told apart, as a retrained model does it, and none is pushed below what is normal for unseen pairs. Other pairs
+are known elsewhere too and stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags
+its neighbours along, and they have no margin term.
 
 AdamW's step does not depend on the loss weight and a hinge does not brake it, so the step is shortened afterwards until the
 exclusive pairs land on their level from above (`finish`).
@@ -85,13 +87,22 @@ class Bilateral(LoraClient):
         unseen, before, after = ((x[:, None] * y).sum(2) for x, y in ((f, g), (f0, g0), (f1, g1)))
         exclusive = before - after > self.options["evidence"] * (before - unseen.mean()).clamp_min(0)
         target = after.clamp(unseen.mean() - unseen.std(), unseen.mean()).minimum(before)
-        levels = []  # cross-entropies of unseen pairs in batches of the same size, with as many of this client's pairs
-        for index in torch.from_numpy(self.mates.permutation(len(f))).split(self.batch):
-            own = torch.from_numpy(self.mates.integers(len(f0), size=len(index)))
-            levels.append(partner_cross_entropy(f[index], g[index, 0], f0[own], g0[own, 0], self.scale).mean(0))
-        level = torch.cat(levels)
-        draw = torch.from_numpy(self.mates.integers(len(level), size=before.numel())).view(before.shape)
-        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, target, before), "margin": level[draw]}
+        level = self._margins(f, g, f0, g0)[:, 0]
+        draw = level[torch.from_numpy(self.mates.integers(len(level), size=int(exclusive.sum())))]
+        margin, known = torch.zeros_like(before), self._margins(f1, g1, f, g)[exclusive]
+        margin[exclusive] = torch.empty_like(draw).scatter(0, known.argsort(), draw.sort().values).minimum(known)
+        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, target, before), "margin": margin}
+
+    def _margins(self, f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor) -> Tensor:
+        """Cross-entropy of the partner of every pair and caption, mean of both directions, (n, captions), in random
+        batches with as many others, first captions."""
+        out = torch.empty(g.shape[:2])
+        for caption in range(g.shape[1]):
+            for i in torch.from_numpy(self.mates.permutation(len(f))).split(self.batch):
+                mates = torch.from_numpy(self.mates.integers(len(others_f), size=len(i)))
+                others = others_f[mates], others_g[mates, 0]
+                out[i, caption] = partner_cross_entropy(f[i], g[i, caption], *others, self.scale).mean(0)
+        return out
 
     def _remembered(self, name: str) -> Tensor:
         value = self.state.load(f"bilateral.{name}")

@@ -22,6 +22,8 @@ from ease_flwr.core.federation import Cost, Federation, Request
 from ease_flwr.core.messages import ADAPTERS, Instruction, Update, unpack
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ease_flwr.core.adapters import Block
     from ease_flwr.core.history import History
     from ease_flwr.core.lock import ForgetLock
@@ -71,7 +73,7 @@ class Unlearning:
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
         """Who does what in this round, by client name.
 
-        While forgetting, the lock is the server's projection alone; the clients' half begins with the hold phase.
+        While forgetting, the server projects; the clients' half begins with the hold phase.
         """
         lock, packed = self._packed_lock() if phase == "hold" else ("", {})
         requests = {}
@@ -106,12 +108,8 @@ class Unlearning:
         return mean
 
     def locked(self, theta: Vector) -> Vector:
-        """theta without any movement along locked directions."""
-        if self.lock is None:
-            return theta
-        import torch
-
-        return self.lock.project(torch.from_numpy(theta)).numpy()
+        """theta after the server's half of the lock."""
+        return theta if self.lock is None else on_numpy(self.lock.take_back, theta)
 
     def _packed_lock(self) -> tuple[str, dict[str, NDArray[np.uint8]]]:
         """Hash and bytes of the lock that clients are to train under; nothing if there is none, or it has no strength."""
@@ -152,6 +150,13 @@ class Unlearning:
                 theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
             report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, cost))
         return theta, cost
+
+
+def on_numpy(function: Callable[[Tensor], Tensor], theta: Vector) -> Vector:
+    """function(theta) for a function of tensors."""
+    import torch
+
+    return function(torch.from_numpy(theta)).numpy()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pydantic import Field
 from ease_flwr.core.config import Section, TrainConfig
 from ease_flwr.core.federation import Request
 from ease_flwr.core.messages import Instruction, Update
-from strategies.base import Setting, Unlearning, Vector
+from strategies.base import Setting, Unlearning, Vector, on_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,9 @@ class Ease(Unlearning):
         bke_evidence: float = Field(0.375, ge=0, le=1)
         """How far excision must take a pair towards the level of unseen pairs for it to count as exclusive (0 to 1)."""
         lock: float = Field(20.0, ge=0)
-        """lambda of the clients' half of the forget lock in the hold phase; 0 leaves it to the server's projection alone."""
+        """lambda of the clients' half of the forget lock in the hold phase; 0 leaves it to the server's alone."""
+        lock_share: float = Field(0.5, ge=0, le=1)
+        """Server's half: the share of the drift along locked directions that is taken back after each round."""
 
     params: Ease.Params
 
@@ -77,15 +79,13 @@ class Ease(Unlearning):
         self.spans = blocks_of(setting.blocks, self.params.scope)
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        import torch
-
         angles = self.angles(history)
         self.unique = self.bases(self.params.tau, angles)
         self.gap = self.around(self.setting.theta_0, self.unique)
-        excised = self.gap.project(torch.from_numpy(theta)).numpy()
+        excised = on_numpy(self.gap.project, theta)
         if self.params.bke:
             deep = self.around(self.setting.theta_0, self.bases(self.params.teacher_tau, angles))
-            self.teacher = {"request": theta, "teacher": deep.project(torch.from_numpy(theta)).numpy()}
+            self.teacher = {"request": theta, "teacher": on_numpy(deep.project, theta)}
         return excised
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
@@ -106,11 +106,9 @@ class Ease(Unlearning):
         return requests
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        import torch
-
         moved = self.mean({n: u for n, u in updates.items() if n in self.setting.clients})
         steps = [updates[n].adapters - theta for n in self.setting.forgotten if n in updates]
-        after = self.gap.project(torch.from_numpy(sum(steps, moved))).numpy()
+        after = on_numpy(self.gap.project, sum(steps, moved))
         self.steps += steps
         return after
 
@@ -154,7 +152,7 @@ class Ease(Unlearning):
         from ease_flwr.core.lock import ForgetLock
 
         starts = [start for start, _ in self.spans]
-        return ForgetLock.around(torch.from_numpy(reference), starts, bases, self.params.lock)
+        return ForgetLock.around(torch.from_numpy(reference), starts, bases, self.params.lock, self.params.lock_share)
 
 
 def blocks_of(blocks: tuple[Block, ...], scope: str) -> list[tuple[int, int]]:

@@ -73,3 +73,18 @@ def test_snapshot_is_remembered_and_its_loss_is_said(trained):
     client.state.clear()
     with pytest.raises(ValueError, match="snapshot of the request is missing here: it must be sent again"):
         excise(client, known, theta, lr=1e-3, round=3, snapshot=False)
+
+
+def test_targets_are_the_teachers_own_but_never_beyond_what_unseen_pairs_have(trained):
+    client, known, theta = trained
+    excise(client, known, theta, lr=1e-9, epochs=1)
+    f, g = client._embed_all(theta, client.train)
+    public_f, public_g = client._embed_all(theta, client.public)
+    client.mates = np.random.default_rng(0)
+    teacher = client._margins(f, g, public_f, public_g)[client.exclusive]
+    margin = client.margin[client.exclusive]
+    unseen = client._margins(*client._embed_all(known, client.public), *client._embed_all(known, client.train))
+    assert margin.max() <= unseen.max() + 2.0  # other random mates than the snapshot drew
+    assert margin.mean() <= min(unseen.mean(), teacher.mean()) + 0.5
+    ranks = [x.argsort().argsort().float() for x in (margin, teacher)]
+    assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.7  # what the teacher tells apart best keeps the lowest target

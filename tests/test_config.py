@@ -3,7 +3,7 @@
 import pytest
 
 import strategies
-from ease_flwr.core import config
+from ease_flwr.core import config, halves
 from ease_flwr.core.config import ConfigError, Experiment
 
 NAMES = "client-0, client-1, client-2, client-3, client-4, client-5, client-6, client-7"
@@ -23,7 +23,7 @@ def test_every_strategy_loads_and_has_a_module(name):
 
 
 def test_every_strategy_has_a_yaml():
-    assert strategies.names() == config.choices("strategy")
+    assert halves.names("strategies") == config.choices("strategy")
 
 
 def test_every_field_is_documented():
@@ -34,7 +34,7 @@ def test_every_field_is_documented():
             else:
                 assert field.description, f"{model.__name__}.{name}"
 
-    for model in (Experiment, config.Submission, *(strategies.load(n).Params for n in strategies.names())):
+    for model in (Experiment, config.Submission, *(strategies.load(n).Params for n in halves.names("strategies"))):
         check(model)
 
 
@@ -67,7 +67,7 @@ def test_mistakes_are_one_line(overrides, line):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are flickr8k, personas$"):
         config.load("persona")
-    with pytest.raises(ConfigError, match=r"^no strategy 'eas': there are ease, finetune$"):
+    with pytest.raises(ConfigError, match=r"^no 'eas' in strategies/: there are ease, finetune$"):
         strategies.load("eas")
     with pytest.raises(ConfigError, match=r"seed.x: seed is a value, not a section"):
         config.load("personas", {"seed": 1, "seed.x": "2"})

@@ -1,5 +1,7 @@
 """The forget lock: projection laws, the proximal step by hand, and the drift bound."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,6 +49,19 @@ def test_proximal_step_by_hand():
 
 
 @settings(deadline=None, max_examples=30)
+@given(st.floats(0.05, 1), st.integers(0, 10**6))
+def test_a_share_taken_back_each_round_bounds_the_drift(share, seed):
+    lock = replace(make_lock(seed)[0], share=share)
+    theta = make_lock(seed)[1]
+    push = torch.cat([share * b.sum(1) for b in lock.bases])  # the same way every round: the worst case
+    push = torch.cat([push[:8], torch.zeros(5, dtype=torch.float64), push[8:]])
+    d = float((lock.drift(theta + push) - lock.drift(theta)).norm())
+    for _ in range(40):
+        theta = lock.take_back(theta + push)
+        assert float(lock.drift(theta).norm()) <= d * (1 - share) / share + 1e-9
+
+
+@settings(deadline=None, max_examples=30)
 @given(st.floats(0.1, 30), st.floats(1e-3, 1), st.integers(0, 10**6))
 def test_drift_bound(strength, lr, seed):
     """||z_n|| <= min(n lr G, G / lambda) from z_0 = 0, for optimiser directions with ||U^T u|| <= G, also after averaging."""
@@ -68,7 +83,7 @@ def test_drift_bound(strength, lr, seed):
 def test_round_trip_through_bytes():
     lock, _ = make_lock(1, 2.5)
     back = ForgetLock.from_tensors(load(save(lock.tensors())))
-    assert back.strength == 2.5
+    assert (back.strength, back.share) == (2.5, 1.0)
     assert back.starts == lock.starts == (0, 13)
     theta = torch.randn(20, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(back.project(theta), lock.project(theta.double()).float(), atol=5e-3)

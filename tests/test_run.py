@@ -9,7 +9,7 @@ from flwr.app import Context, RecordDict
 import clients
 import strategies
 from ease_flwr import server_app
-from ease_flwr.core import config
+from ease_flwr.core import config, halves
 from ease_flwr.core.config import ConfigError
 from ease_flwr.core.federation import Cost
 from ease_flwr.core.run import PhaseResult, Run
@@ -134,8 +134,8 @@ def test_cache_knows_what_decides_a_phase(home, tmp_path):
 
 
 def test_every_objective_a_strategy_names_exists():
-    for name in strategies.names():
-        assert set(strategies.load(name).objectives) <= set(clients.names())
-    with pytest.raises(ValueError, match=r"no objective 'nothing' here: there are bilateral, contrastive"):
+    for name in halves.names("strategies"):
+        assert set(strategies.load(name).objectives) <= set(halves.names("clients"))
+    with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are bilateral, contrastive"):
         clients.load("nothing")
     assert config.choices("experiment")

@@ -17,20 +17,24 @@ from torch import Tensor
 class ForgetLock:
     """starts: first position of each block.  bases: (p_b, q_b) orthonormal each.  anchors: (q_b,) = U_b^T theta_ref.
 
-    strength: lambda of the proximal step, 1 / (learning rate x steps) is its natural unit.
+    strength: lambda of the clients' proximal step, 1 / (learning rate x steps) is its natural unit.
+    share: of the drift that the server takes back after a round, 0 to 1.
     """
 
     starts: tuple[int, ...]
     bases: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
     strength: float
+    share: float = 1.0
 
     @classmethod
-    def around(cls, reference: Tensor, starts: Sequence[int], bases: Sequence[Tensor], strength: float) -> ForgetLock:
+    def around(
+        cls, reference: Tensor, starts: Sequence[int], bases: Sequence[Tensor], strength: float = 0.0, share: float = 1.0
+    ) -> ForgetLock:
         """Lock these directions at `reference` (p,). Blocks without directions are left out."""
         kept = [(s, b.to(reference.dtype)) for s, b in zip(starts, bases, strict=True) if b.shape[1]]
         anchors = tuple(b.T @ reference[s : s + len(b)] for s, b in kept)
-        return cls(tuple(s for s, _ in kept), tuple(b for _, b in kept), anchors, strength)
+        return cls(tuple(s for s, _ in kept), tuple(b for _, b in kept), anchors, strength, share)
 
     @property
     def dimension(self) -> int:
@@ -51,8 +55,13 @@ class ForgetLock:
         return moved
 
     def project(self, theta: Tensor) -> Tensor:
-        """theta_ref + (I - U U^T)(theta - theta_ref): excision, and the server's half of the lock. Idempotent, affine."""
+        """theta_ref + (I - U U^T)(theta - theta_ref): excision. Idempotent, affine."""
         return self.shift(theta, 1.0)
+
+    def take_back(self, theta: Tensor) -> Tensor:
+        """The server's half, after a round: its share of the drift is undone. With d the drift that a round adds and
+        0 < share < 1, the drift stays below d (1 - share) / share for ever."""
+        return self.shift(theta, self.share)
 
     def proximal_step(self, theta: Tensor, lr: float) -> Tensor:
         """The client's half: the exact minimiser of lambda/2 ||z||^2 + 1/(2 lr) ||. - theta||^2, after an optimiser step.
@@ -64,7 +73,8 @@ class ForgetLock:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as named tensors, bases in half precision: for the wire and the disk."""
-        out = {"strength": torch.tensor(self.strength, dtype=torch.float64), "starts": torch.tensor(self.starts)}
+        scalars = torch.tensor([self.strength, self.share], dtype=torch.float64)
+        out = {"strength, share": scalars, "starts": torch.tensor(self.starts)}
         for i, (b, a) in enumerate(zip(self.bases, self.anchors, strict=True)):
             out[f"basis.{i}"], out[f"anchor.{i}"] = b.half().contiguous(), a.float()
         return out
@@ -77,5 +87,5 @@ class ForgetLock:
             tuple(tensors["starts"].tolist()),
             tuple(tensors[f"basis.{i}"].float() for i in range(n)),
             tuple(tensors[f"anchor.{i}"].float() for i in range(n)),
-            float(tensors["strength"]),
+            *tensors["strength, share"].tolist(),
         )

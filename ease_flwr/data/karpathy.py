@@ -140,6 +140,7 @@ class Photographs:
         pairs = self.galleries["val"].pairs
         return pairs.take(np.arange(min(self.config.unseen, len(pairs))))
 
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
         """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
         theirs = np.concatenate([self.parts[self.clients.index(t)] for t in targets])

@@ -216,6 +216,7 @@ class Personas:
         rng = np.random.default_rng((self.seed, 2))
         return self.portraits(self.strangers, self.config.unseen, rng)
 
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
         only_theirs = [n for n, who in self.holders.items() if who and who <= set(targets)]
         return self.portraits(only_theirs, count, np.random.default_rng((self.seed, 3)))
