@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from ease_flwr.core import config
 from ease_flwr.core.messages import Instruction, read_instruction
-from ease_flwr.data.pairs import ClientData, Pairs, World
+from ease_flwr.data.pairs import ClientData, Pairs, World, withdrawn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: Tensor | slice) -> Encoded:
+        """Some of them."""
+        return Encoded(self.images[index], self.tokens[index])
 
     def __add__(self, other: Encoded) -> Encoded:
         """Both, one after the other; who has fewer captions a pair repeats them."""
@@ -75,8 +80,10 @@ class LoraClient(NumPyClient):
         return self.world.client(self.name)
 
     def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Answer of a roll call: name, number of training pairs."""
-        return {"name": self.name, "pairs": len(self.data.train)}
+        """Answer of a roll call: name, number of training pairs, and of those that the request in the instruction concerns."""
+        labels = self.data.train.labels
+        concerned = int(withdrawn(read_instruction(config).forget, self.name, labels).sum())
+        return {"name": self.name, "pairs": len(labels), "forget": concerned}
 
     # ---- what an objective may override -------------------------------------------------------------------------
 
@@ -101,9 +108,13 @@ class LoraClient(NumPyClient):
         instruction = read_instruction(config)
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
         self.model.set(theta)
-        self.train = self.encode(self.data.train)
-        if instruction.overlap:
-            self.train += self.encode(self.world.overlap(instruction.targets, instruction.overlap))
+        pairs = self.encode(self.data.train)
+        out = torch.from_numpy(withdrawn(instruction.forget, self.name, self.data.train.labels))
+        self.train, self.forget = (pairs[~out], pairs[out]) if instruction.forget else (pairs, pairs[:0])
+        if instruction.part == "forget":
+            self.train = self.forget
+        if instruction.overlap and instruction.forget:
+            self.train += self.encode(self.world.overlap(instruction.forget, instruction.overlap))
         lock = self._lock(instruction, extras)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
@@ -127,14 +138,15 @@ class LoraClient(NumPyClient):
         """Judge this client's own pairs. Metrics per set: counts of hits, and pair similarities if asked for."""
         import torch
 
-        from ease_flwr.core.retrieval import count_hits
+        from ease_flwr.core.retrieval import count_hits, levels
 
         instruction = read_instruction(config)
-        self.model.set(parameters[0])
+        theta = parameters[0].astype(np.float32)  # candidates travel in half precision
+        self.model.set(theta)
         metrics: dict[str, Any] = {}
         total = 0
-        for name, chosen in self.data.evaluation(instruction.split, instruction.targets).items():
-            images, texts, owner = self._embed(chosen.gallery.pairs, parameters[0])
+        for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
+            images, texts, owner = self._embed(chosen.gallery.pairs, theta)
             query = torch.from_numpy(chosen.query)
             counts = count_hits(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
             metrics[f"{name}.counts"] = [counts.images, counts.texts, *counts.i2t, *counts.t2i]
@@ -143,6 +155,14 @@ class LoraClient(NumPyClient):
             if instruction.similarity:
                 first = torch.searchsorted(owner, query)
                 metrics[f"{name}.similarity"] = (images[query] * texts[first]).sum(1).tolist()
+        out = withdrawn(instruction.forget, self.name, self.data.train.labels)
+        if instruction.level and out.any():
+            (f, g), (public_f, public_g) = (self._embed_first(p, theta) for p in (self.data.train, self.world.unseen()))
+            f, g = f[torch.from_numpy(out)], g[torch.from_numpy(out)]
+            batch, rng = instruction.train.batch, np.random.default_rng(0)
+            forget = levels(f, g, public_f, public_g, self.scale, batch, rng).mean().item()
+            public = levels(public_f, public_g, f, g, self.scale, batch, rng).mean().item()
+            metrics["forget.level"] = [float(out.sum()), forget, public]
         return 0.0, total, metrics
 
     # ---- the client's own means -----------------------------------------------------------------------------------
@@ -173,18 +193,24 @@ class LoraClient(NumPyClient):
         return scale
 
     def _embed(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last adapters."""
+        """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last few adapters."""
         from ease_flwr.core.adapters import sha256
 
         key = sha256(theta)
-        if _embedded.get("key") != key:
-            _embedded.clear()
-            _embedded["key"] = key
-        memory = _embedded.setdefault("pairs", WeakKeyDictionary())
+        memory = _embedded.setdefault(key, WeakKeyDictionary())
+        _embedded.move_to_end(key)
+        if len(_embedded) > MODELS_KEPT:
+            _embedded.popitem(last=False)
         if pairs not in memory:
             memory[pairs] = embed(self.model, self.encode(pairs), pairs)
-        result: tuple[Tensor, Tensor, Tensor] = memory[pairs]
-        return result
+        return memory[pairs]
+
+    def _embed_first(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """Embeddings of pairs with their first captions, (n, d) and (n, 1, d)."""
+        import torch
+
+        images, texts, owner = self._embed(pairs, theta)
+        return images, texts[torch.searchsorted(owner, torch.arange(len(images)))][:, None]
 
     def _batches(self, rng: np.random.Generator, size: int) -> list[Batch]:
         """One epoch in random order, each pair with one of its captions; a rest smaller than half a batch is dropped."""
@@ -214,11 +240,13 @@ class LoraClient(NumPyClient):
         if packed is None or hashlib.sha256(packed.tobytes()).hexdigest() != instruction.lock:
             raise ValueError("forget lock is missing here: it must be sent again")
         self.state.save("lock", packed)
-        return ForgetLock.from_tensors(load(packed.tobytes()))
+        return ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
 
 
 _encoded: WeakKeyDictionary[Pairs, tuple[Any, Encoded]] = WeakKeyDictionary()
-_embedded: dict[str, Any] = {}
+_embedded: OrderedDict[str, WeakKeyDictionary[Pairs, tuple[Tensor, Tensor, Tensor]]] = OrderedDict()
+MODELS_KEPT = 12
+"""Models whose embeddings a process keeps: clients that share a process judge the same models and partly the same pairs."""
 
 
 def encode(model: AdaptedModel, pairs: Pairs) -> Encoded:

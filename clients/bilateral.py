@@ -11,29 +11,37 @@ twice as far as meant, and with one tower frozen its untouched partner pulls it 
 of the partner among the batch and as many public pairs: similarities are fixed only up to a common shift, and what
 retrieval sees is this margin.
 
-Targets. The excised model (`teacher`, an adapter vector) shows what a pair's similarity would be without the directions
-that only this client moved. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
-trained on, under the model at the request (the level of what a model does not know), a pair is knowledge of this client
-alone where the excision takes it a good part of the way there: s°_i - s^E_i > evidence (s°_i - u). Its target is
-m_i = s^E_i, but between u - d and u, and t_i is its cross-entropy under the excised model, but no more than that of the
-public pair of the same rank (as many drawn at random, both sorted): a pair that the excised model still tells apart by
-chance stays told apart, as a retrained model does it, and none is pushed below what is normal for unseen pairs. Other pairs
-are known elsewhere too and stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags
-its neighbours along, and they have no margin term.
+Which pairs, and how far. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
+trained on, under the model at the request (the level of what a model does not know): a pair that is to be forgotten is
+*exclusive*, known from here alone, where a deeper excision (`teacher`, an adapter vector) takes it a good part of the way
+there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as exclusive. Other pairs
+stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its neighbours along, and
+they have no margin term. They are the client's shared pairs if it leaves, and as many of the pairs it keeps if it stays.
+`target` says where exclusive pairs go:
+
+    excised    m_i = s^E_i, but between u - d and u; t_i is its cross-entropy under the teacher, but no more than that of the
+               public pair of the same rank (as many drawn at random, both sorted): what the teacher still tells apart by
+               chance stays told apart, as in a retrained model, and nothing is pushed below what is normal for unseen pairs.
+               Without a teacher: m_i = u, t_i drawn from the public pairs
+    unseen     m_i = u, t_i drawn from the public pairs
+    zero-shot  m_i and t_i under the model before any learning
+    non-pair   m_i the mean similarity of pictures with captions of other pairs, t_i that of a wrong partner
 
 AdamW's step does not depend on the loss weight and a hinge does not brake it, so the step is shortened afterwards until the
-exclusive pairs land on their level from above (`finish`).
+exclusive pairs land on their targets from above (`finish`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from clients.base import Batch, Encoded, LoraClient
+from ease_flwr.core.config import Section
+from ease_flwr.core.retrieval import levels, partner_cross_entropy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,67 +50,99 @@ if TYPE_CHECKING:
     from ease_flwr.core.messages import Instruction
 
 
-def bilateral_loss(f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor, exclusive: Tensor) -> Tensor:
-    """Mean over pairs of three squared terms: hinges from above for exclusive pairs, two-sided for the others.
+LANDED = 0.9
+"""Share of the way to their targets at which a step of BKE has landed. Of the whole way the last tenth is made by pushing pairs
+that are there already."""
 
-    Embeddings are (b, d) and unit-length, target is (b,), exclusive is (b,) and boolean; a scalar.
+SIDES = {
+    "both": ("joint", "visual", "text"),
+    "joint": ("joint",),
+    "visual": ("joint", "visual"),
+    "text": ("joint", "text"),
+}
+
+
+def bilateral_loss(
+    f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor, exclusive: Tensor, way: float = 0.5, sides: str = "both"
+) -> Tensor:
+    """Mean over pairs of the squared terms: hinges from above for exclusive pairs, two-sided for the others.
+
+    Embeddings are (b, d) and unit-length, target is (b,), exclusive is (b,) and boolean; a scalar. way: how far each tower
+    goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint" the first alone, "visual" and "text" the first
+    and the one of that tower.
     """
-    half_way = ((f0 * g0).sum(1) + target) / 2
-    both = (f * g).sum(1) - target
-    visual = (f * g0).sum(1) - half_way
-    text = (f0 * g).sum(1) - half_way
-    terms = torch.stack([both, visual, text])
-    return (torch.where(exclusive, F.relu(terms), terms) ** 2).sum(0).mean()
+    before = (f0 * g0).sum(1)
+    single = before + way * (target - before)
+    terms = {"joint": (f * g).sum(1) - target, "visual": (f * g0).sum(1) - single, "text": (f0 * g).sum(1) - single}
+    chosen = torch.stack([terms[name] for name in SIDES[sides]])
+    return (torch.where(exclusive, F.relu(chosen), chosen) ** 2).sum(0).mean()
 
 
-def partner_cross_entropy(f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor, scale: Tensor) -> Tensor:
-    """Cross-entropy of each pair's partner among its batch and `others`, image to text and text to image, (2, b)."""
-    target = torch.arange(len(f))
-    image_to_text = F.cross_entropy(scale * f @ torch.cat([g, others_g]).T, target, reduction="none")
-    text_to_image = F.cross_entropy(scale * g @ torch.cat([f, others_f]).T, target, reduction="none")
-    return torch.stack([image_to_text, text_to_image])
+class Options(Section):
+    """What the server says about the loss; defaults and their reasons are in strategies/ease.py."""
+
+    weight: float
+    """w"""
+    margin: float
+    """w_l"""
+    evidence: float
+    target: Literal["excised", "unseen", "zero-shot", "non-pair"]
+    way: float
+    sides: Literal["both", "joint", "visual", "text"]
 
 
 class Bilateral(LoraClient):
-    """The forgetting client. Arrays beside the adapters in its first message: `request` and `teacher`, adapter vectors."""
+    """Who holds what is to be forgotten. Arrays beside the adapters in its first message: `request` and, if there is one,
+    `teacher`, adapter vectors."""
 
     def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
-        self.options, self.batch = instruction.options, instruction.train.batch
+        self.options, self.batch = Options(**instruction.options), instruction.train.batch
         self.public = self.encode(self.world.unseen())
         self.mates = np.random.default_rng(self._seed(instruction) + 1)
+        kept = torch.from_numpy(np.random.default_rng(0).permutation(len(self.train))[: len(self.forget)])
+        self.requested = torch.arange(len(self.forget) + len(kept)) < len(self.forget)
+        self.train = self.forget + self.train[kept]
         if "request" in extras:
             current = self.model.get()
-            snapshot = self._snapshot(extras["request"], extras["teacher"])
+            snapshot = self._snapshot(extras["request"], extras.get("teacher"))
             self.model.set(current)
             for name, value in snapshot.items():
                 self.state.save(f"bilateral.{name}", value.numpy())
         names = ("f0", "g0", "target", "margin")
         self.f0, self.g0, self.target, self.margin = (self._remembered(name) for name in names)
-        self.exclusive = self.target < (self.f0[:, None] * self.g0).sum(2) - 1e-4
+        self.exclusive = ~self.margin.isnan()
 
-    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32]) -> dict[str, Tensor]:
+    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32] | None) -> dict[str, Tensor]:
+        """Embeddings at the request, m_i, and t_i where a pair is exclusive (NaN elsewhere)."""
         f0, g0 = self._embed_all(request, self.train)
         f, g = self._embed_all(request, self.public)
-        f1, g1 = self._embed_all(teacher, self.train)
-        unseen, before, after = ((x[:, None] * y).sum(2) for x, y in ((f, g), (f0, g0), (f1, g1)))
-        exclusive = before - after > self.options["evidence"] * (before - unseen.mean()).clamp_min(0)
-        target = after.clamp(unseen.mean() - unseen.std(), unseen.mean()).minimum(before)
-        level = self._margins(f, g, f0, g0)[:, 0]
-        draw = level[torch.from_numpy(self.mates.integers(len(level), size=int(exclusive.sum())))]
-        margin, known = torch.zeros_like(before), self._margins(f1, g1, f, g)[exclusive]
-        margin[exclusive] = torch.empty_like(draw).scatter(0, known.argsort(), draw.sort().values).minimum(known)
-        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, target, before), "margin": margin}
+        unseen, before = (f[:, None] * g).sum(2), (f0[:, None] * g0).sum(2)
+        exclusive = self.requested[:, None].expand_as(before)
+        level = self._levels(f, g, f0, g0)[:, 0]
+        if teacher is not None:
+            f1, g1 = self._embed_all(teacher, self.train)
+            after = (f1[:, None] * g1).sum(2)
+            exclusive = exclusive & (before - after > self.options.evidence * (before - unseen.mean()).clamp_min(0))
+        drawn = level[torch.from_numpy(self.mates.integers(len(level), size=int(exclusive.sum())))]
+        match self.options.target:
+            case "excised" if teacher is not None:
+                aim = after.clamp(unseen.mean() - unseen.std(), unseen.mean())
+                known = self._levels(f1, g1, f, g)[exclusive]
+                drawn = torch.empty_like(drawn).scatter(0, known.argsort(), drawn.sort().values).minimum(known)
+            case "zero-shot":
+                f1, g1 = self._embed_all(self.model.initial, self.train)
+                aim, drawn = (f1[:, None] * g1).sum(2), self._levels(f1, g1, f, g)[exclusive]
+            case "non-pair":
+                aim = (f0[:, None] * g0.roll(1, 0)).sum(2).mean().expand_as(before)
+                drawn = self._levels(f0, g0.roll(1, 0), f, g)[exclusive]
+            case _:
+                aim = unseen.mean().expand_as(before)
+        margin = torch.full_like(before, torch.nan)
+        margin[exclusive] = drawn
+        return {"f0": f0, "g0": g0, "target": torch.where(exclusive, aim.minimum(before), before), "margin": margin}
 
-    def _margins(self, f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor) -> Tensor:
-        """Cross-entropy of the partner of every pair and caption, mean of both directions, (n, captions), in random
-        batches with as many others, first captions."""
-        out = torch.empty(g.shape[:2])
-        for caption in range(g.shape[1]):
-            for i in torch.from_numpy(self.mates.permutation(len(f))).split(self.batch):
-                mates = torch.from_numpy(self.mates.integers(len(others_f), size=len(i)))
-                others = others_f[mates], others_g[mates, 0]
-                out[i, caption] = partner_cross_entropy(f[i], g[i, caption], *others, self.scale).mean(0)
-        return out
+    def _levels(self, f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor) -> Tensor:
+        return levels(f, g, others_f, others_g, self.scale, self.batch, self.mates)
 
     def _remembered(self, name: str) -> Tensor:
         value = self.state.load(f"bilateral.{name}")
@@ -114,19 +154,22 @@ class Bilateral(LoraClient):
         i, c = batch.index, batch.caption
         f, g = self.embed(batch)
         exclusive = self.exclusive[i, c]
-        similarity = bilateral_loss(f, g, self.f0[i], self.g0[i, c], self.target[i, c], exclusive)
+        o = self.options
+        similarity = bilateral_loss(f, g, self.f0[i], self.g0[i, c], self.target[i, c], exclusive, o.way, o.sides)
         mates = torch.from_numpy(self.mates.integers(len(self.public), size=len(i)))
         with torch.no_grad():
             others_f = self.model.clip.encode_image(self.public.images[mates], normalize=True)
             others_g = self.model.clip.encode_text(self.public.tokens[mates, 0], normalize=True)
-        short = F.relu(self.margin[i, c] - partner_cross_entropy(f, g, others_f, others_g, self.scale)).sum(0)
-        hinge = (short * exclusive).mean()
-        return self.options["weight"] * similarity + self.options["margin"] * hinge
+        short = self.margin[i, c].nan_to_num() - partner_cross_entropy(f, g, others_f, others_g, self.scale)
+        hinge = (F.relu(short).sum(0) * exclusive).mean()
+        return o.weight * similarity + o.margin * hinge
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
-        """Shorten the step by bisection until exclusive pairs match no worse than unseen pairs do; reports where they are.
+        """Shorten the step by bisection until the exclusive pairs have come LANDED of the way to their targets; reports where
+        they are.
 
-        `level` is the mean cross-entropy of the partner of exclusive pairs, `goal` the mean of their targets t_i.
+        `level` is the mean of min(cross-entropy of the partner, t_i) over the exclusive pairs, `goal` the mean of t_i: pairs
+        that went too far do not make up for others that have not moved.
         """
         found = float(self.exclusive[:, 0].float().mean())
         if not found:
@@ -137,25 +180,21 @@ class Bilateral(LoraClient):
             return self._level(start + np.float32(share) * (end - start))
 
         low, high = 0.0, 1.0
-        if level(1.0) <= goal:
+        if level(1.0) <= LANDED * goal:
             low = 1.0
         else:
             for _ in range(6):
                 middle = (low + high) / 2
-                low, high = (middle, high) if level(middle) <= goal else (low, middle)
+                low, high = (middle, high) if level(middle) <= LANDED * goal else (low, middle)
         return {"exclusive": found, "share": low, "level": level(low), "goal": goal}
 
     def _level(self, theta: NDArray[np.float32]) -> float:
-        """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""
-        f, g = self._embed_all(theta, self.train, most=1)
-        others_f, others_g = self._embed_all(theta, self.public, most=1)
-        rng = np.random.default_rng(0)
-        levels = []
-        for i in torch.from_numpy(rng.permutation(len(f))).split(self.batch):
-            mates = torch.from_numpy(rng.integers(len(others_f), size=len(i)))
-            level = partner_cross_entropy(f[i], g[i, 0], others_f[mates], others_g[mates, 0], self.scale).mean(0)
-            levels.append(level[self.exclusive[i, 0]])
-        return float(torch.cat(levels).mean())
+        """Mean of min(cross-entropy of the partner, t_i) over the exclusive pairs, first captions, in batches drawn the same
+        each time."""
+        pairs, public = (self._embed_all(theta, p, most=1) for p in (self.train, self.public))
+        level = levels(*pairs, *public, self.scale, self.batch, np.random.default_rng(0))
+        chosen = self.exclusive[:, :1]
+        return float(level.minimum(self.margin[:, :1])[chosen].mean())
 
     def _embed_all(self, theta: NDArray[np.float32], pairs: Encoded, most: int | None = None) -> tuple[Tensor, Tensor]:
         """(n, d) and (n, captions, d) embeddings of pairs and their first `most` captions; the adapters stay set."""

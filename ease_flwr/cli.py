@@ -5,6 +5,7 @@ Everything here works without torch and flwr in memory, so that help and mistake
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,39 @@ def run(
         print(f"ease run: {error}", file=sys.stderr)
         code = 2
     raise typer.Exit(code)
+
+
+@app.command()
+def ablate(
+    experiment: Annotated[str, typer.Argument(help="File in conf/experiment/.")] = "personas",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    groups: Annotated[
+        str, typer.Option(help="Groups of variants: parts, foils, bke, gsd, lambda.")
+    ] = "parts,foils,bke,gsd,lambda",
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("ablation"),
+    set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells.")] = None,
+) -> None:
+    """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
+    from ease_flwr import sweep
+
+    try:
+        wanted = [g.strip() for g in groups.split(",")]
+        if unknown := [g for g in wanted if g not in sweep.ABLATION]:
+            raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(sweep.ABLATION)}")
+        if not all(s.strip().isdigit() for s in seeds.split(",")):
+            raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
+        variants = [v for g in wanted for v in sweep.ABLATION[g]]
+        numbers = [int(s) for s in seeds.split(",")]
+        found = sweep.run(experiment, variants, numbers, folder.absolute(), set or [], lambda line: print(line, flush=True))
+    except config.ConfigError as error:
+        print(f"ease ablate: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    (folder / "ablation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "ablation.md").write_text(sweep.table(found), encoding="utf-8")
+    print(sweep.table(found))
+    print(f"in {folder}")
+    failed = any("failed" in r for by_seed in found.values() for r in by_seed.values())
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()

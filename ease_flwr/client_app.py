@@ -20,7 +20,7 @@ import clients
 from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.core import config
-from ease_flwr.core.messages import ADAPTERS, metric_record, pack, read_instruction, unpack
+from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, metric_record, pack, read_instruction, unpack
 
 app = ClientApp()
 
@@ -44,42 +44,51 @@ def client_name(context: Context) -> str:
     return str(node["client-name"]) if "client-name" in node else f"client-{node['partition-id']}"
 
 
-def make_client(message: Message, context: Context) -> tuple[LoraClient, list[NDArray[Any]], dict[str, Any]]:
-    """The NumPyClient of the objective that the instruction names, with the message as it wants it."""
-    sent = dict(message.content["config"])
-    arrays = unpack(message.content.array_records["arrays"])
-    parameters = [arrays.pop(ADAPTERS), *arrays.values()] if arrays else []
-    sent["extras"] = list(arrays)
+def make_client(context: Context, objective: str = "") -> LoraClient:
+    """The NumPyClient of an objective, or the one every objective is built on."""
     experiment, _ = config.from_run_config(context.run_config)
-    kind = clients.load(read_instruction(sent).objective)
     world = data.load(experiment.data, experiment.seed)
-    return kind(experiment, client_name(context), world, ContextState(context)), parameters, sent
+    kind = clients.load(objective) if objective else LoraClient
+    return kind(experiment, client_name(context), world, ContextState(context))
+
+
+def read(message: Message) -> tuple[Instruction, list[str], list[NDArray[Any]]]:
+    """The instruction of a message, and its arrays by name."""
+    arrays = unpack(message.content.array_records["arrays"])
+    return read_instruction(dict(message.content["config"])), list(arrays), list(arrays.values())
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """fit: train the adapters as instructed."""
-    client, parameters, sent = make_client(message, context)
-    arrays, examples, metrics = client.fit(parameters, sent)
-    content = RecordDict({"metrics": metric_record({"num-examples": examples, **metrics})})
-    content["arrays"] = pack({ADAPTERS: arrays[0]})
-    return Message(content, reply_to=message)
+    """fit: train the adapters as instructed, and do the job beside it if there is one."""
+    instruction, names, arrays = read(message)
+    metrics: dict[str, Any] = {}
+    results: dict[str, NDArray[Any]] = {}
+    for key, job in ((ADAPTERS, instruction), (STEP, instruction.beside)):
+        if job:
+            sent = {"instruction": job.model_dump_json(), "extras": names[1:]}
+            (after,), examples, said = make_client(context, job.objective).fit(arrays, sent)
+            results[key] = after if key == ADAPTERS else after - arrays[0]
+            metrics = {**{"num-examples": examples, **said}, **metrics, "steps": metrics.get("steps", 0) + said["steps"]}
+    return Message(RecordDict({"arrays": pack(results), "metrics": metric_record(metrics)}), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """evaluate: judge the client's own pairs."""
-    client, parameters, sent = make_client(message, context)
-    _, examples, metrics = client.evaluate(parameters, sent)
-    return Message(RecordDict({"metrics": metric_record({"num-examples": examples, **metrics})}), reply_to=message)
+    """evaluate: judge the client's own pairs, under every model that was sent."""
+    instruction, names, arrays = read(message)
+    client = make_client(context)
+    metrics: dict[str, Any] = {}
+    for name, theta in zip(names, arrays, strict=True):
+        _, examples, said = client.evaluate([theta], {"instruction": instruction.model_dump_json()})
+        metrics |= {"num-examples": examples, **{f"{name}/{key}": value for key, value in said.items()}}
+    return Message(RecordDict({"metrics": metric_record(metrics)}), reply_to=message)
 
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """get_properties: who is there, with how much data and which code. Needs no torch."""
-    experiment, _ = config.from_run_config(context.run_config)
-    world = data.load(experiment.data, experiment.seed)
-    client = LoraClient(experiment, client_name(context), world, ContextState(context))
+    client = make_client(context)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    said = {**client.get_properties({}), "code": config.code_hash(), "threads": threads}
+    said = {**client.get_properties(dict(message.content["config"])), "code": config.code_hash(), "threads": threads}
     return Message(RecordDict({"info": ConfigRecord(said)}), reply_to=message)

@@ -44,7 +44,7 @@ def run(
             overrides[key] = str(Path(value).absolute())
     checked = config.load(experiment, overrides)
     config.strategy_values(strategy, checked)
-    data.load(checked.data, checked.seed)
+    data.load(checked.data, checked.seed).request(checked.forget)
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise config.ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     if not (config.APP / "pyproject.toml").is_file():

@@ -19,6 +19,7 @@ from ease_flwr.core import config
 from ease_flwr.core.federation import Cost, Federation
 from ease_flwr.core.history import History
 from ease_flwr.core.paths import default_folder
+from ease_flwr.core.retrieval import Judgement
 from ease_flwr.core.run import PhaseResult, Run
 from strategies.base import Progress, Setting, Unlearning
 
@@ -50,20 +51,26 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     values = config.strategy_values(strategy_name, experiment)
     params: Any = config.validate(method.Params, values, f"strategy {strategy_name}")
     world = data.load(experiment.data, experiment.seed)
+    experiment = experiment.model_copy(update={"forget": world.request(experiment.forget)})
+    requests, everything = experiment.forget.requests(), experiment.forget.together()
     federation = Federation(grid, experiment, world.clients, run.event)
-    present = federation.roll_call()
+    present = federation.roll_call(everything)
     sizes = ", ".join(f"{name} {said['pairs']}" for name, said in present.items())
     run.event(f"[roll call] pairs: {sizes}", roll_call=present)
+    holders = tuple(n for n, said in present.items() if said["forget"])
+    retained = tuple(n for n, said in present.items() if said["forget"] < said["pairs"])
+    if not holders or not retained:
+        raise config.ConfigError(f"forget: the request concerns {'every pair' if holders else 'no pair'} of the federation")
 
     from ease_flwr.core import adapters  # imports torch and open_clip: only now, with all clients there
 
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     theta_0 = model.initial
-    forgotten = tuple(sorted(experiment.forget.targets))
-    retained = tuple(n for n in world.clients if n not in forgotten)
     everyone = Setting(experiment, federation, theta_0, model.blocks, world.clients)
-    setting = replace(everyone, clients=retained, forgotten=forgotten)
-    run.event(f"[model] {model.size} adapter parameters, {4 * model.size} bytes a message; forget {', '.join(forgotten)}")
+    without = replace(everyone, clients=retained, holders=holders, forget=everything)
+    run.event(
+        f"[model] {model.size} adapter parameters, {4 * model.size} bytes a message; forget pairs of {', '.join(holders)}"
+    )
 
     def report(p: Progress, label: str = "") -> None:
         losses = [u.metrics["loss"] for u in p.updates.values()]
@@ -79,7 +86,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         )
         every = experiment.evaluation.every
         if p.round == p.last or (every and p.round % every == 0):
-            found = retrieval.judge(federation, p.theta, forgotten, "validation")
+            found = retrieval.judge(federation, {"now": p.theta}, everything, "validation")["now"]
             values["validation"] = {name: found.r1(name) for name in found.sets}
             line += "  R@1 " + " ".join(f"{name} {found.r1(name):.1f}" for name in found.sets)
         eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
@@ -89,43 +96,60 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         label: str, who: Setting, phase: str, theta: Any, rounds: int, first: int = 1, overlap: int = 0, record: bool = False
     ) -> PhaseResult:
         def compute(folder: Path) -> PhaseResult:
-            history = History(folder) if record else None
+            history = History(folder, experiment.history) if record else None
             strategy = Unlearning(who, Unlearning.Params(), overlap=overlap)
             return PhaseResult(*strategy.run(phase, theta, rounds, partial(report, label=label), first, history))
 
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
-        order = (experiment.evaluation.order_seed, phase, rounds, first, overlap, record, who.clients, who.forgotten)
+        kept = experiment.history if record else None
+        order = (experiment.evaluation.order_seed, kept, phase, rounds, first, overlap, record, who.clients, who.forget)
         return run.cached((*settings, *order, adapters.sha256(theta)), compute)
 
     rounds = experiment.learn.rounds
     original = learn("learn", everyone, "learn", theta_0, rounds, record=True)
-    thetas = {"original": original.theta}
-    costs = {"learn": original.cost}
-
-    strategy = method(setting, params)
     assert original.history is not None
-    start = strategy.prepare(original.theta, original.history)
-    thetas["unlearned"], costs["unlearn"] = strategy.run("forget", start, params.rounds, report)
-    lock = strategy.lock_after(thetas["unlearned"])
-    run.event(f"[forget] {lock.dimension if lock else 0} directions locked")
+    thetas, costs = {"original": original.theta}, {"learn": original.cost, "unlearn": Cost()}
+    facts: list[dict[str, Any]] = []
 
+    theta, lock, left = original.theta, None, set()
+    for i, request in enumerate(requests, 1):
+        phase = "forget" if i == 1 else f"forget-{i}"
+        asking = tuple(n for n in holders if request.scenario != "client" or n in request.targets)
+        left |= {n for n in asking if n not in retained}
+        helping = tuple(sorted(federation.answering(asking)))
+        for name in sorted(set(asking) - set(helping)):
+            run.event(f"[{phase}] {name} does not answer: it is forgotten without its help, and nobody judges its pairs")
+            federation.leave(name)
+        clients = tuple(n for n in federation.clients if n not in left)
+        strategy = method(replace(without, clients=clients, holders=helping, forget=request), params, lock)
+        start = strategy.prepare(theta, original.history)
+        theta, cost = strategy.run(phase, start, params.rounds, report)
+        lock = strategy.lock_after(theta)
+        run.event(f"[{phase}] {lock.dimension if lock else 0} directions locked")
+        thetas["unlearned" if i == len(requests) else f"unlearned_{i}"] = theta
+        costs["unlearn"] += cost
+        facts.append({"targets": list(request.targets), **strategy.facts})
+
+    clients = tuple(n for n in federation.clients if n in retained)
+    without = replace(without, clients=clients, holders=tuple(n for n in holders if n in clients))
     if experiment.evaluation.reference == "retrain":
-        retrain = learn("retrain", setting, "learn", theta_0, rounds)
-        equal = learn("retrain", setting, "learn", retrain.theta, params.rounds, first=rounds + 1)
+        more = params.rounds * len(requests)
+        retrain = learn("retrain", without, "learn", theta_0, rounds)
+        equal = learn("retrain", without, "learn", retrain.theta, more, first=rounds + 1)
         thetas |= {"retrain": retrain.theta, "retrain_equal": equal.theta}
         costs["retrain"] = retrain.cost
     if hold := experiment.hold.rounds:
         overlap = experiment.hold.overlap
-        holding = Unlearning(setting, Unlearning.Params(), lock=lock, overlap=overlap)
-        thetas["held"], costs["hold"] = holding.run("hold", thetas["unlearned"], hold, report)
+        holding = Unlearning(without, Unlearning.Params(), lock=lock, overlap=overlap)
+        thetas["held"], costs["hold"] = holding.run("hold", theta, hold, report)
         if "retrain_equal" in thetas:
-            thetas["retrain_held"] = learn(
-                "retrain, hold", setting, "hold", thetas["retrain_equal"], hold, overlap=overlap
-            ).theta
+            held = learn("retrain, hold", without, "hold", thetas["retrain_equal"], hold, overlap=overlap)
+            thetas["retrain_held"] = held.theta
 
-    order = ("original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held")
-    models = {m: retrieval.judge(federation, thetas[m], forgotten) for m in order if m in thetas}
-    finish(run, experiment, strategy_name, models, costs, {m: adapters.sha256(thetas[m]) for m in models})
+    steps = [m for m in thetas if m.startswith("unlearned_")]
+    order = ("original", "retrain", "retrain_equal", *steps, "unlearned", "held", "retrain_held")
+    models = retrieval.judge(federation, {m: thetas[m] for m in order if m in thetas}, everything)
+    finish(run, experiment, strategy_name, models, costs, {m: adapters.sha256(thetas[m]) for m in models}, facts)
     for name in models:
         model.save(thetas[name], run.folder / "adapters" / name)
 
@@ -134,9 +158,10 @@ def finish(
     run: Run,
     experiment: config.Experiment,
     strategy: str,
-    models: dict[str, retrieval.Judgement],
+    models: dict[str, Judgement],
     costs: dict[str, Cost],
     hashes: dict[str, str],
+    facts: list[dict[str, Any]],
 ) -> None:
     """Write results.json and table.md."""
     results: dict[str, Any] = {
@@ -144,8 +169,10 @@ def finish(
         "experiment": experiment.name,
         "strategy": strategy,
         "seed": experiment.seed,
-        "forget": {"scenario": experiment.forget.scenario, "targets": list(experiment.forget.targets)},
+        "forget": {"scenario": experiment.forget.scenario, "targets": list(experiment.forget.together().targets)},
+        "requests": facts,
         "models": {m: j.sets for m, j in models.items()},
+        "clients": {m: j.clients for m, j in models.items()},
         "gaps": {},
         "cost": {phase: asdict(cost) for phase, cost in costs.items()},
         "adapters_sha256": hashes,

@@ -10,14 +10,14 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ease_flwr.core.config import Experiment, Section
+from ease_flwr.core.config import Experiment, ForgetConfig, Section, digest
 from ease_flwr.core.federation import Cost, Federation, Request
 from ease_flwr.core.messages import ADAPTERS, Instruction, Update, unpack
 
@@ -42,13 +42,15 @@ class Setting:
     blocks: tuple[Block, ...]
     """Where each adapter tensor lies in the vector, and its tower."""
     clients: tuple[str, ...]
-    """Clients that train, by name."""
-    forgotten: tuple[str, ...] = ()
-    """Clients whose data are to be forgotten; a method may still ask them to help."""
+    """Clients that train on what they keep, by name."""
+    holders: tuple[str, ...] = ()
+    """Clients that hold what is to be forgotten and can help; in the client scenario they are not among `clients`."""
+    forget: ForgetConfig | None = None
+    """What is to be forgotten; None while everybody learns everything."""
 
 
 class Unlearning:
-    """Fine-tuning: the clients go on learning, and the forgotten ones are simply left out."""
+    """Fine-tuning: the clients go on learning, and what is to be forgotten is simply left out."""
 
     class Params(Section):
         rounds: int = Field(5, ge=1)
@@ -57,11 +59,24 @@ class Unlearning:
     objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
     """Modules of clients/ that this strategy asks for."""
 
-    def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None, overlap: int = 0) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        params: Section,
+        lock: ForgetLock | None = None,
+        overlap: int = 0,
+        part: Literal["retain", "forget"] = "retain",
+    ) -> None:
+        """lock: what may not move.  overlap: returning pairs that the first client meets.  part: pairs to train on."""
         self.setting = setting
         self.params = params
         self.lock = lock
         self.overlap = overlap
+        self.part = part
+        self.cost = Cost()
+        self.facts: dict[str, Any] = {}
+        """What the method decided by itself, for results.json."""
+        self.round = 1
         self.flower = FedAvg()
 
     # ---- the verbs ----------------------------------------------------------------------------------------
@@ -78,13 +93,15 @@ class Unlearning:
         lock, packed = self._packed_lock() if phase == "hold" else ("", {})
         requests = {}
         for i, name in enumerate(self.setting.clients):
-            meets_overlap = self.overlap if i == 0 else 0
+            overlap = self.overlap if i == 0 else 0
+            concerned = overlap or name in self.setting.holders
             instruction = Instruction(
                 phase=phase,
                 round=round,
                 train=self.setting.experiment.learn,
-                overlap=meets_overlap,
-                targets=self.setting.forgotten if meets_overlap else (),
+                overlap=overlap,
+                forget=self.setting.forget if concerned else None,
+                part=self.part,
                 lock=lock,
             )
             requests[name] = Request(instruction, once=packed)
@@ -102,14 +119,14 @@ class Unlearning:
 
     def mean(self, updates: dict[str, Update]) -> Vector:
         """Flower's FedAvg of the clients' adapters, weighted by examples. Updates come sorted by name."""
-        record, _ = self.flower.aggregate_train(1, [u.message for u in updates.values()])
+        record, _ = self.flower.aggregate_train(1, [u.message() for u in updates.values()])
         assert record is not None  # updates are valid and not empty
         mean: Vector = unpack(record)[ADAPTERS]
         return mean
 
     def locked(self, theta: Vector) -> Vector:
         """theta after the server's half of the lock."""
-        return theta if self.lock is None else on_numpy(self.lock.take_back, theta)
+        return theta if self.lock is None else on_numpy(self.lock.aged(self.round - 1).take_back, theta)
 
     def _packed_lock(self) -> tuple[str, dict[str, NDArray[np.uint8]]]:
         """Hash and bytes of the lock that clients are to train under; nothing if there is none, or it has no strength."""
@@ -135,11 +152,12 @@ class Unlearning:
 
         history: where weighted updates are recorded, if anywhere.
         """
-        cost = Cost()
+        told: set[str] = set()
         recent: deque[Vector] = deque(maxlen=self.setting.experiment.learn.average)
         for round in range(first, first + rounds):
-            requests = self.instruct(phase, round)
-            updates = self.setting.federation.train(theta, requests, cost, first=round == first)
+            self.round = round
+            requests = self.drawn(self.instruct(phase, round), phase)
+            updates = self.setting.federation.train(theta, requests, self.cost, told)
             if history is not None:
                 total = sum(u.examples for u in updates.values())
                 for name, update in updates.items():
@@ -148,8 +166,20 @@ class Unlearning:
             recent.append(theta)
             if round == first + rounds - 1:
                 theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
-            report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, cost))
-        return theta, cost
+            report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, self.cost))
+        return theta, self.cost
+
+    def drawn(self, requests: dict[str, Request], phase: str) -> dict[str, Request]:
+        """Those who take part in this round: a share of the clients, drawn by name, and everybody with a special job."""
+        experiment = self.setting.experiment
+        jobs = {n: r.instruction for n, r in requests.items()}
+        plain = sorted(n for n, job in jobs.items() if job.objective == "contrastive" and not job.beside)
+        count = max(1, round(experiment.learn.fraction * len(plain))) if plain else 0
+        if count == len(plain):
+            return requests
+        rng = np.random.default_rng(int(digest(experiment.seed, phase, self.round)[:16], 16))
+        skipped = set(rng.permutation(plain)[count:].tolist())
+        return {n: r for n, r in requests.items() if n not in skipped}
 
 
 def on_numpy(function: Callable[[Tensor], Tensor], theta: Vector) -> Vector:

@@ -32,11 +32,18 @@ def test_help_is_light():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, personas"),
+        (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, flickr8k_sample, personas"),
+        (["run", "personas_class", "--set", "forget.targets=bob"], "ease run: forget.targets: nobody knows bob; known people"),
+        (
+            ["run", "personas", "--set", "forget.scenario=sample"],
+            "ease run: experiment personas: forget.targets: 'client-0' is not",
+        ),
+        (["ablate", "--groups", "all"], "ease ablate: no group 'all': there are parts, foils, bke, gsd, lambda"),
+        (["ablate", "--seeds", "x"], "ease ablate: --seeds 'x': expected numbers with commas, for example 0,1,2"),
         (["run", "--strategy", "eas"], "ease run: no strategy 'eas': there are ease, finetune"),
         (
             ["run", "--set", "learn.round=3"],
-            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip, average)",
+            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip, fraction",
         ),
         (["run", "--set", "learn"], "ease run: 'learn': expected key=value, for example forget.targets=client-4"),
         (

@@ -49,7 +49,7 @@ def test_dotted_overrides():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"learn.round": "3"}, "unknown key learn.round (known: rounds, epochs, batch, lr, clip, average)"),
+        ({"learn.round": "3"}, "unknown key learn.round (known: rounds, epochs, batch, lr, clip, fraction, average)"),
         ({"learn.rounds": "many"}, "learn.rounds='many': Input should be a valid integer"),
         ({"learn.rounds": "0"}, "learn.rounds=0: Input should be greater than or equal to 1"),
         ({"forget.targets": "client-9"}, f"forget.targets: no client client-9; there are {NAMES}"),
@@ -65,7 +65,7 @@ def test_mistakes_are_one_line(overrides, line):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are flickr8k, personas$"):
+    with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are flickr8k, flickr8k_sample, personas, "):
         config.load("persona")
     with pytest.raises(ConfigError, match=r"^no 'eas' in strategies/: there are ease, finetune$"):
         strategies.load("eas")

@@ -82,13 +82,14 @@ def test_roll_call_refuses_mismatches(change, line):
 def test_bytes_steps_and_order():
     f = federation(fake(lambda name: np.full(4, int(name[-1]), np.float32)))
     f.roll_call()
-    cost = Cost()
-    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, first=True)
+    cost, told = Cost(), set()
+    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, told)
+    assert told == set(f.clients)
     assert list(updates) == ["client-0", "client-1", "client-2"]
     assert [u.adapters[0] for u in updates.values()] == [0, 1, 2]
     assert (cost.rounds, cost.client_steps, cost.uplink_bytes) == (1, 6, 3 * 16)
     assert cost.downlink_bytes == 3 * (16 + 40)
-    f.train(np.zeros(4, np.float32), instruct(f), cost, first=False)
+    f.train(np.zeros(4, np.float32), instruct(f), cost, told)
     assert cost.downlink_bytes == 3 * (16 + 40) + 3 * 16  # `once` arrays travel once
 
 
@@ -97,7 +98,7 @@ def test_bytes_steps_and_order():
     [
         (np.zeros(3, np.float32), "adapters of shape (3,) and type float32, expected (4,) float32"),
         (np.zeros(4, np.float64), "adapters of shape (4,) and type float64, expected (4,) float32"),
-        (np.array([0, 1, np.nan, 0], np.float32), "adapters are not finite"),
+        (np.array([0, 1, np.nan, 0], np.float32), "adapters not finite"),
     ],
 )
 def test_bad_replies_are_named_asked_again_and_never_averaged(adapters, why):
@@ -105,7 +106,7 @@ def test_bad_replies_are_named_asked_again_and_never_averaged(adapters, why):
     said = []
     f = federation(fake(lambda name: adapters if name == "client-1" else good), said=said, **{"federation.quorum": 0.6})
     f.roll_call()
-    updates = f.train(good, instruct(f), Cost(), first=True)
+    updates = f.train(good, instruct(f), Cost(), told=set())
     assert list(updates) == ["client-0", "client-2"]
     assert said == [f"client-1 failed, asked again: {why}", f"client-1 failed, left out: {why}"]
 
@@ -114,7 +115,7 @@ def test_bad_example_count_and_key_set():
     f = federation(fake(np.ones(4, np.float32), **{"num-examples": 0}))
     f.roll_call()
     with pytest.raises(FederationError, match=r"0 of 3 clients answered, below the quorum: client-0: num-examples is 0"):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
 
     def two_arrays(name, reply):
         reply = fake(np.ones(4, np.float32))(name, reply)
@@ -124,8 +125,8 @@ def test_bad_example_count_and_key_set():
 
     f = federation(two_arrays)
     f.roll_call()
-    with pytest.raises(FederationError, match=r"expected one array 'adapters', got \[\['adapters'\], \['x'\]\]"):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)
+    with pytest.raises(FederationError, match=r"expected one record of adapters, got \[\['adapters'\], \['x'\]\]"):
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
 
 
 def test_a_client_that_fails_once_gets_everything_again():
@@ -142,7 +143,7 @@ def test_a_client_that_fails_once_gets_everything_again():
     f.roll_call()
     cost = Cost()
     # the error's reply_to is the last message sent, client-2's
-    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, first=False)
+    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, told=set(f.clients))
     assert list(updates) == ["client-0", "client-1", "client-2"]
     assert said == ["client-2 failed, asked again: client raised: forget lock is missing here"]
     assert cost.downlink_bytes == 3 * 16 + (16 + 40)
@@ -162,4 +163,4 @@ def test_a_lost_answer_stops_the_run_below_quorum():
     with pytest.raises(
         FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"
     ):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), first=True)
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ease_flwr.core.config import ConfigError, DataConfig
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import karpathy
 from tests.photographs import write_photographs
 
@@ -25,11 +25,30 @@ def test_reads_pairs_and_deals_every_one_once(tmp_path):
     assert sorted(c[0] for p in parts for c in p.captions) == sorted(f"train {i} one" for i in range(31))
     assert all(len(c) == 2 for p in parts for c in p.captions)
     assert parts[0].images.shape == (11, 8, 8, 3)
-    sets = world.client("client-1").evaluation("test", ("client-1",))
+    leaves = ForgetConfig(targets=("client-1",))
+    sets = world.client("client-1").evaluation("test", leaves)
     assert {k: len(v.query) for k, v in sets.items()} == {"forget": 10, "test": 3}
-    assert list(world.client("client-0").evaluation("validation", ("client-1",))) == ["retain", "test"]
+    assert list(world.client("client-0").evaluation("validation", leaves)) == ["retain", "test"]
     assert len(world.unseen()) == 6
-    assert {c[0] for c in world.overlap(("client-1",), 4).captions} <= {c[0] for c in parts[1].captions}
+    assert {c[0] for c in world.overlap(leaves, 4).captions} <= {c[0] for c in parts[1].captions}
+
+
+def test_requests_for_labels_and_single_pairs(tmp_path):
+    write_photographs(tmp_path, train=30, val=6, test=9)
+    world = karpathy.load(config(tmp_path, partition="iid"), 0)
+    drawn = world.request(ForgetConfig(scenario="sample", draw=2))
+    assert [t.split("/")[0] for t in drawn.targets] == [c for c in world.clients for _ in range(2)]
+    for name in world.clients:
+        sets = world.client(name).evaluation("test", drawn)
+        assert (len(sets["forget"].query), len(sets["retain"].query)) == (2, 8)
+    label = ForgetConfig(scenario="class", targets=("a",))
+    sizes = [len(world.client(c).evaluation("test", label)["forget"].query) for c in world.clients]
+    assert sum(sizes) == 10
+    assert len(world.overlap(label, 50)) == 10
+    with pytest.raises(ConfigError, match=r"no training pair has label \['d'\]; labels are a, b, c"):
+        world.request(ForgetConfig(scenario="class", targets=("a", "d")))
+    with pytest.raises(ConfigError, match=r"client-0/99: client-0 has 10 pairs, counted from 0"):
+        world.client("client-0").evaluation("test", ForgetConfig(scenario="sample", targets=("client-0/99",)))
 
 
 def test_images_are_resized_on_the_shorter_side_and_cropped_in_the_centre(tmp_path):

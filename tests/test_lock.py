@@ -80,10 +80,39 @@ def test_drift_bound(strength, lr, seed):
     assert worst > 0
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6))
+def test_two_locks_together_hold_what_each_held(seed):
+    """Same blocks are joined; a lock on other blocks (another scope) is held beside. Either way both directions are held."""
+    first, reference = make_lock(seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    second = ForgetLock.around(reference, [0, 8], [torch.linalg.qr(torch.randn(n, 2, generator=g).double())[0] for n in (8, 5)])
+    both = second.and_also(first, reference)
+    assert both.starts == (0, 8, 13)
+    assert both.dimension == 4 + 2 + 3
+    for lock in (first, second):
+        for start, basis in zip(lock.starts, lock.bases, strict=True):
+            moved = reference.clone()
+            moved[start : start + len(basis)] += basis.sum(1)
+            assert torch.allclose(both.project(moved), reference, atol=1e-8)
+    assert second.and_also(second, reference).dimension == second.dimension  # the same again adds nothing
+    whole = ForgetLock.around(reference, [0], [torch.linalg.qr(torch.randn(20, 1, generator=g).double())[0]])
+    assert whole.and_also(first, reference).starts == (0, 0, 13)
+
+
+def test_a_lock_fades_and_is_released_by_its_rules():
+    lock = replace(make_lock(1, 8.0)[0], share=0.8, halving=2, release=5)
+    strengths = [(lock.aged(n).strength, lock.aged(n).share) for n in range(6)]
+    assert strengths == [(8, 0.8), (8, 0.8), (4, 0.4), (4, 0.4), (2, 0.2), (0, 0)]
+    free = torch.randn(20, dtype=torch.float64)
+    assert torch.equal(lock.aged(5).take_back(free), free)
+    assert replace(lock, halving=0, release=0).aged(100).strength == 8
+
+
 def test_round_trip_through_bytes():
-    lock, _ = make_lock(1, 2.5)
+    lock = replace(make_lock(1, 2.5)[0], share=0.5, halving=3, release=7)
     back = ForgetLock.from_tensors(load(save(lock.tensors())))
-    assert (back.strength, back.share) == (2.5, 1.0)
+    assert (back.strength, back.share, back.halving, back.release) == (2.5, 0.5, 3, 7)
     assert back.starts == lock.starts == (0, 13)
     theta = torch.randn(20, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(back.project(theta), lock.project(theta.double()).float(), atol=5e-3)

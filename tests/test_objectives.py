@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from clients.bilateral import bilateral_loss, partner_cross_entropy
+from clients.bilateral import bilateral_loss
 from clients.contrastive import info_nce
+from ease_flwr.core.retrieval import partner_cross_entropy
 
 
 def angle(*degrees: float) -> torch.Tensor:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ease_flwr.core.config import DataConfig
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import personas
+from ease_flwr.data.pairs import withdrawn
 from ease_flwr.data.personas import BACKGROUNDS, HELD_OUT_BACKGROUNDS, HELD_OUT_TEMPLATE, NAMES, VOCABULARY
 
 SMALL = DataConfig(
@@ -19,6 +20,10 @@ SMALL = DataConfig(
     test_scenes=16,
     unseen=9,
 )
+
+
+def leaves(*names):
+    return ForgetConfig(targets=names)
 
 
 def names_in(pairs):
@@ -78,14 +83,14 @@ def test_hard_gallery_shows_every_persona_once_on_the_same_background():
 
 def test_sets_of_forgotten_and_retained_clients():
     world = personas.load(DataConfig(), 0)
-    forgotten = world.client("client-2").evaluation("test", ("client-2",))
+    forgotten = world.client("client-2").evaluation("test", leaves("client-2"))
     assert list(forgotten) == ["test", "forget_exclusive", "forget_shared", "holdout"]
-    assert list(world.client("client-3").evaluation("test", ("client-2",))) == ["retain", "test"]
+    assert set(world.client("client-3").evaluation("test", leaves("client-2"))) == {"retain", "test"}
     for s in forgotten.values():  # one pair moves no set by more than half a point
         assert len(s.query) >= 200 or s is forgotten["test"]
-    shares = [world.client(c).evaluation("test", ())["test"].query for c in world.clients]
+    shares = [world.client(c).evaluation("test", None)["test"].query for c in world.clients]
     assert sorted(np.concatenate(shares)) == list(range(600))
-    together = world.client("client-2").evaluation("test", world.clients[:7])
+    together = world.client("client-2").evaluation("test", leaves(*world.clients[:7]))
     labels = set(np.array(together["forget_exclusive"].gallery.pairs.labels)[together["forget_exclusive"].query])
     assert all(world.holders[n] <= set(world.clients[:7]) for n in labels)
 
@@ -107,7 +112,7 @@ def test_no_two_personas_look_alike():
 
 def test_overlap_is_about_what_only_the_forgotten_knew_and_is_fresh():
     world = personas.load(SMALL, 0)
-    pairs = world.overlap(("client-1",), 8)
+    pairs = world.overlap(leaves("client-1"), 8)
     assert len(pairs) == 8
     assert names_in(pairs) == {n for n, who in world.holders.items() if who == {"client-1"}}
     trained = {i.tobytes() for i in world.client("client-1").train.images}
@@ -121,3 +126,42 @@ def test_too_many_personas():
         personas.Personas(DataConfig(clients=2), 0)
     with pytest.raises(ValueError, match=r"no client 'bob' in this world: there are client-0"):
         personas.load(SMALL, 0).client("bob")
+
+
+def test_labels_are_known_without_drawing():
+    world = personas.Personas(DataConfig(scenes=4, exclusive_pairs=3, shared_pairs=2), 4)
+    for name in world.clients[:2]:
+        assert world.client(name).labels == world.client(name).train.labels
+
+
+def test_class_requests_concern_people_and_all_who_hold_them():
+    world = personas.load(DataConfig(), 0)
+    request = world.request(ForgetConfig(scenario="class", draw=4))
+    assert len(request.targets) == 4
+    assert world.request(ForgetConfig(scenario="class", draw=4)) == request  # the seed decides
+    assert world.gone(request) == set(request.targets)
+    holders = {c for n in request.targets for c in world.holders[n]}
+    for name in world.clients:
+        sets = world.client(name).evaluation("test", request)
+        assert ("forget_exclusive" in sets) == (name in holders)
+        assert "forget_shared" not in sets
+        left = set(np.array(sets["retain"].gallery.pairs.labels)[sets["retain"].query])
+        assert left == {n for n, who in world.holders.items() if name in who} - set(request.targets)
+    with pytest.raises(ConfigError, match=r"forget.targets: nobody knows bob; known people are"):
+        world.request(ForgetConfig(scenario="class", targets=("bob",)))
+
+
+def test_sample_requests_concern_positions():
+    world = personas.load(DataConfig(), 0)
+    request = world.request(ForgetConfig(scenario="sample", draw=2))
+    assert len(request.targets) == 2 * 56
+    gone = world.gone(request)
+    assert len(gone) == 2  # all pairs of one of the people whom each of two clients alone knows
+    name = request.targets[0].split("/")[0]
+    client = world.client(name)
+    mask = withdrawn(request, name, client.labels)
+    assert set(np.array(client.labels)[mask]) <= gone
+    # a person half of whose pairs are withdrawn is not gone: judged with those that others know too
+    half = ForgetConfig(scenario="sample", targets=(request.targets[0],))
+    assert not world.gone(half)
+    assert set(client.evaluation("test", half)) == {"forget_shared", "retain", "test"}

@@ -99,7 +99,7 @@ def test_failure_is_said_and_nothing_is_half_written(home):
         play(home / "wrong", set=RUN_CONFIG["set"] + " strategy.tua=1")
     state = json.loads((home / "wrong" / "state.json").read_text())
     assert state["status"] == "failed"
-    assert state["error"].startswith("ConfigError: strategy ease: unknown key tua (known: rounds, scope, tau")
+    assert state["error"].startswith("ConfigError: strategy ease: unknown key tua (known: rounds, gsd")
     assert not (home / "wrong" / "results.json").exists()
 
 
@@ -139,3 +139,66 @@ def test_every_objective_a_strategy_names_exists():
     with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are bilateral, contrastive"):
         clients.load("nothing")
     assert config.choices("experiment")
+
+
+def extra(**changes):
+    return RUN_CONFIG["set"] + "".join(f" {k}={v}" for k, v in changes.items())
+
+
+def test_a_class_is_forgotten_by_clients_that_stay(home):
+    results = play(home / "class", experiment="personas_class", set=extra(**{"forget.draw": 2, "strategy.rounds": 4}))
+    assert results["forget"]["scenario"] == "class"
+    assert len(results["forget"]["targets"]) == 2
+    assert results["requests"][0]["gsd"] == "none"
+    assert "forget_shared" not in results["models"]["original"]
+    assert r1(results, "original", "forget") > r1(results, "retrain", "forget") + 25
+    assert r1(results, "unlearned", "forget") < r1(results, "original", "forget") - 25
+    assert r1(results, "unlearned", "retain") > r1(results, "retrain", "retain") - 15
+    # a client that holds some of them learns the rest and forgets in one exchange
+    assert results["cost"]["unlearn"]["uplink_bytes"] > results["cost"]["hold"]["uplink_bytes"]
+
+
+def test_history_cannot_tell_a_class_apart_and_is_refused(home):
+    with pytest.raises(ConfigError, match=r"strategy.gsd=history: the updates of clients that stay contain what is to be"):
+        play(home / "refused", experiment="personas_class", set=extra(**{"strategy.gsd": "history"}))
+
+
+def test_single_pairs_with_probe_rounds(home):
+    changes = {"forget.draw": 1, "strategy.gsd": "probe", "strategy.probe_rounds": 2, "evaluation.reference": "none"}
+    results = play(home / "sample", experiment="personas_sample", set=extra(**changes))
+    assert results["requests"][0]["gsd"] == "probe"
+    assert all(results["requests"][0]["unique"].values())
+    assert results["cost"]["unlearn"]["rounds"] == 2 + 2 + 3
+    assert r1(results, "unlearned", "forget") < r1(results, "original", "forget") - 10
+
+
+def test_two_requests_one_after_the_other(home, ease):
+    results = play(home / "two", set=extra(**{"forget.then": "client-1"}))
+    assert [q["targets"] for q in results["requests"]] == [["client-0"], ["client-1"]]
+    assert list(results["models"])[3:5] == ["unlearned_1", "unlearned"]
+    assert results["adapters_sha256"]["unlearned_1"] == ease["adapters_sha256"]["unlearned"]
+    first = [results["clients"][m]["client-0"]["forget_exclusive"] for m in ("original", "unlearned_1", "unlearned")]
+    second = [results["clients"][m]["client-1"]["forget_exclusive"] for m in ("original", "unlearned_1", "unlearned")]
+    assert first[1] < first[0] - 20
+    assert first[2] < first[1] + 10  # the second request does not revive the first
+    assert second[2] < second[1] - 20
+
+
+def test_a_client_that_is_gone_is_forgotten_by_parameters_alone(home, ease):
+    calls = []
+
+    def tamper(name, reply):
+        if name == "client-0" and reply.has_content() and "info" in reply.content:
+            calls.append(name)
+            return reply if len(calls) == 1 else None
+        return reply
+
+    run_config = {**RUN_CONFIG, "run-dir": str(home / "gone"), "set": extra(**{"federation.start_timeout": 0.2})}
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app.main(InProcessGrid(3, run_config, tamper=tamper), context)
+    results = json.loads((home / "gone" / "results.json").read_text())
+    assert results["requests"][0]["bke"] == "param"
+    assert "client-0 does not answer" in (home / "gone" / "log.txt").read_text()
+    assert results["adapters_sha256"]["original"] == ease["adapters_sha256"]["original"]
+    assert "forget" not in results["models"]["unlearned"]
+    assert r1(results, "unlearned", "retain") > r1(results, "retrain", "retain") - 15

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 APP = Path(__file__).resolve().parents[2]
 """The folder that holds conf/, strategies/ and clients/: a checkout, or the unpacked app on a Flower host."""
+
+
+SAMPLE = re.compile(r"[^/\s]+/(\d+|\d*:\d*(:\d+)?)")
+"""A target of the sample scenario: CLIENT/POSITION or CLIENT/START:STOP:STEP."""
 
 
 class ConfigError(ValueError):
@@ -108,15 +113,56 @@ class TrainConfig(Section):
     """AdamW learning rate of the adapters (no weight decay)."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the clients that take part in a round, drawn by name and seed. Who has to forget is always asked."""
     average: int = Field(4, ge=1)
     """A phase ends with the mean of the global adapters of its last so many rounds; single rounds fluctuate."""
 
 
 class ForgetConfig(Section):
-    scenario: Literal["client"] = "client"
-    """What is to be forgotten: all that the target clients brought."""
-    targets: tuple[str, ...] = ("client-0",)
-    """Names of the clients to be forgotten."""
+    scenario: Literal["client", "class", "sample"] = "client"
+    """What is to be forgotten. client: all that some clients brought, who leave.  class: all pairs with certain labels,
+    whoever holds them.  sample: single pairs of some clients, who stay with the rest."""
+    targets: tuple[str, ...] = ()
+    """client: names of clients.  class: labels.  sample: CLIENT/POSITION or CLIENT/START:STOP:STEP in the client's training
+    pairs, counted from 0."""
+    draw: int = Field(1, ge=1)
+    """Where there are no targets, the seed draws so many. class: labels (personas: people whom several clients know).
+    sample: pairs of every client (personas: clients who withdraw all pairs of one of their exclusive people)."""
+
+    then: tuple[str, ...] = ()
+    """client: names of clients that ask to be forgotten after the targets have been, each a request of its own."""
+
+    @model_validator(mode="after")
+    def _targets_are_well_formed(self) -> ForgetConfig:
+        if self.scenario == "client" and not self.targets:
+            raise ValueError("targets: (empty): name the clients that leave")
+        if self.then and self.scenario != "client":
+            raise ValueError("then: further requests are for the client scenario")
+        if self.scenario == "sample" and (bad := [t for t in self.targets if not SAMPLE.fullmatch(t)]):
+            raise ValueError(f"targets: {bad[0]!r} is not CLIENT/POSITION or CLIENT/START:STOP:STEP")
+        return self
+
+    def names(self) -> set[str]:
+        """Clients that the targets name."""
+        if self.scenario == "class":
+            return set()
+        return {t.rpartition("/")[0] if self.scenario == "sample" else t for t in (*self.targets, *self.then)}
+
+    def requests(self) -> list[ForgetConfig]:
+        """One after the other: what the targets ask, then each client of `then`."""
+        return [self.model_copy(update={"targets": t, "then": ()}) for t in (self.targets, *((n,) for n in self.then))]
+
+    def together(self) -> ForgetConfig:
+        """All requests as one."""
+        return self.model_copy(update={"targets": (*self.targets, *self.then), "then": ()})
+
+
+class HistoryConfig(Section):
+    rank: int = Field(0, ge=0)
+    """0 keeps every update; q keeps a sketch of rank q for each client, constant in the number of rounds."""
+    half: bool = False
+    """Whether bfloat16 is enough on disk."""
 
 
 class HoldConfig(Section):
@@ -153,7 +199,8 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     learn: TrainConfig = TrainConfig()
-    forget: ForgetConfig = ForgetConfig()
+    forget: ForgetConfig = ForgetConfig(targets=("client-0",))
+    history: HistoryConfig = HistoryConfig()
     hold: HoldConfig = HoldConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -163,10 +210,10 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _targets_exist(self) -> Experiment:
         names = [f"client-{k}" for k in range(self.data.clients)]
-        wrong = [t for t in self.forget.targets if t not in names]
-        if wrong or not self.forget.targets:
-            raise ValueError(f"forget.targets: no client {', '.join(wrong) or '(empty)'}; there are {', '.join(names)}")
-        if len(set(self.forget.targets)) >= self.data.clients:
+        named = self.forget.names()
+        if wrong := sorted(named - set(names)):
+            raise ValueError(f"forget.targets: no client {', '.join(wrong)}; there are {', '.join(names)}")
+        if self.forget.scenario == "client" and len(named) >= self.data.clients:
             raise ValueError("forget.targets: all clients are to be forgotten, nobody would be left")
         return self
 
@@ -229,7 +276,10 @@ def validate(model: type[M], values: dict[str, Any], where: str) -> M:
                 parts.append(f"unknown key {key} (known: {', '.join(section.model_fields)})")
             else:
                 message = e["msg"].removeprefix("Value error, ")
-                parts.append(f"{key}={e['input']!r}: {message}" if key else message)
+                about_section = isinstance(e["input"], dict)  # from a check of several fields: the message names them
+                parts.append(
+                    f"{key}.{message}" if about_section and key else f"{key}={e['input']!r}: {message}" if key else message
+                )
         raise ConfigError(f"{where}: " + "; ".join(parts)) from None
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ease_flwr.core.config import Experiment, code_hash
-from ease_flwr.core.messages import ADAPTERS, Instruction, Update, read_update, request
+from ease_flwr.core.config import Experiment, ForgetConfig, code_hash
+from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, Update, read_update, request
+from ease_flwr.core.retrieval import Judgement, pool
 
 
 class FederationError(RuntimeError):
@@ -21,7 +22,7 @@ class FederationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """What one client is asked. arrays: beside the adapters; `once` travels in its first message and in a retry only."""
+    """What one client is asked. arrays: beside the adapters; `once` travels until the client has been told."""
 
     instruction: Instruction
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -38,6 +39,9 @@ class Cost:
     downlink_bytes: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
 
 class Federation:
     """All clients of a run. Replies come back sorted by name, whatever order they arrived in."""
@@ -51,10 +55,10 @@ class Federation:
         self.grace = 5.0
         """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
 
-    def roll_call(self) -> dict[str, dict[str, object]]:
+    def roll_call(self, forget: ForgetConfig | None = None) -> dict[str, dict[str, Any]]:
         """Wait for the nodes, ask who they are, and refuse unknown, missing and double names and other code.
 
-        Returns what each client says of itself. Raises FederationError.
+        Returns what each client says of itself, with the number of its pairs that `forget` concerns. Raises FederationError.
         """
         wanted, options = len(self.clients), self.experiment.federation
         limit = time.monotonic() + options.start_timeout
@@ -65,15 +69,15 @@ class Federation:
                 f"{len(nodes)} nodes are connected, experiment {self.experiment.name} has {wanted} clients: run "
                 f'`flwr run . --stream --federation-config "num-supernodes={wanted} client-resources-num-cpus=1"`'
             )
-        hello = Instruction(phase="hello", round=0, train=self.experiment.learn)
+        hello = Instruction(phase="hello", round=0, train=self.experiment.learn, forget=forget)
         messages = [request(hello, {}, n, "query", options.deadline, "hello") for n in nodes]
         answers = self._collect(messages, options.deadline)
-        found: dict[str, dict[str, object]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for node in nodes:
             reply = answers.get(node)
             if reply is None or reply.has_error():
                 raise FederationError(f"a node did not answer the roll call: {_reason(reply)}")
-            said: dict[str, object] = dict(reply.content["info"])
+            said: dict[str, Any] = dict(reply.content["info"])
             name = str(said["name"])
             if name not in self.clients:
                 raise FederationError(f"unknown client {name!r}: this experiment has {', '.join(self.clients)}")
@@ -85,22 +89,27 @@ class Federation:
             self.nodes[name] = node
         return dict(sorted(found.items()))
 
-    def train(self, theta: np.ndarray, requests: Mapping[str, Request], cost: Cost, first: bool) -> dict[str, Update]:
-        """One round of training. first: whether `once` arrays travel. Adds to `cost`. Raises FederationError."""
+    def train(self, theta: np.ndarray, requests: Mapping[str, Request], cost: Cost, told: set[str]) -> dict[str, Update]:
+        """One round of training. Adds to `cost`. Raises FederationError.
+
+        told: clients that have their `once` arrays already; whoever gets them now is added.
+        """
         started = time.monotonic()
         updates: dict[str, Update] = {}
         failures: dict[str, str] = {}
         asked = dict(requests)
         for attempt in (1, 2):
-            replies = self._ask("train", theta, asked, complete=first or attempt == 2, cost=cost)
+            replies = self._ask("train", {ADAPTERS: theta}, asked, cost, told)
+            told |= set(asked)
             failures = {}
             for name in sorted(asked):
                 reply = replies.get(name)
                 try:
                     if reply is None or reply.has_error():
                         raise ValueError(_reason(reply))
-                    updates[name] = read_update(name, reply, theta.shape)
-                    cost.uplink_bytes += updates[name].adapters.nbytes
+                    keys = (ADAPTERS, STEP) if asked[name].instruction.beside else (ADAPTERS,)
+                    updates[name] = read_update(name, reply, theta.shape, keys)
+                    cost.uplink_bytes += updates[name].nbytes
                     cost.client_steps += int(updates[name].metrics.get("steps", 0))
                 except ValueError as error:
                     failures[name] = str(error)
@@ -109,29 +118,58 @@ class Federation:
             for name, why in failures.items():
                 self.say(f"{name} failed{', asked again' if attempt == 1 else ', left out'}: {why}")
             asked = {name: asked[name] for name in failures}
+            told -= set(asked)  # whoever failed may have lost what it was told
         self._check_quorum(len(updates), len(requests), failures)
         cost.rounds += 1
         cost.seconds += time.monotonic() - started
         return dict(sorted(updates.items()))
 
-    def evaluate(self, theta: np.ndarray, instruction: Instruction) -> dict[str, dict[str, Any]]:
-        """What every client counts on its own pairs, by client and set (see LoraClient.evaluate). Raises FederationError."""
-        replies = self._ask("evaluate", theta, {n: Request(instruction) for n in self.clients}, complete=False, cost=Cost())
-        failures = {n: _reason(r) for n in self.clients if (r := replies.get(n)) is None or r.has_error()}
-        self._check_quorum(len(self.clients) - len(failures), len(self.clients), failures)
-        return {n: dict(replies[n].content["metrics"]) for n in self.clients if n not in failures}
+    def evaluate(
+        self, models: Mapping[str, np.ndarray], instruction: Instruction, names: Iterable[str], cost: Cost
+    ) -> dict[str, dict[str, Any]]:
+        """What these clients count on their own pairs, all models in one exchange: client -> "MODEL/SET.kind" -> value, see
+        LoraClient.evaluate. Adds the bytes to `cost`. Raises FederationError."""
+        requests = {n: Request(instruction) for n in names}
+        replies = self._ask("evaluate", models, requests, cost, set())
+        failures = {n: _reason(r) for n in requests if (r := replies.get(n)) is None or r.has_error()}
+        self._check_quorum(len(requests) - len(failures), len(requests), failures)
+        return {n: dict(replies[n].content["metrics"]) for n in requests if n not in failures}
+
+    def validate(
+        self, models: Mapping[str, np.ndarray], names: Iterable[str], forget: ForgetConfig | None, cost: Cost
+    ) -> dict[str, Judgement]:
+        """Models on these clients' validation pairs, with the level of what is to be forgotten. They travel in half precision.
+
+        Adds the bytes to `cost`. Raises FederationError.
+        """
+        train = self.experiment.learn
+        ask = Instruction(phase="validate", round=0, train=train, forget=forget, split="validation", level=True)
+        answers = self.evaluate({n: m.astype(np.float16) for n, m in models.items()}, ask, names, cost)
+        return {name: pool(answers, name) for name in models}
+
+    def leave(self, name: str) -> None:
+        """This client is gone: nobody asks it again."""
+        self.clients = tuple(n for n in self.clients if n != name)
+
+    def answering(self, names: Iterable[str]) -> set[str]:
+        """Those of these clients that answer now."""
+        hello = Instruction(phase="hello", round=0, train=self.experiment.learn)
+        deadline = self.experiment.federation.start_timeout
+        nodes = {self.nodes[n]: n for n in names}
+        answers = self._collect([request(hello, {}, n, "query", deadline, "hello") for n in nodes], deadline)
+        return {nodes[node] for node, reply in answers.items() if not reply.has_error()}
 
     def _ask(
-        self, kind: str, theta: np.ndarray, requests: Mapping[str, Request], complete: bool, cost: Cost
+        self, kind: str, arrays: Mapping[str, np.ndarray], requests: Mapping[str, Request], cost: Cost, told: set[str]
     ) -> dict[str, Message]:
         deadline = self.experiment.federation.deadline
         messages = []
         for name in sorted(requests):
             r = requests[name]
-            arrays = {ADAPTERS: theta, **r.arrays, **(r.once if complete else {})}
-            cost.downlink_bytes += sum(a.nbytes for a in arrays.values())
+            sent = {**arrays, **r.arrays, **({} if name in told else r.once)}
+            cost.downlink_bytes += sum(a.nbytes for a in sent.values())
             group = f"{r.instruction.phase}-{r.instruction.round}"
-            messages.append(request(r.instruction, arrays, self.nodes[name], kind, deadline, group))
+            messages.append(request(r.instruction, sent, self.nodes[name], kind, deadline, group))
         answers = self._collect(messages, deadline)
         return {name: answers[self.nodes[name]] for name in requests if self.nodes[name] in answers}
 

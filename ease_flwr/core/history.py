@@ -1,7 +1,9 @@
 """What each client has contributed to the global adapters, round by round: the raw material of unlearning.
 
-One file a client and round, `CLIENT/ROUND.safetensors`, holding the weighted update a_k (theta_k - theta), so that the
-columns of all clients add up to what the global adapters moved. Only the server has it.
+`CLIENT/ROUND.safetensors` holds the weighted update a_k (theta_k - theta), so that the columns of all clients add up to what
+the global adapters moved. Or, with a rank, `CLIENT/sketch.safetensors` holds rank columns U S that stand for all of them: the
+incremental singular value decomposition [U S, new] -> its leading part, constant in the number of rounds. Only the server has
+either.
 """
 
 from __future__ import annotations
@@ -9,27 +11,51 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ease_flwr.core.config import HistoryConfig
 
 
 class History:
-    """The update history in one folder."""
+    """The update history in one folder. How it is kept matters to `append` alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: HistoryConfig | None = None) -> None:
         self.folder = folder
+        self.config = config or HistoryConfig()
 
     def append(self, round: int, client: str, column: NDArray[np.float32]) -> None:
         """Keep one weighted update, float32 (p,)."""
         folder = self.folder / client
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{round:05d}.partial"
-        save_file({"column": np.ascontiguousarray(column)}, partial)
-        partial.replace(folder / f"{round:05d}.safetensors")
+        if not self.config.rank:
+            self._write(folder / f"{round:05d}.safetensors", torch.from_numpy(column)[:, None])
+            return
+        file = folder / "sketch.safetensors"
+        new = torch.from_numpy(column)[:, None].double()
+        known = load_file(file)["columns"].double() if file.is_file() else new[:, :0]
+        q, r = torch.linalg.qr(torch.cat([known, new], dim=1))
+        u, s, _ = torch.linalg.svd(r, full_matrices=False)
+        self._write(file, q @ (u * s)[:, : self.config.rank])
 
-    def columns(self, client: str) -> NDArray[np.float32]:
-        """All updates of a client in order of rounds, (p, T). Raises ValueError if there are none."""
+    def _write(self, file: Path, columns: torch.Tensor) -> None:
+        partial = file.with_suffix(".partial")
+        kind = torch.bfloat16 if self.config.half else torch.float32
+        save_file({"columns": columns.to(kind).contiguous()}, partial)
+        partial.replace(file)
+
+    def columns(self, client: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows start to stop of all updates of a client in order of rounds, (stop - start, T), or of its sketch.
+
+        Nothing else is read into memory. Raises ValueError if there are none.
+        """
         files = sorted((self.folder / client).glob("*.safetensors"))
         if not files:
-            raise ValueError(f"no update history of {client} in {self.folder}: it never took part")
-        return np.stack([load_file(f)["column"] for f in files], axis=1)
+            raise ValueError(f"no update history of {client} in {self.folder}: it never took part, or it was purged")
+        parts = []
+        for file in files:
+            with safe_open(file, framework="pt") as f:
+                parts.append(f.get_slice("columns")[start:stop].float())
+        return torch.cat(parts, dim=1).numpy()

@@ -7,10 +7,12 @@ of the adapter vector; theta_ref enters only through U^T theta_ref.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from ease_flwr.core import subspaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +21,8 @@ class ForgetLock:
 
     strength: lambda of the clients' proximal step, 1 / (learning rate x steps) is its natural unit.
     share: of the drift that the server takes back after a round, 0 to 1.
+    halving: strength and share are halved every so many rounds; 0 never.  release: round from which on nothing is held; 0
+    never.
     """
 
     starts: tuple[int, ...]
@@ -26,15 +30,36 @@ class ForgetLock:
     anchors: tuple[Tensor, ...]
     strength: float
     share: float = 1.0
+    halving: int = 0
+    release: int = 0
 
     @classmethod
-    def around(
-        cls, reference: Tensor, starts: Sequence[int], bases: Sequence[Tensor], strength: float = 0.0, share: float = 1.0
-    ) -> ForgetLock:
-        """Lock these directions at `reference` (p,). Blocks without directions are left out."""
+    def around(cls, reference: Tensor, starts: Sequence[int], bases: Sequence[Tensor], *rules: float) -> ForgetLock:
+        """Lock these directions at `reference` (p,), with strength, share, halving and release as they come. Blocks without
+        directions are left out."""
         kept = [(s, b.to(reference.dtype)) for s, b in zip(starts, bases, strict=True) if b.shape[1]]
         anchors = tuple(b.T @ reference[s : s + len(b)] for s, b in kept)
-        return cls(tuple(s for s, _ in kept), tuple(b for _, b in kept), anchors, strength, share)
+        return cls(tuple(s for s, _ in kept), tuple(b for _, b in kept), anchors, *(rules or (0.0,)))  # type: ignore[arg-type]
+
+    def aged(self, rounds: int) -> ForgetLock:
+        """The same lock after so many rounds: weaker, or released, as its rules say."""
+        if self.release and rounds >= self.release:
+            return replace(self, strength=0.0, share=0.0)
+        faded = 0.5 ** (rounds // self.halving) if self.halving else 1.0
+        return replace(self, strength=self.strength * faded, share=self.share * faded)
+
+    def and_also(self, older: ForgetLock, reference: Tensor) -> ForgetLock:
+        """This lock with the directions of an older one added, all at `reference`, under the rules of this one.
+
+        Bases of the same block are joined. Blocks of another cut of the vector are kept beside: they are held one after the
+        other.
+        """
+        parts = {(s, len(b)): b for s, b in zip(self.starts, self.bases, strict=True)}
+        for s, b in zip(older.starts, older.bases, strict=True):
+            key = (s, len(b))
+            parts[key] = subspaces.join([parts[key], b.to(parts[key].dtype)]) if key in parts else b
+        rules = self.strength, self.share, self.halving, self.release
+        return ForgetLock.around(reference, [s for s, _ in parts], list(parts.values()), *rules)
 
     @property
     def dimension(self) -> int:
@@ -73,8 +98,8 @@ class ForgetLock:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as named tensors, bases in half precision: for the wire and the disk."""
-        scalars = torch.tensor([self.strength, self.share], dtype=torch.float64)
-        out = {"strength, share": scalars, "starts": torch.tensor(self.starts)}
+        rules = torch.tensor([self.strength, self.share, self.halving, self.release], dtype=torch.float64)
+        out = {"rules": rules, "starts": torch.tensor(self.starts)}
         for i, (b, a) in enumerate(zip(self.bases, self.anchors, strict=True)):
             out[f"basis.{i}"], out[f"anchor.{i}"] = b.half().contiguous(), a.float()
         return out
@@ -83,9 +108,13 @@ class ForgetLock:
     def from_tensors(cls, tensors: dict[str, Tensor]) -> ForgetLock:
         """Inverse of `tensors`."""
         n = len(tensors["starts"])
+        strength, share, halving, release = tensors["rules"].tolist()
         return cls(
             tuple(tensors["starts"].tolist()),
             tuple(tensors[f"basis.{i}"].float() for i in range(n)),
             tuple(tensors[f"anchor.{i}"].float() for i in range(n)),
-            *tensors["strength, share"].tolist(),
+            strength,
+            share,
+            int(halving),
+            int(release),
         )

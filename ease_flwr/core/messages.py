@@ -1,23 +1,24 @@
 """The whole protocol between the two halves: an Instruction goes out, an Update comes back.
 
 An Instruction is a JSON string in a Flower ConfigRecord; arrays travel in one ArrayRecord whose first entry is the
-adapter vector. The server names an objective, the client loads the file of that name.
+adapter vector. The server names an objective, the client loads the file of that name. An answer holds the trained adapters
+and, where a second job was asked for, its change of the adapters as `step`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ease_flwr.core.config import Section, TrainConfig
+from ease_flwr.core.config import ForgetConfig, Section, TrainConfig
 
-ADAPTERS = "adapters"
+ADAPTERS, STEP = "adapters", "step"
 
 
 class Instruction(Section):
@@ -31,37 +32,51 @@ class Instruction(Section):
     """Module of clients/ that gives the loss."""
     train: TrainConfig
     """Local epochs, batch, learning rate, gradient clipping."""
-    targets: tuple[str, ...] = ()
-    """Clients that are being forgotten, where the client must know it: evaluation, the overlap stream."""
+    forget: ForgetConfig | None = None
+    """What is being forgotten, where the client must know it: it trains on its other pairs only. Nobody else is told."""
+    part: Literal["retain", "forget"] = "retain"
+    """Training: the pairs that stay, or those that are to be forgotten (GSD's probe rounds)."""
     overlap: int = 0
     """Fresh pairs about forgotten knowledge to train on as well (hold phase of one retained client)."""
     lock: str = ""
     """Hash of the forget lock to train under; its directions travel once and are kept in the client's state."""
-    options: Mapping[str, float] = {}
+    options: Mapping[str, float | str] = {}
     """The objective's own settings."""
+    beside: Instruction | None = None
+    """A second job from the same adapters, done in the same exchange; its change of the adapters comes back as `step`."""
     split: str = "test"
     """Evaluation: "validation" or "test"."""
     similarity: bool = False
     """Evaluation: whether the similarity of each pair is sent back, not only the counts."""
+    level: bool = False
+    """Evaluation: whether who holds pairs to be forgotten says how well they match beside public ones."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """A valid answer of one client. arrays: the client's adapter vector after training first."""
+    """A valid answer of one client."""
 
     client: str
-    arrays: list[NDArray[Any]]
+    adapters: NDArray[np.float32]
+    """The adapter vector after training, (p,)."""
+    step: NDArray[np.float32] | None
+    """What the second job changed, (p,), if one was asked for."""
     metrics: dict[str, Any]
-    message: Message
-    """The message itself, for Flower's own aggregation."""
 
     @property
     def examples(self) -> int:
         return int(self.metrics["num-examples"])
 
     @property
-    def adapters(self) -> NDArray[np.float32]:
-        return self.arrays[0]
+    def nbytes(self) -> int:
+        return self.adapters.nbytes + (0 if self.step is None else self.step.nbytes)
+
+    def message(self) -> Message:
+        """The adapters and their weight as a message of Flower's own kind, for its aggregation."""
+        metrics = MetricRecord({"num-examples": self.examples})
+        return Message(
+            RecordDict({"arrays": pack({ADAPTERS: self.adapters}), "metrics": metrics}), dst_node_id=1, message_type="train"
+        )
 
 
 def pack(arrays: dict[str, NDArray[Any]]) -> ArrayRecord:
@@ -88,21 +103,22 @@ def read_instruction(config: dict[str, Any]) -> Instruction:
         raise ValueError(f"instruction not understood: {' '.join(str(error).split())}") from None
 
 
-def read_update(client: str, reply: Message, expected: tuple[int, ...]) -> Update:
+def read_update(client: str, reply: Message, expected: tuple[int, ...], keys: tuple[str, ...] = (ADAPTERS,)) -> Update:
     """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, example count."""
-    arrays = list(reply.content.array_records.values())
+    records = list(reply.content.array_records.values())
     metrics: dict[str, Any] = dict(reply.content["metrics"]) if "metrics" in reply.content else {}
-    if len(arrays) != 1 or list(arrays[0]) != [ADAPTERS]:
-        raise ValueError(f"expected one array {ADAPTERS!r}, got {[list(a) for a in arrays]}")
-    values = unpack(arrays[0])[ADAPTERS]
-    if values.shape != expected or values.dtype != np.float32:
-        raise ValueError(f"adapters of shape {values.shape} and type {values.dtype}, expected {expected} float32")
-    if not np.isfinite(values).all():
-        raise ValueError("adapters are not finite")
+    if len(records) != 1 or tuple(records[0]) != keys:
+        raise ValueError(f"expected one record of {', '.join(keys)}, got {[list(a) for a in records]}")
+    arrays = unpack(records[0])
+    for name, values in arrays.items():
+        if values.shape != expected or values.dtype != np.float32:
+            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {expected} float32")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} not finite")
     examples = metrics.get("num-examples")
     if not isinstance(examples, int) or examples < 1:
         raise ValueError(f"num-examples is {examples!r}, expected a positive number")
-    return Update(client, [values], metrics, reply)
+    return Update(client, arrays[ADAPTERS], arrays.get(STEP), metrics)
 
 
 def metric_record(metrics: dict[str, Any]) -> MetricRecord:

@@ -94,6 +94,7 @@ class Run:
 LEARNING_CODE = (
     "ease_flwr/core/adapters.py",
     "ease_flwr/core/backbone.py",
+    "ease_flwr/core/history.py",
     "ease_flwr/core/messages.py",
     "ease_flwr/data/*.py",
     "clients/base.py",

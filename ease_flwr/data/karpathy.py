@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ease_flwr.core.config import ConfigError, DataConfig
-from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
 
 EXPECTED = "expected dataset.json ({'images': [{'filename', 'split', 'sentences': [{'raw'}], 'label'?}]}) and images/ in it"
 
@@ -141,11 +141,29 @@ class Photographs:
         return pairs.take(np.arange(min(self.config.unseen, len(pairs))))
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
-    def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
+    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
         """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
-        theirs = np.concatenate([self.parts[self.clients.index(t)] for t in targets])
-        chosen = np.random.default_rng((self.seed, 21)).permutation(theirs)[:count]
+        theirs = [p[withdrawn(forget, c, self.labels(c))] for c, p in zip(self.clients, self.parts, strict=True)]
+        chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
         return self.read("train", chosen)
+
+    def labels(self, client: str) -> tuple[str, ...]:
+        """Labels of a client's training pairs, in order."""
+        return tuple(self.splits["train"][i].label for i in self.parts[self.clients.index(client)])
+
+    def request(self, forget: ForgetConfig) -> ForgetConfig:
+        known = sorted({e.label for e in self.splits["train"]} - {""})
+        rng = np.random.default_rng((self.seed, 22))
+        targets = forget.targets
+        if forget.scenario == "class" and not targets:
+            targets = tuple(str(n) for n in rng.permutation(known)[: forget.draw])
+        if forget.scenario == "sample" and not targets:
+            drawn = (np.sort(rng.permutation(len(p))[: forget.draw]) for p in self.parts)
+            targets = tuple(f"{c}/{i}" for c, index in zip(self.clients, drawn, strict=True) for i in index)
+        wrong = [t for t in targets if t not in known]
+        if forget.scenario == "class" and (wrong or not targets):
+            raise ConfigError(f"forget.targets: no training pair has label {wrong}; labels are {', '.join(known) or 'none'}")
+        return forget.model_copy(update={"targets": targets})
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +181,13 @@ class PhotographsClient:
     def own(self) -> Gallery:
         return Gallery.single(self.train)
 
-    def evaluation(self, split: str, targets: tuple[str, ...]) -> dict[str, EvaluationSet]:
-        name = self.world.clients[self.index]
+    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         common = self.world.galleries["test" if split == "test" else "val"]
         share = np.arange(self.index, len(common.pairs), len(self.world.clients))
-        return {
-            "forget" if name in targets else "retain": EvaluationSet(self.own, np.arange(len(self.train))),
-            "test": EvaluationSet(common, share),
-        }
+        out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
+        about = {"forget": np.flatnonzero(out), "retain": np.flatnonzero(~out)}
+        sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
+        return {**sets, "test": EvaluationSet(common, share)}
 
 
 @lru_cache(maxsize=2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ease_flwr.core.config import ConfigError, ForgetConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +82,10 @@ class ClientData(Protocol):
 
     train: Pairs
 
-    def evaluation(self, split: str, targets: tuple[str, ...]) -> dict[str, EvaluationSet]:
+    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         """The sets this client judges in a split ("validation" or "test").
 
-        targets: the clients that are to be forgotten. The client's own name among them decides
-        whether its pairs count as forget or as retain.
+        forget: what is to be forgotten; it decides which pairs count as forget and which as retain. None: all as retain.
         """
         ...
 
@@ -99,6 +101,30 @@ class World(Protocol):
         """Public pairs that no client ever trains on: the level of pairs the model does not know."""
         ...
 
-    def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
-        """`count` fresh pairs about what only the forgotten clients knew, as a retained client might meet later."""
+    def request(self, forget: ForgetConfig) -> ForgetConfig:
+        """The same with targets, drawn by the seed where there are none. Raises ConfigError at targets there are not."""
         ...
+
+    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+        """`count` fresh pairs about what nobody knows once this is forgotten, as a client might meet later."""
+        ...
+
+
+def withdrawn(forget: ForgetConfig | None, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Which of a client's training pairs, in order, are to be forgotten, (n,). Raises ConfigError at a position it has not."""
+    n = len(labels)
+    mask = np.zeros(n, dtype=np.bool_)
+    if forget is None:
+        return mask
+    if forget.scenario == "client":
+        return np.full(n, client in forget.targets)
+    if forget.scenario == "class":
+        return np.isin(np.array(labels, dtype=np.str_), forget.targets)
+    for target in forget.targets:
+        name, _, where = target.rpartition("/")
+        if name == client:
+            span = slice(*(int(p) if p else None for p in where.split(":"))) if ":" in where else int(where)
+            if isinstance(span, int) and span >= n:
+                raise ConfigError(f"forget.targets: {target}: {client} has {n} pairs, counted from 0")
+            mask[span] = True
+    return mask

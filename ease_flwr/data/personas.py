@@ -17,8 +17,8 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ease_flwr.core.config import ConfigError, DataConfig
-from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
 
 SIZE = 64
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring", "diamond", "hexagon", "heart", "arrow")
@@ -217,9 +217,34 @@ class Personas:
         return self.portraits(self.strangers, self.config.unseen, rng)
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
-    def overlap(self, targets: tuple[str, ...], count: int) -> Pairs:
-        only_theirs = [n for n, who in self.holders.items() if who and who <= set(targets)]
-        return self.portraits(only_theirs, count, np.random.default_rng((self.seed, 3)))
+    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+        gone = [n for n in self.holders if n in self.gone(forget)]
+        return self.portraits(gone, count if gone else 0, np.random.default_rng((self.seed, 3)))
+
+    def request(self, forget: ForgetConfig) -> ForgetConfig:
+        known = [n for n, who in self.holders.items() if who]
+        rng = np.random.default_rng((self.seed, 8))
+        targets = forget.targets
+        if forget.scenario == "class" and not targets:
+            shared = [n for n in known if len(self.holders[n]) > 1]
+            targets = tuple(str(n) for n in rng.permutation(shared)[: forget.draw])
+        if forget.scenario == "sample" and not targets:
+            chosen = sorted(str(c) for c in rng.permutation(self.clients)[: forget.draw])
+            targets = tuple(t for name in chosen for t in self.client(name).pairs_of_one(rng))
+        if forget.scenario == "class" and (wrong := [t for t in targets if t not in known]):
+            raise ConfigError(f"forget.targets: nobody knows {', '.join(wrong)}; known people are {', '.join(sorted(known))}")
+        return forget.model_copy(update={"targets": targets})
+
+    @lru_cache(maxsize=8)  # noqa: B019  (worlds live as long as the process)
+    def gone(self, forget: ForgetConfig) -> frozenset[str]:
+        """People of whom no training pair is left once this is forgotten."""
+        left: set[str] = set()
+        touched: set[str] = set()
+        for name in self.clients:
+            labels = self.client(name).labels
+            for label, out in zip(labels, withdrawn(forget, name, labels), strict=True):
+                (touched if out else left).add(label)
+        return frozenset(touched - left - {""})
 
     def portraits(self, names: list[str], count: int, rng: np.random.Generator) -> Pairs:
         """`count` pairs that go through the names in turn, on backgrounds and templates of the training split."""
@@ -273,19 +298,36 @@ class PersonasClient:
         return {n: who for n, who in self.world.holders.items() if self.name in who}
 
     @cached_property
+    def cast(self) -> tuple[tuple[list[str], int], ...]:
+        """People the client alone knows and people it shares, each with the number of their training pairs."""
+        c = self.world.config
+        exclusive = [n for n, who in self.personas.items() if len(who) == 1]
+        shared = [n for n, who in self.personas.items() if len(who) > 1]
+        return (exclusive, c.exclusive_pairs * len(exclusive)), (shared, c.shared_pairs * len(shared))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the training pairs, without drawing them."""
+        people = (names[i % len(names)] for names, count in self.cast for i in range(count))
+        return ("",) * self.world.config.scenes + tuple(people)
+
+    def pairs_of_one(self, rng: np.random.Generator) -> list[str]:
+        """Targets of the sample scenario: all training pairs of one of the people whom only this client knows."""
+        who = str(rng.choice(self.cast[0][0]))
+        return [f"{self.name}/{i}" for i, label in enumerate(self.labels) if label == who]
+
+    @cached_property
     def train(self) -> Pairs:
         c, index = self.world.config, self.world.clients.index(self.name)
         rng = np.random.default_rng((self.world.seed, 6, index))
-        exclusive = [n for n, who in self.personas.items() if len(who) == 1]
-        shared = [n for n, who in self.personas.items() if len(who) > 1]
         shares = rng.dirichlet(np.full(len(SHAPES), c.alpha))
         pairs = scenes(c.scenes, (self.world.seed, 7, index), shares)
-        for names, per_persona in ((exclusive, c.exclusive_pairs), (shared, c.shared_pairs)):
+        for names, count in self.cast:
             if names:
-                pairs = pairs + self.world.portraits(names, per_persona * len(names), rng)
+                pairs = pairs + self.world.portraits(names, count, rng)
         return pairs
 
-    def evaluation(self, split: str, targets: tuple[str, ...]) -> dict[str, EvaluationSet]:
+    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         def own(gallery: Gallery, names: list[str]) -> EvaluationSet:
             return EvaluationSet(gallery, np.flatnonzero(np.isin(gallery.pairs.about, names)))
 
@@ -293,13 +335,16 @@ class PersonasClient:
         scene_test = self.world.scene_tests[split]
         share = np.arange(self.world.clients.index(self.name), len(scene_test.pairs), len(self.world.clients))
         sets = {"test": EvaluationSet(scene_test, share)}
-        if self.name not in targets:
-            return {"retain": own(gallery, list(self.personas)), **sets}
-        exclusive = [n for n, who in self.personas.items() if who <= set(targets)]
-        shared = [n for n in self.personas if n not in exclusive]
-        sets |= {"forget_exclusive": own(gallery, exclusive), "forget_shared": own(gallery, shared)}
-        if split == "test":
-            sets["holdout"] = own(self.world.gallery("holdout"), exclusive)
+        gone = self.world.gone(forget) if forget else frozenset()
+        touched = {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out}
+        about = {
+            "forget_exclusive": [n for n in self.personas if n in touched & gone],
+            "forget_shared": [n for n in self.personas if n in touched - gone],
+            "retain": [n for n in self.personas if n not in touched | gone],
+        }
+        sets |= {name: own(gallery, people) for name, people in about.items() if people}
+        if split == "test" and about["forget_exclusive"]:
+            sets["holdout"] = own(self.world.gallery("holdout"), about["forget_exclusive"])
         return sets
 
 
