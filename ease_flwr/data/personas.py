@@ -230,7 +230,7 @@ class Personas:
             targets = tuple(str(n) for n in rng.permutation(shared)[: forget.draw])
         if forget.scenario == "sample" and not targets:
             chosen = sorted(str(c) for c in rng.permutation(self.clients)[: forget.draw])
-            targets = tuple(t for name in chosen for t in self.client(name).pairs_of_one(rng))
+            targets = tuple(self.client(name).pairs_of_one(rng) for name in chosen)
         if forget.scenario == "class" and (wrong := [t for t in targets if t not in known]):
             raise ConfigError(f"forget.targets: nobody knows {', '.join(wrong)}; known people are {', '.join(sorted(known))}")
         return forget.model_copy(update={"targets": targets})
@@ -311,10 +311,11 @@ class PersonasClient:
         people = (names[i % len(names)] for names, count in self.cast for i in range(count))
         return ("",) * self.world.config.scenes + tuple(people)
 
-    def pairs_of_one(self, rng: np.random.Generator) -> list[str]:
-        """Targets of the sample scenario: all training pairs of one of the people whom only this client knows."""
-        who = str(rng.choice(self.cast[0][0]))
-        return [f"{self.name}/{i}" for i, label in enumerate(self.labels) if label == who]
+    def pairs_of_one(self, rng: np.random.Generator) -> str:
+        """A target of the sample scenario: all training pairs of one of the people whom only this client knows."""
+        names, count = self.cast[0]
+        first = self.world.config.scenes
+        return f"{self.name}/{first + int(rng.integers(len(names)))}:{first + count}:{len(names)}"
 
     @cached_property
     def train(self) -> Pairs:
