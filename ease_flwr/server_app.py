@@ -125,7 +125,10 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         start = strategy.prepare(theta, original.history)
         theta, cost = strategy.run(phase, start, params.rounds, report)
         lock = strategy.lock_after(theta)
-        run.event(f"[{phase}] {lock.dimension if lock else 0} directions locked")
+        if lock:
+            run.keep_lock(lock)
+            sent = f"{lock.nbytes} bytes to each client of the hold phase" if lock.strength else "they stay on the server"
+            run.event(f"[{phase}] {lock.dimension} directions locked, derived from what was forgotten; {sent}")
         thetas["unlearned" if i == len(requests) else f"unlearned_{i}"] = theta
         costs["unlearn"] += cost
         facts.append({"targets": list(request.targets), **strategy.facts})

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
+from safetensors.torch import load_file
 
 import clients
 import strategies
@@ -12,6 +13,7 @@ from ease_flwr import server_app
 from ease_flwr.core import config, halves
 from ease_flwr.core.config import ConfigError
 from ease_flwr.core.federation import Cost
+from ease_flwr.core.lock import ForgetLock
 from ease_flwr.core.run import PhaseResult, Run
 from tests.in_process_grid import InProcessGrid
 from tests.small import RUN_CONFIG, SMALL, small_experiment
@@ -75,6 +77,12 @@ def test_files_of_a_run(ease, home):
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [e["round"] for e in events if e.get("model") == "learn"] == list(range(1, 15))
     assert (folder / "adapters" / "unlearned" / "adapter_model.safetensors").is_file()
+    lock = ForgetLock.from_tensors(load_file(folder / "lock.safetensors"))
+    assert lock.dimension > 0
+    assert (
+        f"{lock.dimension} directions locked, derived from what was forgotten; {lock.nbytes} bytes to each"
+        in (folder / "log.txt").read_text()
+    )
     assert not list(folder.rglob("*.partial"))
 
 

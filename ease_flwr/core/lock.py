@@ -66,6 +66,11 @@ class ForgetLock:
         """Number of locked directions."""
         return sum(b.shape[1] for b in self.bases)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its directions on the wire and on disk."""
+        return sum(2 * b.numel() + 4 * b.shape[1] for b in self.bases)
+
     def drift(self, theta: Tensor) -> Tensor:
         """z = U^T (theta - theta_ref), (dimension,)."""
         parts = [b.T @ theta[s : s + len(b)] - a for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True)]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from ease_flwr.core.config import ConfigError, Experiment, code_hash, digest
 from ease_flwr.core.federation import Cost
 from ease_flwr.core.history import History
 from ease_flwr.core.paths import home
+
+if TYPE_CHECKING:
+    from ease_flwr.core.lock import ForgetLock
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,6 +60,14 @@ class Run:
     def write(self, name: str, value: Any) -> None:
         """A JSON file of the run."""
         write_json(self.folder / name, value)
+
+    def keep_lock(self, lock: ForgetLock) -> None:
+        """lock.safetensors: what later rounds on this run's adapters may not move, with its rules (core/lock.py)."""
+        from safetensors.torch import save_file as save_tensors
+
+        partial = self.folder / "lock.partial"
+        save_tensors(lock.tensors(), partial)
+        partial.replace(self.folder / "lock.safetensors")
 
     def state(self, status: str, error: str = "") -> None:
         """running | finished | failed, with the reason in one line."""
