@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -22,6 +22,9 @@ from ease_flwr.core.paths import default_folder
 from ease_flwr.core.retrieval import Judgement
 from ease_flwr.core.run import PhaseResult, Run
 from strategies.base import Progress, Setting, Unlearning
+
+if TYPE_CHECKING:
+    from ease_flwr.core.lock import ForgetLock
 
 app = ServerApp()
 
@@ -72,25 +75,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         f"[model] {model.size} adapter parameters, {4 * model.size} bytes a message; forget pairs of {', '.join(holders)}"
     )
 
-    def report(p: Progress, label: str = "") -> None:
-        losses = [u.metrics["loss"] for u in p.updates.values()]
-        values: dict[str, Any] = {
-            "model": label or p.phase,
-            "phase": p.phase,
-            "round": p.round,
-            "answered": len(p.updates),
-            "loss": losses,
-        }
-        line = (
-            f"[{label or p.phase} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
-        )
-        every = experiment.evaluation.every
-        if p.round == p.last or (every and p.round % every == 0):
-            found = retrieval.judge(federation, {"now": p.theta}, everything, "validation")["now"]
-            values["validation"] = {name: found.r1(name) for name in found.sets}
-            line += "  R@1 " + " ".join(f"{name} {found.r1(name):.1f}" for name in found.sets)
-        eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
-        run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
+    report = partial(tell, run, federation, experiment)
 
     def learn(
         label: str, who: Setting, phase: str, theta: Any, rounds: int, first: int = 1, overlap: int = 0, record: bool = False
@@ -111,24 +96,17 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     thetas, costs = {"original": original.theta}, {"learn": original.cost, "unlearn": Cost()}
     facts: list[dict[str, Any]] = []
 
-    theta, lock, left = original.theta, None, set()
+    theta, lock, gone = original.theta, None, set()
     for i, request in enumerate(requests, 1):
         phase = "forget" if i == 1 else f"forget-{i}"
         asking = tuple(n for n in holders if request.scenario != "client" or n in request.targets)
-        left |= {n for n in asking if n not in retained}
-        helping = tuple(sorted(federation.answering(asking)))
-        for name in sorted(set(asking) - set(helping)):
-            run.event(f"[{phase}] {name} does not answer: it is forgotten without its help, and nobody judges its pairs")
-            federation.leave(name)
-        clients = tuple(n for n in federation.clients if n not in left)
+        helping = who_helps(run, federation, phase, asking)
+        gone |= set(asking) - set(retained)
+        clients = tuple(n for n in federation.clients if n not in gone)
         strategy = method(replace(without, clients=clients, holders=helping, forget=request), params, lock)
         start = strategy.prepare(theta, original.history)
         theta, cost = strategy.run(phase, start, params.rounds, report)
-        lock = strategy.lock_after(theta)
-        if lock:
-            run.keep_lock(lock)
-            sent = f"{lock.nbytes} bytes to each client of the hold phase" if lock.strength else "they stay on the server"
-            run.event(f"[{phase}] {lock.dimension} directions locked, derived from what was forgotten; {sent}")
+        lock = keep(run, phase, strategy.lock_after(theta))
         thetas["unlearned" if i == len(requests) else f"unlearned_{i}"] = theta
         costs["unlearn"] += cost
         facts.append({"targets": list(request.targets), **strategy.facts})
@@ -155,6 +133,39 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     finish(run, experiment, strategy_name, models, costs, {m: adapters.sha256(thetas[m]) for m in models}, facts)
     for name in models:
         model.save(thetas[name], run.folder / "adapters" / name)
+
+
+def tell(run: Run, federation: Federation, experiment: config.Experiment, p: Progress, label: str = "") -> None:
+    """One line about a round, with recall on validation pairs now and then."""
+    losses = [u.metrics["loss"] for u in p.updates.values()]
+    name = label or p.phase
+    values: dict[str, Any] = {"model": name, "phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
+    line = f"[{name} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
+    every = experiment.evaluation.every
+    if p.round == p.last or (every and p.round % every == 0):
+        found = retrieval.judge(federation, {"now": p.theta}, experiment.forget.together(), "validation")["now"]
+        values["validation"] = {s: found.r1(s) for s in found.sets}
+        line += "  R@1 " + " ".join(f"{s} {found.r1(s):.1f}" for s in found.sets)
+    eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
+    run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
+
+
+def who_helps(run: Run, federation: Federation, phase: str, asking: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the clients concerned that still answer; the others leave the federation."""
+    helping = federation.answering(asking)
+    for name in sorted(set(asking) - helping):
+        run.event(f"[{phase}] {name} does not answer: it is forgotten without its help, and nobody judges its pairs")
+        federation.leave(name)
+    return tuple(sorted(helping))
+
+
+def keep(run: Run, phase: str, lock: ForgetLock | None) -> ForgetLock | None:
+    """Write the lock into the run folder, and say what it discloses."""
+    if lock:
+        run.keep_lock(lock)
+        sent = f"{lock.nbytes} bytes to each client of the hold phase" if lock.strength else "they stay on the server"
+        run.event(f"[{phase}] {lock.dimension} directions locked, derived from what was forgotten; {sent}")
+    return lock
 
 
 def finish(
