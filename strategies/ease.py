@@ -188,16 +188,17 @@ class Ease(Unlearning):
         moved = self.mean({n: u for n, u in updates.items() if n in self.setting.clients})
         helping = {n: u for n, u in updates.items() if n in self.setting.holders and self.snapshot}
         steps = [u.adapters - theta if u.step is None else u.step for u in helping.values()]
-        self.steps += steps
-        if self.setting.forget and self.setting.forget.scenario == "class" and steps:
-            steps = [np.asarray(np.mean(steps, axis=0), dtype=np.float32)]  # all holders move away from the same thing
-        after = sum(steps, moved)
+        if steps:
+            one_thing = self.setting.forget is not None and self.setting.forget.scenario == "class"  # the same for all holders
+            step = np.asarray(np.mean(steps, axis=0) if one_thing else np.sum(steps, axis=0), dtype=np.float32)
+            self.steps.append(step)
+            moved = moved + step
         if self.gap is not None and self.params.project:
-            after = on_numpy(self.gap.project, after)
-        return self.locked(after)
+            moved = on_numpy(self.gap.project, moved)
+        return self.locked(moved)
 
     def lock_after(self, theta: Vector) -> ForgetLock:
-        """What later rounds may not move back, from here: the unique subspace, the holders' own steps, and older locks."""
+        """What later rounds may not move back, from here: the unique subspace, the way BKE went, and older locks."""
         import torch
 
         from ease_flwr.core import subspaces
