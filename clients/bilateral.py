@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 LANDED = 0.9
-"""Share of the way to their targets at which a step of BKE has landed. Of the whole way the last tenth is made by pushing pairs
+"""Share of the way to their targets at which pairs of a client that stays have landed; the last tenth is made by pushing pairs
 that are there already."""
 
 SIDES = {
@@ -100,6 +100,7 @@ class Bilateral(LoraClient):
         self.public = self.encode(self.world.unseen())
         self.mates = np.random.default_rng(self._seed(instruction) + 1)
         kept = torch.from_numpy(np.random.default_rng(0).permutation(len(self.train))[: len(self.forget)])
+        self.stays = len(kept) > 0
         self.requested = torch.arange(len(self.forget) + len(kept)) < len(self.forget)
         self.train = self.forget + self.train[kept]
         if "request" in extras:
@@ -165,36 +166,36 @@ class Bilateral(LoraClient):
         return o.weight * similarity + o.margin * hinge
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
-        """Shorten the step by bisection until the exclusive pairs have come LANDED of the way to their targets; reports where
-        they are.
+        """Shorten the step by bisection until the exclusive pairs have landed on their targets; reports where they are.
 
-        `level` is the mean of min(cross-entropy of the partner, t_i) over the exclusive pairs, `goal` the mean of t_i: pairs
-        that went too far do not make up for others that have not moved.
+        `level` is the mean cross-entropy of the partner over the exclusive pairs, `goal` the mean of t_i. Where the client
+        stays no teacher knows which pair should end where, and none may be left behind: there each pair counts up to its
+        target only, and LANDED of the way is the goal.
         """
         found = float(self.exclusive[:, 0].float().mean())
         if not found:
             return {"exclusive": 0.0, "share": 1.0, "level": 0.0, "goal": 0.0}
-        end, goal = self.model.get(), float(self.margin[self.exclusive].mean())
+        end, goal = self.model.get(), float(self.margin[self.exclusive].mean()) * (LANDED if self.stays else 1.0)
 
         def level(share: float) -> float:
             return self._level(start + np.float32(share) * (end - start))
 
         low, high = 0.0, 1.0
-        if level(1.0) <= LANDED * goal:
+        if level(1.0) <= goal:
             low = 1.0
         else:
             for _ in range(6):
                 middle = (low + high) / 2
-                low, high = (middle, high) if level(middle) <= LANDED * goal else (low, middle)
+                low, high = (middle, high) if level(middle) <= goal else (low, middle)
         return {"exclusive": found, "share": low, "level": level(low), "goal": goal}
 
     def _level(self, theta: NDArray[np.float32]) -> float:
-        """Mean of min(cross-entropy of the partner, t_i) over the exclusive pairs, first captions, in batches drawn the same
-        each time."""
+        """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""
         pairs, public = (self._embed_all(theta, p, most=1) for p in (self.train, self.public))
         level = levels(*pairs, *public, self.scale, self.batch, np.random.default_rng(0))
-        chosen = self.exclusive[:, :1]
-        return float(level.minimum(self.margin[:, :1])[chosen].mean())
+        if self.stays:
+            level = level.minimum(self.margin[:, :1])
+        return float(level[self.exclusive[:, :1]].mean())
 
     def _embed_all(self, theta: NDArray[np.float32], pairs: Encoded, most: int | None = None) -> tuple[Tensor, Tensor]:
         """(n, d) and (n, captions, d) embeddings of pairs and their first `most` captions; the adapters stay set."""

@@ -73,8 +73,8 @@ class Ease(Unlearning):
         tau: float | None = Field(None, ge=0, le=1)
         """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised; None: as
         calibration finds."""
-        taus: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
-        """Thresholds that calibration tries."""
+        taus: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6)
+        """Thresholds that calibration tries. Deeper ones need BKE less, and forget what a retrained model guesses too."""
         drop: float = Field(0.25, ge=0, le=1)
         """How much of the retained clients' validation recall an excision may cost, as a share of what it was; the rounds after
         it bring most of it back."""
