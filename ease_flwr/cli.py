@@ -68,8 +68,9 @@ def ablate(
         print(f"ease ablate: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     (folder / "ablation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (folder / "ablation.md").write_text(sweep.table(found), encoding="utf-8")
-    print(sweep.table(found))
+    table = sweep.table(found)
+    (folder / "ablation.md").write_text(table, encoding="utf-8")
+    print(table)
     print(f"in {folder}")
     failed = any("failed" in r for by_seed in found.values() for r in by_seed.values())
     raise typer.Exit(1 if failed else 0)

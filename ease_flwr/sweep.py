@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from ease_flwr import launcher
-from ease_flwr.audit.summary import read_results
+from ease_flwr.audit.summary import cost_shares, read_results, spread
 
 
 @dataclass(frozen=True)
@@ -131,23 +131,16 @@ def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
     one_per_seed = list({r["seed"]: r for r in done}.values())
     for unlearned, held in (("original", None), ("retrain", "retrain_held"), ("retrain_equal", None)):
         if unlearned in done[0]["models"]:
-            cells = [_spread([r["models"][unlearned][s]["r1"] for r in one_per_seed]) for s in sets]
-            cells += [_spread([r["models"][held][s]["r1"] for r in one_per_seed]) if held else "" for s in sets]
+            cells = [spread([r["models"][unlearned][s]["r1"] for r in one_per_seed]) for s in sets]
+            cells += [spread([r["models"][held][s]["r1"] for r in one_per_seed]) if held else "" for s in sets]
             lines.append(f"| *{unlearned}* | " + " | ".join([*cells, "", "", ""]) + " |")
     for label, by_seed in found.items():
         runs = [r for r in by_seed.values() if "failed" not in r]
         if not runs:
             lines.append(f"| {label} | {next(iter(by_seed.values()))['failed']} |" + " |" * (len(head) - 1))
             continue
-        cells = [_spread([r["models"][m][s]["r1"] for r in runs]) for m in ("unlearned", "held") for s in sets]
-        cells.append(_spread([r["gaps"]["pair_similarity"] for r in runs], 3))
-        for what in (("client_steps",), ("uplink_bytes", "downlink_bytes")):
-            unlearn, retrain = ([sum(r["cost"][phase][w] for w in what) for r in runs] for phase in ("unlearn", "retrain"))
-            cells.append(f"{100 * sum(unlearn) / sum(retrain):.1f}")
+        cells = [spread([r["models"][m][s]["r1"] for r in runs]) for m in ("unlearned", "held") for s in sets]
+        cells.append(spread([r["gaps"]["pair_similarity"] for r in runs], 3))
+        cells += [f"{100 * share:.1f}" for share in cost_shares(runs)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float], digits: int = 1) -> str:
-    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{more}"

@@ -150,9 +150,8 @@ class Ease(Unlearning):
             theirs, others = sources
         else:
             theirs, others = self.probe("forget"), self.probe("retain")
-        scope, tau = self.chosen(theta, theirs, others)
+        scope, tau, angles = self.chosen(theta, theirs, others)
         self.spans = blocks_of(self.setting.blocks, scope)
-        angles = self.angles(theirs, others, self.spans)
         if bke and not staying:
             self.snapshot["teacher"] = self.excised(theta, self.bases(p.teacher_tau, angles), self.spans)
         unique = self.bases(tau, angles)
@@ -222,8 +221,8 @@ class Ease(Unlearning):
             columns = [history.columns(n) for n in who]
         return [partial(_rows, c) for c in columns]
 
-    def chosen(self, theta: Vector, forget: Sequence[Rows], retain: Sequence[Rows]) -> tuple[Scope, float]:
-        """Scope and threshold: as set, or by one federated exchange on validation pairs.
+    def chosen(self, theta: Vector, forget: Sequence[Rows], retain: Sequence[Rows]) -> tuple[Scope, float, list[Angles]]:
+        """Scope and threshold, and the angles in that scope: as set, or by one federated exchange on validation pairs.
 
         Of all candidates that cost the retained clients no more than `drop` of their recall the shallowest that brings what is
         to be forgotten to the level of unseen pairs, or comes nearest to it; measured as cross-entropy of the partner. Where
@@ -232,17 +231,17 @@ class Ease(Unlearning):
         p = self.params
         scopes: list[Scope] = [p.scope] if p.scope else ["tensor", "tower", "vector"]
         taus = [p.tau] if p.tau is not None else sorted(p.taus)
+        measured = {s: self.angles(forget, retain, blocks_of(self.setting.blocks, s)) for s in scopes}
         if len(scopes) * len(taus) == 1:
-            return scopes[0], taus[0]
+            return scopes[0], taus[0], measured[scopes[0]]
         models = {"as it is": theta}
         options: dict[str, tuple[Scope, float]] = {}
         for scope in scopes:
             spans = blocks_of(self.setting.blocks, scope)
-            angles = self.angles(forget, retain, spans)
             for tau in taus:
                 label = f"{scope} {tau}"
                 options[label] = scope, tau
-                models[label] = self.excised(theta, self.bases(tau, angles), spans)
+                models[label] = self.excised(theta, self.bases(tau, measured[scope]), spans)
         draw = np.random.default_rng((self.setting.experiment.seed, 30)).permutation(self.setting.clients)
         judges = sorted({*self.setting.holders, *draw[: (len(draw) + 1) // 2].tolist()})
         found = self.setting.federation.validate(models, judges, self.setting.forget, self.cost)
@@ -258,8 +257,9 @@ class Ease(Unlearning):
         self.facts["calibration"] = {
             label: {"retain": j.r1("retain"), "level": j.level, "unseen": j.unseen} for label, j in found.items()
         }
-        self.setting.federation.say(f"[forget] calibrated: scope {options[best][0]}, tau {options[best][1]}")
-        return options[best]
+        scope, tau = options[best]
+        self.setting.federation.say(f"[forget] calibrated: scope {scope}, tau {tau}")
+        return scope, tau, measured[scope]
 
     def angles(self, forget: Sequence[Rows], retain: Sequence[Rows], spans: list[tuple[int, int]]) -> list[Angles]:
         """Principal angles of the forgotten updates to the retained ones, block by block."""

@@ -112,7 +112,7 @@ def test_calibration_takes_the_shallowest_that_reaches_the_unseen_level_and_neve
     with tempfile.TemporaryDirectory() as folder:
         columns = history(Path(folder))
         rows = [[partial(columns.columns, n) for n in names] for names in (("client-0",), ("client-1", "client-2"))]
-        scope, tau = ease.chosen(np.ones(12, np.float32), *rows)
+        scope, tau, _ = ease.chosen(np.ones(12, np.float32), *rows)
     assert scope == "tensor"
     allowed = [t for t, (r, _) in zip(taus, found, strict=True) if r >= (1 - drop) * before]
     assert tau in (allowed or taus[:1])

@@ -50,17 +50,30 @@ def summary(folders: list[Path]) -> str:
             cells = []
             for s in sets:
                 values = [run[key][s] for run in runs]
-                spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{mean(values):.1f}{spread}, {max(values):.1f}")
+                cells.append(f"{spread(values)}, {max(values):.1f}")
             lines.append(f"| {model} against {reference} | " + " | ".join(cells) + " |")
     lines += ["", *(cost_line(run) for run in runs if "retrain" in run["cost"])]
     return "\n".join(lines) + "\n"
 
 
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean, with ± standard deviation where there are several."""
+    more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{more}"
+
+
+def cost_shares(runs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Client steps and bytes of forgetting as shares of retraining's, over all these runs."""
+
+    def share(*what: str) -> float:
+        unlearn, retrain = (sum(run["cost"][phase][w] for run in runs for w in what) for phase in ("unlearn", "retrain"))
+        return float(unlearn / retrain)
+
+    return share("client_steps"), share("uplink_bytes", "downlink_bytes")
+
+
 def cost_line(run: dict[str, Any]) -> str:
     """What forgetting cost against retraining, in client steps and bytes."""
-    u, r = run["cost"]["unlearn"], run["cost"]["retrain"]
-    traffic = (u["uplink_bytes"] + u["downlink_bytes"]) / (r["uplink_bytes"] + r["downlink_bytes"])
-    steps = u["client_steps"] / r["client_steps"]
+    steps, traffic = cost_shares([run])
     who = f"seed {run['seed']}, {' '.join(run['forget']['targets'])}"
     return f"- {who}: forgetting took {steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining"
