@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from clients.base import LoraClient
 from ease_flwr.core import halves
+
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 
 def load(name: str) -> type[LoraClient]:

@@ -94,6 +94,10 @@ class LoraClient(NumPyClient):
         """The loss of one batch, a scalar."""
         raise NotImplementedError
 
+    def stepped(self) -> bool:
+        """Called after each optimiser step; may change the adapters. False ends the training."""
+        return True
+
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Called once after training, with the adapters before it; may change the model's. Returns metrics."""
         return {}
@@ -116,20 +120,26 @@ class LoraClient(NumPyClient):
         if instruction.overlap and instruction.forget:
             self.train += self.encode(self.world.overlap(instruction.forget, instruction.overlap))
         lock = self._lock(instruction, extras)
+        for i, parameter in enumerate(self.model.parameters):
+            parameter.requires_grad_(not instruction.tensors or i in instruction.tensors)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
         plan, losses = instruction.train, []
         optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
-        for _ in range(plan.epochs):
-            for batch in self._batches(rng, plan.batch):
-                loss = self.loss(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
-                optimizer.step()
-                if lock:
-                    self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
-                losses.append(loss.item())
+        centre = [p.detach().clone() for p in self.model.parameters] if instruction.proximal else []
+        for batch in (b for _ in range(plan.epochs) for b in self._batches(rng, plan.batch)):
+            loss = self.loss(batch)
+            for parameter, there in zip(self.model.parameters, centre, strict=False):
+                loss = loss + instruction.proximal / 2 * (parameter - there).square().sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
+            optimizer.step()
+            if lock:
+                self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
+            losses.append(loss.item())
+            if not self.stepped():
+                break
         extra_metrics = self.finish(theta)
         metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "seconds": time.perf_counter() - started}
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}

@@ -33,21 +33,20 @@ exclusive pairs land on their targets from above (`finish`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from clients.base import Batch, Encoded, LoraClient
+from clients._forgetting import Forgetting
+from clients.base import Batch
 from ease_flwr.core.config import Section
 from ease_flwr.core.retrieval import levels, partner_cross_entropy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-
-    from ease_flwr.core.messages import Instruction
 
 
 LANDED = 0.9
@@ -78,50 +77,40 @@ def bilateral_loss(
     return (torch.where(exclusive, F.relu(chosen), chosen) ** 2).sum(0).mean()
 
 
-class Options(Section):
-    """What the server says about the loss; defaults and their reasons are in strategies/ease.py."""
-
-    weight: float
-    """w"""
-    margin: float
-    """w_l"""
-    evidence: float
-    target: Literal["excised", "unseen", "zero-shot", "non-pair"]
-    way: float
-    sides: Literal["both", "joint", "visual", "text"]
-
-
-class Bilateral(LoraClient):
+class Bilateral(Forgetting):
     """Who holds what is to be forgotten. Arrays beside the adapters in its first message: `request` and, if there is one,
     `teacher`, adapter vectors."""
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
-        self.options, self.batch = Options(**instruction.options), instruction.train.batch
-        self.public = self.encode(self.world.unseen())
-        self.mates = np.random.default_rng(self._seed(instruction) + 1)
-        kept = torch.from_numpy(np.random.default_rng(0).permutation(len(self.train))[: len(self.forget)])
-        self.stays = len(kept) > 0
-        self.requested = torch.arange(len(self.forget) + len(kept)) < len(self.forget)
-        self.train = self.forget + self.train[kept]
-        if "request" in extras:
-            current = self.model.get()
-            snapshot = self._snapshot(extras["request"], extras.get("teacher"))
-            self.model.set(current)
-            for name, value in snapshot.items():
-                self.state.save(f"bilateral.{name}", value.numpy())
-        names = ("f0", "g0", "target", "margin")
-        self.f0, self.g0, self.target, self.margin = (self._remembered(name) for name in names)
-        self.exclusive = ~self.margin.isnan()
+    class Options(Section):
+        """What the server says about the loss; defaults and their reasons are in strategies/ease.py."""
 
-    def _snapshot(self, request: NDArray[np.float32], teacher: NDArray[np.float32] | None) -> dict[str, Tensor]:
+        weight: float
+        """w"""
+        margin: float
+        """w_l"""
+        evidence: float
+        target: Literal["excised", "unseen", "zero-shot", "non-pair"]
+        way: float
+        sides: Literal["both", "joint", "visual", "text"]
+
+    remembers: ClassVar[tuple[str, ...]] = ("f0", "g0", "target", "margin")
+
+    def choose(self) -> None:
+        some = self.kept[torch.from_numpy(np.random.default_rng(0).permutation(len(self.kept))[: len(self.forget)])]
+        self.stays = len(some) > 0
+        self.requested = torch.arange(len(self.forget) + len(some)) < len(self.forget)
+        self.train = self.forget + some
+
+    def snapshot(self, extras: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
         """Embeddings at the request, m_i, and t_i where a pair is exclusive (NaN elsewhere)."""
-        f0, g0 = self._embed_all(request, self.train)
-        f, g = self._embed_all(request, self.public)
+        request, teacher = extras["request"], extras.get("teacher")
+        f0, g0 = self.embed_all(request, self.train)
+        f, g = self.embed_all(request, self.public)
         unseen, before = (f[:, None] * g).sum(2), (f0[:, None] * g0).sum(2)
         exclusive = self.requested[:, None].expand_as(before)
         level = self._levels(f, g, f0, g0)[:, 0]
         if teacher is not None:
-            f1, g1 = self._embed_all(teacher, self.train)
+            f1, g1 = self.embed_all(teacher, self.train)
             after = (f1[:, None] * g1).sum(2)
             exclusive = exclusive & (before - after > self.options.evidence * (before - unseen.mean()).clamp_min(0))
         drawn = level[torch.from_numpy(self.mates.integers(len(level), size=int(exclusive.sum())))]
@@ -131,7 +120,7 @@ class Bilateral(LoraClient):
                 known = self._levels(f1, g1, f, g)[exclusive]
                 drawn = torch.empty_like(drawn).scatter(0, known.argsort(), drawn.sort().values).minimum(known)
             case "zero-shot":
-                f1, g1 = self._embed_all(self.model.initial, self.train)
+                f1, g1 = self.embed_all(self.model.initial, self.train)
                 aim, drawn = (f1[:, None] * g1).sum(2), self._levels(f1, g1, f, g)[exclusive]
             case "non-pair":
                 aim = (f0[:, None] * g0.roll(1, 0)).sum(2).mean().expand_as(before)
@@ -145,23 +134,23 @@ class Bilateral(LoraClient):
     def _levels(self, f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor) -> Tensor:
         return levels(f, g, others_f, others_g, self.scale, self.batch, self.mates)
 
-    def _remembered(self, name: str) -> Tensor:
-        value = self.state.load(f"bilateral.{name}")
-        if value is None:
-            raise ValueError("snapshot of the request is missing here: it must be sent again")
-        return torch.from_numpy(value.copy())
+    @property
+    def exclusive(self) -> Tensor:
+        """Which pairs are known from here alone, (n, captions)."""
+        return ~self.before["margin"].isnan()
 
     def loss(self, batch: Batch) -> Tensor:
         i, c = batch.index, batch.caption
         f, g = self.embed(batch)
         exclusive = self.exclusive[i, c]
         o = self.options
-        similarity = bilateral_loss(f, g, self.f0[i], self.g0[i, c], self.target[i, c], exclusive, o.way, o.sides)
+        then = self.before
+        similarity = bilateral_loss(f, g, then["f0"][i], then["g0"][i, c], then["target"][i, c], exclusive, o.way, o.sides)
         mates = torch.from_numpy(self.mates.integers(len(self.public), size=len(i)))
         with torch.no_grad():
             others_f = self.model.clip.encode_image(self.public.images[mates], normalize=True)
             others_g = self.model.clip.encode_text(self.public.tokens[mates, 0], normalize=True)
-        short = self.margin[i, c].nan_to_num() - partner_cross_entropy(f, g, others_f, others_g, self.scale)
+        short = self.before["margin"][i, c].nan_to_num() - partner_cross_entropy(f, g, others_f, others_g, self.scale)
         hinge = (F.relu(short).sum(0) * exclusive).mean()
         return o.weight * similarity + o.margin * hinge
 
@@ -175,7 +164,7 @@ class Bilateral(LoraClient):
         found = float(self.exclusive[:, 0].float().mean())
         if not found:
             return {"exclusive": 0.0, "share": 1.0, "level": 0.0, "goal": 0.0}
-        end, goal = self.model.get(), float(self.margin[self.exclusive].mean()) * (LANDED if self.stays else 1.0)
+        end, goal = self.model.get(), float(self.before["margin"][self.exclusive].mean()) * (LANDED if self.stays else 1.0)
 
         def level(share: float) -> float:
             return self._level(start + np.float32(share) * (end - start))
@@ -191,18 +180,8 @@ class Bilateral(LoraClient):
 
     def _level(self, theta: NDArray[np.float32]) -> float:
         """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""
-        pairs, public = (self._embed_all(theta, p, most=1) for p in (self.train, self.public))
+        pairs, public = (self.embed_all(theta, p, most=1) for p in (self.train, self.public))
         level = levels(*pairs, *public, self.scale, self.batch, np.random.default_rng(0))
         if self.stays:
-            level = level.minimum(self.margin[:, :1])
+            level = level.minimum(self.before["margin"][:, :1])
         return float(level[self.exclusive[:, :1]].mean())
-
-    def _embed_all(self, theta: NDArray[np.float32], pairs: Encoded, most: int | None = None) -> tuple[Tensor, Tensor]:
-        """(n, d) and (n, captions, d) embeddings of pairs and their first `most` captions; the adapters stay set."""
-        self.model.set(theta)
-        tokens = pairs.tokens[:, :most]
-        clip = self.model.clip
-        with torch.no_grad():
-            f = torch.cat([clip.encode_image(x, normalize=True) for x in pairs.images.split(256)])
-            g = torch.cat([clip.encode_text(x, normalize=True) for x in tokens.flatten(0, 1).split(256)])
-        return f, g.view(*tokens.shape[:2], -1)

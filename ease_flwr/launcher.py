@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+import strategies
 from ease_flwr import data
 from ease_flwr.core import config
 from ease_flwr.core.paths import default_folder
@@ -43,7 +44,7 @@ def run(
         if (value := overrides.get(key)) and Path(value).exists():
             overrides[key] = str(Path(value).absolute())
     checked = config.load(experiment, overrides)
-    config.strategy_values(strategy, checked)
+    strategies.load(strategy).check(strategy, checked)
     data.load(checked.data, checked.seed).request(checked.forget)
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise config.ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")

@@ -16,7 +16,7 @@ from ease_flwr import data
 from ease_flwr.audit import retrieval
 from ease_flwr.audit.summary import PAIRS, cost_line
 from ease_flwr.core import config
-from ease_flwr.core.federation import Cost, Federation
+from ease_flwr.core.federation import Cost, Federation, FederationError
 from ease_flwr.core.history import History
 from ease_flwr.core.paths import default_folder
 from ease_flwr.core.retrieval import Judgement
@@ -51,8 +51,7 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     """All phases of one run."""
     run.event(f"run directory {run.folder}")
     method = strategies.load(strategy_name)
-    values = config.strategy_values(strategy_name, experiment)
-    params: Any = config.validate(method.Params, values, f"strategy {strategy_name}")
+    params: Any = method.check(strategy_name, experiment)
     world = data.load(experiment.data, experiment.seed)
     experiment = experiment.model_copy(update={"forget": world.request(experiment.forget)})
     requests, everything = experiment.forget.requests(), experiment.forget.together()
@@ -83,6 +82,8 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         def compute(folder: Path) -> PhaseResult:
             history = History(folder, experiment.history) if record else None
             strategy = Unlearning(who, Unlearning.Params(), overlap=overlap)
+            if phase == "learn":
+                strategy.learning()
             return PhaseResult(*strategy.run(phase, theta, rounds, partial(report, label=label), first, history))
 
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
@@ -101,6 +102,8 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         phase = "forget" if i == 1 else f"forget-{i}"
         asking = tuple(n for n in holders if request.scenario != "client" or n in request.targets)
         helping = who_helps(run, federation, phase, asking)
+        if method.holders == "needed" and not helping:
+            raise FederationError(f"strategy {strategy_name} needs {', '.join(asking)}, who does not answer: use another")
         gone |= set(asking) - set(retained)
         clients = tuple(n for n in federation.clients if n not in gone)
         strategy = method(replace(without, clients=clients, holders=helping, forget=request), params, lock)
@@ -109,7 +112,8 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         lock = keep(run, phase, strategy.lock_after(theta))
         thetas["unlearned" if i == len(requests) else f"unlearned_{i}"] = theta
         costs["unlearn"] += cost
-        facts.append({"targets": list(request.targets), **strategy.facts})
+        server_bytes = original.history.nbytes if method.history else 0
+        facts.append({"targets": list(request.targets), "server_bytes": server_bytes, **strategy.facts})
 
     clients = tuple(n for n in federation.clients if n in retained)
     without = replace(without, clients=clients, holders=tuple(n for n in holders if n in clients))

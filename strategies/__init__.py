@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from ease_flwr.core import halves
 from strategies.base import Unlearning
+
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 
 def load(name: str) -> type[Unlearning]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ease_flwr.core.config import Experiment, ForgetConfig, Section, digest
+from ease_flwr.core.config import ConfigError, Experiment, ForgetConfig, Section, digest, strategy_values, validate
 from ease_flwr.core.federation import Cost, Federation, Request
-from ease_flwr.core.messages import ADAPTERS, Instruction, Update, unpack
+from ease_flwr.core.messages import ADAPTERS, Instruction, Update, pack, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,16 +53,23 @@ class Unlearning:
     """Fine-tuning: the clients go on learning, and what is to be forgotten is simply left out."""
 
     class Params(Section):
-        rounds: int = Field(5, ge=1)
-        """Rounds of the forget phase."""
+        rounds: int = Field(8, ge=0)
+        """Exchanges of the forget phase, all of them."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
     """Modules of clients/ that this strategy asks for."""
+    scenarios: ClassVar[tuple[str, ...]] = ("client", "class", "sample")
+    """What it can forget."""
+    history: ClassVar[Literal["", "updates", "rounds"]] = ""
+    """What it reads: nothing, the updates of single clients, or the way of the global adapters too, which only plain FedAvg
+    lets one compute from the updates."""
+    holders: ClassVar[Literal["not asked", "help", "needed"]] = "not asked"
+    """What those who hold what is to be forgotten do in the forget phase."""
 
     def __init__(
         self,
         setting: Setting,
-        params: Section,
+        params: Any,
         lock: ForgetLock | None = None,
         overlap: int = 0,
         part: Literal["retain", "forget"] = "retain",
@@ -77,7 +84,23 @@ class Unlearning:
         self.facts: dict[str, Any] = {}
         """What the method decided by itself, for results.json."""
         self.round = 1
-        self.flower = FedAvg()
+        self.flower = flower.FedAvg()
+
+    @classmethod
+    def check(cls, name: str, experiment: Experiment) -> Section:
+        """Its settings in this experiment. Raises ConfigError for wrong ones, and for a request that it cannot serve."""
+        if (scenario := experiment.forget.scenario) not in cls.scenarios:
+            raise ConfigError(f"strategy {name} cannot forget a {scenario}, only: {', '.join(cls.scenarios)}")
+        if cls.history == "rounds":
+            if experiment.learn.aggregator not in ("FedAvg", "FedProx"):
+                raise ConfigError(
+                    f"strategy {name} follows rounds of FedAvg, learn.aggregator={experiment.learn.aggregator} has others"
+                )
+            if experiment.history.rank:
+                raise ConfigError(
+                    f"strategy {name} needs every round, history.rank={experiment.history.rank} is a sketch: set 0"
+                )
+        return validate(cls.Params, strategy_values(name, experiment), f"strategy {name}")
 
     # ---- the verbs ----------------------------------------------------------------------------------------
 
@@ -91,6 +114,7 @@ class Unlearning:
         While forgetting, the server projects; the clients' half begins with the hold phase.
         """
         lock, packed = self._packed_lock() if phase == "hold" else ("", {})
+        proximal = getattr(self.flower, "proximal_mu", 0.0)
         requests = {}
         for i, name in enumerate(self.setting.clients):
             overlap = self.overlap if i == 0 else 0
@@ -103,6 +127,7 @@ class Unlearning:
                 forget=self.setting.forget if concerned else None,
                 part=self.part,
                 lock=lock,
+                proximal=proximal,
             )
             requests[name] = Request(instruction, once=packed)
         return requests
@@ -119,7 +144,7 @@ class Unlearning:
 
     def mean(self, updates: dict[str, Update]) -> Vector:
         """Flower's FedAvg of the clients' adapters, weighted by examples. Updates come sorted by name."""
-        record, _ = self.flower.aggregate_train(1, [u.message() for u in updates.values()])
+        record, _ = self.flower.aggregate_train(self.round, [u.message() for u in updates.values()])
         assert record is not None  # updates are valid and not empty
         mean: Vector = unpack(record)[ADAPTERS]
         return mean
@@ -136,6 +161,18 @@ class Unlearning:
 
         packed = np.frombuffer(save(self.lock.tensors()), dtype=np.uint8)
         return hashlib.sha256(packed.tobytes()).hexdigest(), {"lock": packed}
+
+    def learning(self) -> Unlearning:
+        """This strategy with the aggregator that the experiment learns by."""
+        options: dict[str, Any] = dict(self.setting.experiment.learn.aggregator_options)
+        name = self.setting.experiment.learn.aggregator
+        if "num_malicious_nodes" in options:
+            options["num_malicious_nodes"] = int(options["num_malicious_nodes"])
+        try:
+            self.flower = getattr(flower, name)(**options)
+        except TypeError as error:
+            raise ConfigError(f"learn.aggregator_options: {name} does not take them: {error}") from None
+        return self
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -157,6 +194,10 @@ class Unlearning:
         for round in range(first, first + rounds):
             self.round = round
             requests = self.drawn(self.instruct(phase, round), phase)
+            if isinstance(self.flower, flower.fedopt.FedOpt):
+                self.flower.current_arrays = {ADAPTERS: theta}
+            elif isinstance(self.flower, flower.FedAvgM):
+                self.flower.current_arrays = pack({ADAPTERS: theta})
             updates = self.setting.federation.train(theta, requests, self.cost, told)
             if history is not None:
                 total = sum(u.examples for u in updates.values())

@@ -35,15 +35,15 @@ import numpy as np
 from pydantic import Field
 
 from ease_flwr.core.config import ConfigError, Section, TrainConfig
-from ease_flwr.core.federation import Request
-from ease_flwr.core.history import History
 from ease_flwr.core.messages import Instruction, Update
+from strategies._assisted import Assisted
 from strategies.base import Setting, Unlearning, Vector, on_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ease_flwr.core.adapters import Block
+    from ease_flwr.core.history import History
     from ease_flwr.core.lock import ForgetLock
     from ease_flwr.core.subspaces import Angles
 
@@ -52,10 +52,12 @@ Rows = Callable[[int, int], Vector]
 """Rows start to stop of somebody's updates, (stop - start, T): a block at a time is enough memory."""
 
 
-class Ease(Unlearning):
+class Ease(Assisted):
     """Subspace excision with bilateral knowledge excision, projection and forget lock."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "bilateral")
+    history: ClassVar[Literal["", "updates", "rounds"]] = "updates"
+    holders: ClassVar[Literal["not asked", "help", "needed"]] = "help"
 
     class Params(Section):
         rounds: int = Field(8, ge=1)
@@ -116,11 +118,8 @@ class Ease(Unlearning):
         lock_release: int = Field(0, ge=0)
         """Rounds of the hold phase after which the lock is released; 0 never."""
 
-    params: Ease.Params
-
     def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None) -> None:
         super().__init__(setting, params, lock)
-        self.snapshot: dict[str, Vector] = {}
         self.steps: list[Vector] = []
         self.spans = blocks_of(setting.blocks, "tensor")
         self.gap: ForgetLock | None = None
@@ -138,6 +137,8 @@ class Ease(Unlearning):
         self.facts |= {"gsd": gsd, "bke": "loss" if bke else "param"}
         if bke:
             self.snapshot = {"request": theta}
+        if gsd != "history":
+            self.facts["server_bytes"] = 0
         if gsd == "none":
             if not bke:
                 raise ConfigError("strategy ease: without GSD and without holders that help there is nothing to forget by")
@@ -162,36 +163,19 @@ class Ease(Unlearning):
         self.gap = self.around(self.setting.theta_0 if p.reference == "start" else theta, unique, self.spans)
         return on_numpy(self.gap.project, theta)
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        requests = super().instruct(phase, round)
+    def job(self, phase: str, round: int) -> Instruction | None:
         if not self.snapshot:
-            return requests
+            return None
         p = self.params
-        options = {"weight": p.bke_weight, "margin": p.bke_margin, "evidence": p.bke_evidence}
-        kinds = {"target": p.bke_target, "way": p.bke_way, "sides": p.bke_sides}
-        job = Instruction(
-            phase=phase,
-            round=round,
-            objective="bilateral",
-            train=TrainConfig(epochs=p.bke_epochs, batch=p.bke_batch, lr=p.bke_lr),
-            forget=self.setting.forget,
-            options={**options, **kinds},
-        )
-        for name in self.setting.holders:
-            stays = requests.get(name)
-            both = stays.instruction.model_copy(update={"beside": job}) if stays else job
-            requests[name] = Request(both, once=self.snapshot)
-        return requests
+        options: dict[str, float | str] = {"weight": p.bke_weight, "margin": p.bke_margin, "evidence": p.bke_evidence}
+        options |= {"target": p.bke_target, "way": p.bke_way, "sides": p.bke_sides}
+        return self.order(phase, round, "bilateral", TrainConfig(epochs=p.bke_epochs, batch=p.bke_batch, lr=p.bke_lr), options)
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        moved = self.mean({n: u for n, u in updates.items() if n in self.setting.clients})
-        helping = {n: u for n, u in updates.items() if n in self.setting.holders and self.snapshot}
-        steps = [u.adapters - theta if u.step is None else u.step for u in helping.values()]
-        if steps:
-            one_thing = self.setting.forget is not None and self.setting.forget.scenario == "class"  # the same for all holders
-            step = np.asarray(np.mean(steps, axis=0) if one_thing else np.sum(steps, axis=0), dtype=np.float32)
-            self.steps.append(step)
-            moved = moved + step
+        moved = self.retained(updates)
+        if self.snapshot and any(n in self.setting.holders for n in updates):
+            self.steps.append(self.step(theta, updates))
+            moved = moved + self.steps[-1]
         if self.gap is not None and self.params.project:
             moved = on_numpy(self.gap.project, moved)
         return self.locked(moved)
@@ -212,6 +196,8 @@ class Ease(Unlearning):
 
     def probe(self, part: Literal["forget", "retain"]) -> Sequence[Rows]:
         """Updates of a few rounds from theta_0 in which everybody trains on one part of the data only."""
+        from ease_flwr.core.history import History
+
         who = self.setting.holders if part == "forget" else self.setting.clients
         rounds = Unlearning(replace(self.setting, clients=who), Unlearning.Params(), part=part)
         rounds.cost = self.cost

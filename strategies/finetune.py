@@ -9,4 +9,4 @@ from strategies.base import Unlearning
 
 
 class Finetune(Unlearning):
-    """Continue ordinary federated learning without the forgotten clients."""
+    """Continue ordinary federated learning without what is to be forgotten."""

@@ -79,12 +79,12 @@ def test_snapshot_is_remembered_and_its_loss_is_said(trained):
 def test_targets_are_the_teachers_own_but_never_beyond_what_unseen_pairs_have(trained):
     client, known, theta = trained
     excise(client, known, theta, lr=1e-9, epochs=1)
-    f, g = client._embed_all(theta, client.train)
-    public_f, public_g = client._embed_all(theta, client.public)
+    f, g = client.embed_all(theta, client.train)
+    public_f, public_g = client.embed_all(theta, client.public)
     client.mates = np.random.default_rng(0)
     teacher = client._levels(f, g, public_f, public_g)[client.exclusive]
-    margin = client.margin[client.exclusive]
-    unseen = client._levels(*client._embed_all(known, client.public), *client._embed_all(known, client.train))
+    margin = client.before["margin"][client.exclusive]
+    unseen = client._levels(*client.embed_all(known, client.public), *client.embed_all(known, client.train))
     assert margin.max() <= unseen.max() + 2.0  # other random mates than the snapshot drew
     assert margin.mean() <= min(unseen.mean(), teacher.mean()) + 0.5
     ranks = [x.argsort().argsort().float() for x in (margin, teacher)]

@@ -34,6 +34,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def searched(default: Any, values: tuple[Any, ...], **limits: Any) -> Any:
+    """A field whose values `ease tune` tries."""
+    return Field(default, json_schema_extra={"search": list(values)}, **limits)
+
+
 class DataConfig(Section):
     kind: Literal["personas", "karpathy"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
@@ -113,6 +118,10 @@ class TrainConfig(Section):
     """AdamW learning rate of the adapters (no weight decay)."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
+    aggregator: Literal["FedAvg", "FedProx", "FedAvgM", "FedAdam", "FedMedian", "FedTrimmedAvg", "Krum"] = "FedAvg"
+    """Flower's strategy that aggregates while the federation learns (the retrained reference too); then it is FedAvg."""
+    aggregator_options: dict[str, float] = {}
+    """Its own settings, by Flower's names, e.g. server_momentum, eta, beta, num_malicious_nodes, proximal_mu."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the clients that take part in a round, drawn by name and seed. Who has to forget is always asked."""
     average: int = Field(4, ge=1)
@@ -204,8 +213,10 @@ class Experiment(Section):
     hold: HoldConfig = HoldConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    strategies: dict[str, dict[str, Any]] = {}
+    """Settings of single strategies that this experiment needs to differ from their defaults."""
     strategy: dict[str, Any] = {}
-    """Settings of the strategy that this experiment needs to differ from its YAML, e.g. strategy.rounds=3."""
+    """Settings of the strategy that runs, e.g. strategy.rounds=3; they go before all others."""
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Experiment:
@@ -329,8 +340,9 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
 
 
 def strategy_values(name: str, experiment: Experiment) -> dict[str, Any]:
-    """Settings of a strategy: its YAML, then what the experiment says about it."""
-    return {**read_yaml("strategy", name), **experiment.strategy}
+    """Settings of a strategy: its YAML, if there is one, then what the experiment says about it, then about this run."""
+    known = read_yaml("strategy", name) if name in choices("strategy") else {}
+    return {**known, **experiment.strategies.get(name, {}), **experiment.strategy}
 
 
 def digest(*parts: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Message
@@ -13,7 +13,9 @@ from flwr.serverapp import Grid
 
 from ease_flwr.core.config import Experiment, ForgetConfig, code_hash
 from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, Update, read_update, request
-from ease_flwr.core.retrieval import Judgement, pool
+
+if TYPE_CHECKING:
+    from ease_flwr.core.retrieval import Judgement
 
 
 class FederationError(RuntimeError):
@@ -52,6 +54,8 @@ class Federation:
         self.clients = clients
         self.say = say
         self.nodes: dict[str, int] = {}
+        self.pairs: dict[str, int] = {}
+        """Training pairs of each client, as it said at the roll call."""
         self.grace = 5.0
         """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
 
@@ -86,7 +90,7 @@ class Federation:
             if said["code"] != code_hash():
                 raise FederationError(f"{name} runs other code than the server: install the same version on both")
             found[name] = said
-            self.nodes[name] = node
+            self.nodes[name], self.pairs[name] = node, int(said["pairs"])
         return dict(sorted(found.items()))
 
     def train(self, theta: np.ndarray, requests: Mapping[str, Request], cost: Cost, told: set[str]) -> dict[str, Update]:
@@ -142,6 +146,8 @@ class Federation:
 
         Adds the bytes to `cost`. Raises FederationError.
         """
+        from ease_flwr.core.retrieval import pool  # imports torch
+
         train = self.experiment.learn
         ask = Instruction(phase="validate", round=0, train=train, forget=forget, split="validation", level=True)
         answers = self.evaluate({n: m.astype(np.float16) for n, m in models.items()}, ask, names, cost)

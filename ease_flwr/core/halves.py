@@ -1,8 +1,13 @@
-"""The halves of a method, found by name: the name you type is the file that is opened, and there is no registry."""
+"""The halves of a method, found by name: the name you type is the file that is opened, and there is no registry.
+
+A file in any folder `strategies` or `clients` on Python's path counts: a method of one's own need not lie in this repository.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module, resources
+import pkgutil
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TypeVar
 
 from ease_flwr.core.config import ConfigError
@@ -11,15 +16,15 @@ T = TypeVar("T")
 
 
 def names(package: str) -> list[str]:
-    """Modules of `package` that hold a method: all but base.py."""
-    files = (entry.name for entry in resources.files(package).iterdir())
-    return sorted({f.removesuffix(".py") for f in files if f.endswith(".py")} - {"__init__", "base"})
+    """Modules of `package` that hold a method: all but base.py and what starts with an underscore. Imports none of them."""
+    spec = find_spec(package)
+    places = pkgutil.extend_path(list(spec.submodule_search_locations or ()) if spec else [], package)
+    return sorted({m.name for m in pkgutil.iter_modules(places) if m.name != "base" and not m.name.startswith("_")})
 
 
 def find(package: str, name: str, base: type[T]) -> type[T]:
     """The one class of `package`/`name`.py that extends `base`. Raises ConfigError for an unknown name."""
-    if name not in names(package):
-        raise ConfigError(f"no {name!r} in {package}/: there are {', '.join(names(package))}")
+    check(package, name)
     module = import_module(f"{package}.{name}")
     found = [
         c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__
@@ -27,3 +32,9 @@ def find(package: str, name: str, base: type[T]) -> type[T]:
     if len(found) != 1:
         raise ConfigError(f"{package}/{name}.py must define one class that extends {base.__name__}, it has {len(found)}")
     return found[0]
+
+
+def check(package: str, name: str) -> None:
+    """Raises ConfigError if there is no such method."""
+    if name not in names(package):
+        raise ConfigError(f"no {name!r} in {package}/: there are {', '.join(names(package))}")

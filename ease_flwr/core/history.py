@@ -8,6 +8,7 @@ either.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ease_flwr.core.config import HistoryConfig
+from ease_flwr.core.config import ConfigError, HistoryConfig
 
 
 class History:
@@ -59,3 +60,19 @@ class History:
             with safe_open(file, framework="pt") as f:
                 parts.append(f.get_slice("columns")[start:stop].float())
         return torch.cat(parts, dim=1).numpy()
+
+    def rounds(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Round by round, the weighted update (p,) of each client that took part, by name.
+
+        Raises ConfigError where a sketch was kept instead of the rounds.
+        """
+        if any(self.folder.glob("*/sketch.safetensors")):
+            raise ConfigError("this method follows the rounds one by one, the history keeps a sketch: set history.rank=0")
+        for number in sorted({f.name for f in self.folder.glob("*/*.safetensors")}):
+            files = sorted(self.folder.glob(f"*/{number}"))
+            yield {f.parent.name: load_file(f)["columns"][:, 0].float().numpy() for f in files}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(f.stat().st_size for f in self.folder.glob("*/*.safetensors"))

@@ -42,6 +42,10 @@ class Instruction(Section):
     """Hash of the forget lock to train under; its directions travel once and are kept in the client's state."""
     options: Mapping[str, float | str] = {}
     """The objective's own settings."""
+    tensors: tuple[int, ...] = ()
+    """Training: positions of the adapter tensors that may move; none named: all."""
+    proximal: float = 0.0
+    """Training: mu of FedProx, the loss has mu/2 ||theta - theta_t||^2 added (Li et al., arXiv 1812.06127, eq. 2)."""
     beside: Instruction | None = None
     """A second job from the same adapters, done in the same exchange; its change of the adapters comes back as `step`."""
     split: str = "test"

@@ -1,0 +1,75 @@
+"""Cross-modal contrastive unlearning: the image tower alone moves away, see strategies/ccu.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from clients._forgetting import Forgetting
+from clients.base import Batch
+from ease_flwr.core.config import Section
+from ease_flwr.data.pairs import withdrawn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ease_flwr.core.messages import Instruction
+
+
+def inverse_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """KL(u || softmax) with u uniform over all keys but the own one, which is the negative; the rest share the positive mass.
+
+    queries (b, d), keys (n, d) with n >= b, the first b of them the queries' own; a scalar, 0 at best.
+    """
+    log_p = (queries @ keys.T / temperature).log_softmax(1)
+    own = torch.eye(len(queries), len(keys), dtype=torch.bool)
+    rest = len(keys) - 1
+    return -(log_p.masked_fill(own, 0).sum(1) / rest).mean() - torch.tensor(float(rest)).log()
+
+
+def separation(others: Tensor, before: Tensor, forget: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrast of retained images (m, d) with themselves and their own class at the request (m, d), against the
+    forgotten images (b, d): retained structure stays, forgotten images leave it. labels (m,), -1 where unknown; a scalar."""
+    log_p = (torch.cat([before, forget]) @ others.T / temperature).T.log_softmax(1)[:, : len(before)]
+    same = (labels[:, None] == labels) & (labels >= 0)[:, None] | torch.eye(len(labels), dtype=torch.bool)
+    return -((log_p * same).sum(1) / same.sum(1)).mean()
+
+
+class Ccu(Forgetting):
+    """Inverse contrast, cross-modal retention, dual-set separation; nothing in the text tower changes."""
+
+    class Options(Section):
+        temperature: float
+        inverse: float
+        retention: float
+        separation: float
+
+    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+        super().begin(instruction, extras)
+        for block, parameter in zip(self.model.blocks, self.model.parameters, strict=True):
+            parameter.requires_grad_(block.tower == "visual")
+        stays = ~withdrawn(instruction.forget, self.name, self.data.train.labels)
+        kept = self.data.train.about[stays] if len(self.kept) else self.world.unseen().about
+        names = {name: k for k, name in enumerate(sorted(set(kept.tolist()) - {""}))}
+        self.labels = torch.tensor([names.get(name, -1) for name in kept.tolist()])
+
+    def loss(self, batch: Batch) -> Tensor:
+        i, c, o = batch.index, batch.caption, self.options
+        f = self.model.clip.encode_image(self.train.images[i], normalize=True)
+        j = self.draw(len(i)).unique()
+        others = self.model.clip.encode_image(self.others.images[j], normalize=True)
+        others_f0, others_g0 = self.before["others_f0"][j], self.before["others_g0"][j, 0]
+        loss = f.new_zeros(())
+        if o.inverse:
+            texts, images = torch.cat([self.before["g0"][i, c], others_g0]), torch.cat([self.before["f0"][i], others_f0])
+            loss = loss + o.inverse * sum(inverse_contrast(f, keys, o.temperature) for keys in (texts, images))
+        if o.retention:
+            after, then = (x @ others_g0.T / o.temperature for x in (others, others_f0))
+            kl = F.kl_div(after.log_softmax(1), then.log_softmax(1), reduction="batchmean", log_target=True)
+            loss = loss + o.retention * (kl + (1 - (others * others_f0).sum(1)).mean())
+        if o.separation:
+            loss = loss + o.separation * separation(others, others_f0, f, self.labels[j], o.temperature)
+        return loss

@@ -1,0 +1,51 @@
+"""Lipschitz regularisation of both encoders on what is to be forgotten, see strategies/lip.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from clients._forgetting import Forgetting
+from clients.base import Batch
+from ease_flwr.core.config import Section
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ease_flwr.core.messages import Instruction
+
+
+class Lip(Forgetting):
+    """Make both encoders insensitive to noise around the forgotten inputs."""
+
+    class Options(Section):
+        sigma: float
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+
+    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+        super().begin(instruction, extras)
+        self.random = torch.Generator().manual_seed(self._seed(instruction) % 2**63)
+        self.words = next(m for n, m in self.model.clip.named_modules() if n.endswith("token_embedding"))
+
+    def loss(self, batch: Batch) -> Tensor:
+        images, tokens = self.train.images[batch.index], self.train.tokens[batch.index, batch.caption]
+        clip, f, g = self.model.clip, *self.embed(batch)
+        noise = self._noise(images)
+        visual = (clip.encode_image(images + noise, normalize=True) - f).square().sum(1) / noise.flatten(1).square().sum(1)
+        moved: list[Tensor] = []
+
+        def disturb(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            moved.append(self._noise(output))
+            return output + moved[0]
+
+        with self.words.register_forward_hook(disturb):
+            noisy = clip.encode_text(tokens, normalize=True)
+        textual = (noisy - g).square().sum(1) / moved[0].flatten(1).square().sum(1)
+        return visual.sqrt().mean() + textual.sqrt().mean()
+
+    def _noise(self, x: Tensor) -> Tensor:
+        """Gaussian noise as large as sigma times the spread of x."""
+        return self.options.sigma * x.detach().std() * torch.randn(x.shape, generator=self.random)

@@ -1,0 +1,45 @@
+"""Gradient ascent inside a ball: the client half of PGA (Halimi et al., arXiv 2207.05521), see strategies/pga.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from clients._forgetting import Forgetting
+from clients.base import Batch
+from clients.contrastive import info_nce
+from ease_flwr.core.config import Section
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ease_flwr.core.messages import Instruction
+
+
+class ProjectedAscent(Forgetting):
+    """Arrays beside the adapters: `centre` of the ball and the client's `own` last model, adapter vectors."""
+
+    class Options(Section):
+        radius: float
+        """Of the ball."""
+        limit: float
+        """Squared distance from `own` at which the ascent ends."""
+
+    remembers: ClassVar[tuple[str, ...]] = ()
+
+    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+        super().begin(instruction, extras)
+        if not {"centre", "own"} <= extras.keys():
+            raise ValueError("centre and own model are missing here: they must be sent again")
+
+    def loss(self, batch: Batch) -> Tensor:
+        return -info_nce(*self.embed(batch), self.scale)
+
+    def stepped(self) -> bool:
+        centre, own = self.extras["centre"], self.extras["own"]
+        away = self.model.get() - centre
+        if (distance := float(np.linalg.norm(away))) > self.options.radius:
+            self.model.set(centre + np.float32(self.options.radius / distance) * away)
+        return float(np.sum((self.model.get() - own) ** 2)) <= self.options.limit

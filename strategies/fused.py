@@ -1,0 +1,51 @@
+"""FUSED: what changed most is learnt over by a sparse adapter that only the retained clients train.
+
+Zhong et al., CVPR 2025: find the layers that changed most, freeze the model, attach a sparse adapter there and train it on
+retained data. Adapted: the adapter is a change of the most changed adapter tensors themselves, so that the result is an
+adapter vector like any other; all other tensors stay as they are. The method is reversible: whoever takes the sparse adapter
+away has the original model again (its norm is in results.json). Our re-implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from ease_flwr.core.config import Section, searched
+from ease_flwr.core.federation import Request
+from ease_flwr.core.messages import Update
+from strategies.base import Unlearning, Vector
+
+if TYPE_CHECKING:
+    from ease_flwr.core.history import History
+
+
+class Fused(Unlearning):
+    """Train a sparse adapter on the tensors that changed most, on retained data only."""
+
+    class Params(Section):
+        rounds: int = Field(8, ge=1)
+        """Exchanges of the forget phase, all of them."""
+        share: float = searched(0.25, (0.1, 0.25, 0.5), gt=0, le=1)
+        """Share of the adapter tensors that the sparse adapter covers."""
+
+    def prepare(self, theta: Vector, history: History) -> Vector:
+        moved, blocks = theta - self.setting.theta_0, self.setting.blocks
+        change = [float(np.linalg.norm(moved[b.start : b.stop])) / math.sqrt(b.size) for b in blocks]
+        count = math.ceil(self.params.share * len(blocks))
+        self.tensors = tuple(sorted(sorted(range(len(blocks)), key=lambda i: -change[i])[:count]))
+        self.facts["tensors"] = [blocks[i].name for i in self.tensors]
+        self.original = theta
+        return theta
+
+    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+        requests = super().instruct(phase, round)
+        return {n: Request(r.instruction.model_copy(update={"tensors": self.tensors})) for n, r in requests.items()}
+
+    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
+        after = super().combine(theta, updates)
+        self.facts["adapter_norm"] = float(np.linalg.norm(after - self.original))
+        return after

@@ -1,0 +1,77 @@
+"""GDFA, the simple form: subtract what several learnings of the forgotten pairs have in common.
+
+After GDFA (CVPR 2026, no code): from nearby starts in a flat region the holders learn what is to be forgotten once more; of
+those task vectors only entries whose signs agree are kept, and their mean is subtracted. With n_s random moves of length
+radius ||theta - theta_0||:
+
+    v_s = theta_s' - (theta + n_s)        theta <- theta - scale mean_s(v_s) [ |sum_s sign(v_s)| >= agreement S ]
+
+then the retained clients go on. Our re-implementation from the published description.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ease_flwr.core.config import searched
+from ease_flwr.core.federation import Request
+from ease_flwr.core.messages import Update
+from strategies._assisted import Assisted
+from strategies.base import Unlearning, Vector
+
+if TYPE_CHECKING:
+    from ease_flwr.core.history import History
+
+
+class Gdfa(Assisted):
+    """Negate the sign consensus of task vectors of the forgotten pairs, then fine-tune."""
+
+    class Params(Assisted.Params):
+        probes: int = Field(3, ge=1)
+        """S, exchanges in which the holders learn from a moved start."""
+        radius: float = Field(0.05, ge=0)
+        """Length of a random move, as a share of ||theta - theta_0||."""
+        agreement: float = Field(1.0, ge=0, le=1)
+        """Share by which signs must agree."""
+        scale: float = searched(1.0, (0.5, 1.0, 2.0), gt=0)
+        """Multiplies what is subtracted."""
+        lr: float = searched(2e-3, (1e-3, 2e-3, 5e-3), gt=0)
+        """AdamW learning rate of the holders."""
+
+    objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
+    holders: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
+
+    def prepare(self, theta: Vector, history: History) -> Vector:
+        self.request, self.vectors = theta, list[Vector]()
+        self.random = np.random.default_rng((self.setting.experiment.seed, 33))
+        return self.moved()
+
+    def moved(self) -> Vector:
+        """A start near the model at the request."""
+        noise = self.random.standard_normal(len(self.request))
+        length = self.params.radius * np.linalg.norm(self.request - self.setting.theta_0)
+        return np.asarray(self.request + length / np.linalg.norm(noise) * noise, dtype=np.float32)
+
+    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+        if round > self.params.probes:
+            return Unlearning.instruct(self, phase, round)
+        job = self.job(phase, round)
+        assert job is not None
+        return {n: Request(job.model_copy(update={"part": "forget"})) for n in self.setting.holders}
+
+    def options(self) -> dict[str, float | str]:
+        return {}
+
+    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
+        if self.round > self.params.probes:
+            return self.locked(self.mean(updates))
+        self.vectors.append(self.mean(updates) - theta)
+        if self.round < self.params.probes:
+            return self.moved()
+        agree = np.abs(np.sign(self.vectors).sum(0)) >= self.params.agreement * len(self.vectors)
+        self.facts["consensus"] = float(agree.mean())
+        taken = np.where(agree, np.mean(self.vectors, axis=0), 0)
+        return np.asarray(self.request - self.params.scale * taken, dtype=np.float32)
