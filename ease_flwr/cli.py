@@ -1,14 +1,15 @@
-"""`ease`: run an experiment, put finished runs side by side, make the base model.
+"""`ease`: run experiments, compare, ablate and tune methods of unlearning, make the base model.
 
 Everything here works without torch and flwr in memory, so that help and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help="File in conf/experiment/.")] = "personas",
-    strategy: Annotated[str, typer.Option(help="File in conf/strategy/.")] = "ease",
+    strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
     seed: Annotated[int, typer.Option(help="Decides the world, the adapters at the start and all orders.", min=0)] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
     fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
@@ -34,45 +35,134 @@ def run(
     """
     from ease_flwr import launcher
 
-    try:
-        code = launcher.run(experiment, strategy, seed, run_dir, fresh, set or [], client_cpus, client_gpus)
-    except config.ConfigError as error:
-        print(f"ease run: {error}", file=sys.stderr)
-        code = 2
-    raise typer.Exit(code)
+    with _mistakes("run"):
+        raise typer.Exit(launcher.run(experiment, strategy, seed, run_dir, fresh, set or [], client_cpus, client_gpus))
+
+
+SEEDS = Annotated[str, typer.Option(help="Seeds, with commas.")]
+STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas; all: each that can forget this.")]
+SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]
+JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
+EXPERIMENT = Annotated[str, typer.Argument(help="File in conf/experiment/.")]
 
 
 @app.command()
 def ablate(
-    experiment: Annotated[str, typer.Argument(help="File in conf/experiment/.")] = "personas",
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    experiment: EXPERIMENT = "personas",
+    seeds: SEEDS = "0,1,2",
     groups: Annotated[
         str, typer.Option(help="Groups of variants: parts, foils, bke, gsd, lambda.")
     ] = "parts,foils,bke,gsd,lambda",
     folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("ablation"),
-    set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells.")] = None,
+    set: SET = None,
+    jobs: JOBS = 1,
 ) -> None:
     """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
-    from ease_flwr import sweep
+    from ease_flwr.sweep import ablation, cells
 
-    try:
+    with _mistakes("ablate"):
         wanted = [g.strip() for g in groups.split(",")]
-        if unknown := [g for g in wanted if g not in sweep.ABLATION]:
-            raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(sweep.ABLATION)}")
-        if not all(s.strip().isdigit() for s in seeds.split(",")):
-            raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
-        variants = [v for g in wanted for v in sweep.ABLATION[g]]
-        numbers = [int(s) for s in seeds.split(",")]
-        found = sweep.run(experiment, variants, numbers, folder.absolute(), set or [], lambda line: print(line, flush=True))
+        if unknown := [g for g in wanted if g not in ablation.ABLATION]:
+            raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
+        variants = [v for g in wanted for v in ablation.ABLATION[g]]
+        found = cells.run(experiment, variants, _numbers(seeds), folder.absolute(), set or [], _say, jobs)
+    _finish(folder, "ablation", {"md": ablation.table(found)}, {"": found})
+
+
+@app.command()
+def compare(
+    experiment: EXPERIMENT = "personas",
+    strategies: STRATEGIES = "all",
+    seeds: SEEDS = "0,1,2",
+    budget: Annotated[str, typer.Option(help="What is equal in the first table: rounds or bytes.")] = "rounds",
+    exchanges: Annotated[int, typer.Option(help="Exchanges of the equal budget; 0: as many as EASE has by itself.", min=0)] = 0,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("comparison"),
+    set: SET = None,
+    jobs: JOBS = 1,
+) -> None:
+    """Methods side by side from one learnt federation a seed, at equal traffic and with their own budgets.
+
+    Writes comparison.md, .json and .csv.
+    """
+    from ease_flwr.sweep import comparison
+
+    with _mistakes("compare"):
+        if budget not in ("rounds", "bytes"):
+            raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
+        equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
+        names = _strategies(strategies, experiment, set or [])
+        tables = comparison.compare(
+            experiment, names, _numbers(seeds), folder.absolute(), set or [], _say, equal, exchanges, jobs
+        )
+    text = "\n".join(f"## {head}\n\n{comparison.table(tables[key])}" for key, head in comparison.HEADS.items())
+    _finish(folder, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
+
+
+@app.command()
+def tune(
+    experiment: EXPERIMENT = "personas",
+    strategies: STRATEGIES = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas; keep them apart from those you report.")] = "3",
+    budget: Annotated[int, typer.Option(help="Trials of each method, its defaults among them.", min=1)] = 4,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("tuning"),
+    set: SET = None,
+    jobs: JOBS = 1,
+) -> None:
+    """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
+    from ease_flwr.sweep import tuning
+
+    with _mistakes("tune"):
+        names = _strategies(strategies, experiment, set or [])
+        found = tuning.tune(experiment, names, _numbers(seeds), budget, folder.absolute(), set or [], _say, jobs)
+    _finish(folder, "tuning", {"md": tuning.table(found, budget)}, {"": found})
+
+
+@app.command()
+def methods(show: Annotated[str, typer.Option(help="Name of one, to print both of its halves.")] = "") -> None:
+    """List the methods of unlearning: what each does, forgets, keeps on the server, and asks of whom it forgets."""
+    from ease_flwr import methods as listed
+
+    with _mistakes("methods"):
+        print(listed.source(show) if show else listed.listing())
+
+
+@contextmanager
+def _mistakes(command: str) -> Iterator[None]:
+    """One line and exit status 2 for a wrong setting."""
+    try:
+        yield
     except config.ConfigError as error:
-        print(f"ease ablate: {error}", file=sys.stderr)
+        print(f"ease {command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    (folder / "ablation.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    table = sweep.table(found)
-    (folder / "ablation.md").write_text(table, encoding="utf-8")
-    print(table)
-    print(f"in {folder}")
-    failed = any("failed" in r for by_seed in found.values() for r in by_seed.values())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _numbers(seeds: str) -> list[int]:
+    if not all(s.strip().isdigit() for s in seeds.split(",")):
+        raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
+    return [int(s) for s in seeds.split(",")]
+
+
+def _strategies(names: str, experiment: str, assignments: list[str]) -> list[str]:
+    """These strategies, or all that can forget what this experiment forgets."""
+    from ease_flwr import methods as listed
+
+    loaded = config.load(experiment, config.parse_assignments(assignments))
+    return listed.able(loaded.forget.scenario) if names == "all" else [n.strip() for n in names.split(",")]
+
+
+def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, Any]) -> None:
+    """Write what was found, print it, and exit with 1 if a cell failed."""
+    from ease_flwr.core.run import write_json, write_text
+
+    write_json(folder / f"{name}.json", tables.get("", tables))
+    for ending, text in texts.items():
+        write_text(folder / f"{name}.{ending}", text)
+    print(f"\n{texts['md']}\nin {folder}")
+    failed = any("failed" in r for found in tables.values() for by_seed in found.values() for r in by_seed.values())
     raise typer.Exit(1 if failed else 0)
 
 
@@ -98,8 +188,5 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
     """Print several runs side by side as Markdown, with mean and spread of the gaps to the reference."""
     from ease_flwr.audit import summary as runs_summary
 
-    try:
+    with _mistakes("summary"):
         print(runs_summary.summary(runs), end="")
-    except config.ConfigError as error:
-        print(f"ease summary: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None

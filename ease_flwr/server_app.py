@@ -20,7 +20,7 @@ from ease_flwr.core.federation import Cost, Federation, FederationError
 from ease_flwr.core.history import History
 from ease_flwr.core.paths import default_folder
 from ease_flwr.core.retrieval import Judgement
-from ease_flwr.core.run import PhaseResult, Run
+from ease_flwr.core.run import PhaseResult, Run, write_text
 from strategies.base import Progress, Setting, Unlearning
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     if experiment.evaluation.reference == "retrain":
         more = params.rounds * len(requests)
         retrain = learn("retrain", without, "learn", theta_0, rounds)
-        equal = learn("retrain", without, "learn", retrain.theta, more, first=rounds + 1)
-        thetas |= {"retrain": retrain.theta, "retrain_equal": equal.theta}
-        costs["retrain"] = retrain.cost
+        thetas["retrain"], costs["retrain"] = retrain.theta, retrain.cost
+        if experiment.evaluation.equal:
+            thetas["retrain_equal"] = learn("retrain", without, "learn", retrain.theta, more, first=rounds + 1).theta
     if hold := experiment.hold.rounds:
         overlap = experiment.hold.overlap
         holding = Unlearning(without, Unlearning.Params(), lock=lock, overlap=overlap)
@@ -133,8 +133,9 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
 
     steps = [m for m in thetas if m.startswith("unlearned_")]
     order = ("original", "retrain", "retrain_equal", *steps, "unlearned", "held", "retrain_held")
-    models = retrieval.judge(federation, {m: thetas[m] for m in order if m in thetas}, everything)
-    finish(run, experiment, strategy_name, models, costs, {m: adapters.sha256(thetas[m]) for m in models}, facts)
+    models = retrieval.judge(federation, {m: thetas[m] for m in order if m in thetas}, everything, experiment.evaluation.split)
+    hashes = {m: adapters.sha256(thetas[m]) for m in models}
+    finish(run, experiment, strategy_name, params, models, costs, hashes, facts)
     for name in models:
         model.save(thetas[name], run.folder / "adapters" / name)
 
@@ -176,6 +177,7 @@ def finish(
     run: Run,
     experiment: config.Experiment,
     strategy: str,
+    params: config.Section,
     models: dict[str, Judgement],
     costs: dict[str, Cost],
     hashes: dict[str, str],
@@ -186,6 +188,7 @@ def finish(
         "schema": 1,
         "experiment": experiment.name,
         "strategy": strategy,
+        "params": params.model_dump(mode="json"),
         "seed": experiment.seed,
         "forget": {"scenario": experiment.forget.scenario, "targets": list(experiment.forget.together().targets)},
         "requests": facts,
@@ -204,5 +207,5 @@ def finish(
     if "retrain" in costs:
         text += f"\n{cost_line(results)}\n"
     run.write("results.json", results)
-    (run.folder / "table.md").write_text(text, encoding="utf-8")
+    write_text(run.folder / "table.md", text)
     run.event(text)

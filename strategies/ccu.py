@@ -2,8 +2,8 @@
 
 Only the image tower forgets. With f the image embedding now, f°, g° embeddings at the request, T the temperature:
 
-    inverse      KL(u || softmax_j <f_i, g°_j>/T), u uniform over j != i: the old partner is the negative, all other captions
-                 share the positive mass; the same against the image's own old embedding among old images
+    inverse      KL(softmax_j <f_i, g°_j>/T || u), u uniform over all j but i and its class: the old partner is the negative,
+                 all other captions share the positive mass; the same against the image's own old embedding among old images
     retention    on other pairs, KL of the image-to-text distributions after and before, and 1 - <f, f°>
     separation   other images stay near their own old embedding and their class's, forgotten images leave them (SupCon where
                  there are labels, instances where there are none)
@@ -27,9 +27,9 @@ class Ccu(Assisted):
     """Visual-only contrastive unlearning with cross-modal retention and dual-set separation."""
 
     class Params(Assisted.Params):
-        lr: float = searched(1e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
+        lr: float = searched(2e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
         """AdamW learning rate of the holders."""
-        temperature: float = Field(0.1, gt=0)
+        temperature: float = Field(0.05, gt=0)
         """T."""
         inverse: float = Field(1.0, ge=0)
         """Weight of selective visual unlearning; 0 switches it off."""

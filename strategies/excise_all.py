@@ -14,8 +14,11 @@ class ExciseAll(Ease):
 
     class Params(Ease.Params):
         tau: float | None = Field(0.6, ge=0, le=1)
+        """Decides how many directions the unique subspace has; what calibration mostly finds in the built-in world."""
         subspace: Literal["unique", "whole", "random"] = "whole"
+        """What is excised: the whole forget subspace."""
         bke: bool = False
+        """No bilateral excision."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("client",)
     holders: ClassVar[Literal["not asked", "help", "needed"]] = "not asked"

@@ -78,8 +78,11 @@ class Sfu(Assisted):
 
 
 def leading(rows: Matrix, energy: float) -> Matrix:
-    """Orthonormal columns (d, q): the fewest right singular vectors of rows (n, d) that hold this share of the squared norm."""
+    """Orthonormal columns (d, q): the fewest right singular vectors of rows (n, d) that hold this share of the squared norm;
+    none of zeros."""
     _, s, vt = np.linalg.svd(rows, full_matrices=False)
-    held = np.cumsum(s**2) / max(float(np.sum(s**2)), 1e-30)
+    if not s.any():
+        return np.zeros((rows.shape[1], 0))
+    held = np.cumsum(s**2) / np.sum(s**2)
     basis: Matrix = vt[: 1 + int((held < energy).sum())].T
     return basis

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ease_flwr import launcher
 from ease_flwr.cli import app
 
-HEAVY = ("torch", "open_clip", "flwr", "ray", "peft")
+HEAVY = ("torch", "open_clip", "ray", "peft")
 
 
 def ease(*arguments, tmp_path=None):
@@ -29,6 +29,24 @@ def test_help_is_light():
     assert done.stdout.rstrip().endswith("[]")
 
 
+def test_methods_are_listed_and_shown_without_anything_heavy():
+    done = ease("methods")
+    lines = done.stdout.splitlines()
+    row = next(line for line in lines if line.startswith("federaser "))
+    assert row.split("  ")[0] == "federaser"
+    assert "round by round" in row
+    assert row.endswith("Rebuild the model from recorded step lengths and calibrated directions of the retained clients.")
+    assert lines[-1] == "[]"
+    assert not any(line.startswith(("base ", "_")) for line in lines)
+    shown = ease("methods", "--show", "npo").stdout
+    assert "# ---- strategies/npo.py ----" in shown
+    assert "# ---- clients/npo.py ----" in shown
+    assert "def negative_preference(" in shown
+    assert ease("methods", "--show", "magic").stderr.startswith(
+        "ease methods: no 'magic' in strategies/: there are ascent, ccu"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -40,10 +58,26 @@ def test_help_is_light():
         ),
         (["ablate", "--groups", "all"], "ease ablate: no group 'all': there are parts, foils, bke, gsd, lambda"),
         (["ablate", "--seeds", "x"], "ease ablate: --seeds 'x': expected numbers with commas, for example 0,1,2"),
-        (["run", "--strategy", "eas"], "ease run: no strategy 'eas': there are ease, finetune"),
+        (["ablate", "--set", "strategy.tua=1"], "ease ablate: strategy ease: unknown key tua (known: rounds, gsd"),
+        (["compare", "--budget", "time"], "ease compare: --budget 'time': expected rounds or bytes"),
+        (["compare", "--strategies", "ease,magic"], "ease compare: no 'magic' in strategies/: there are ascent, ccu"),
+        (["tune", "--seeds", "one"], "ease tune: --seeds 'one': expected numbers with commas, for example 0,1,2"),
+        (
+            ["run", "personas_class", "--strategy", "sifu"],
+            "ease run: strategy sifu cannot forget a class, only: client",
+        ),
+        (
+            ["run", "--strategy", "pga", "--set", "learn.aggregator=Krum"],
+            "ease run: strategy pga follows rounds of FedAvg, learn.aggregator=Krum has others",
+        ),
+        (
+            ["run", "--strategy", "pga", "--set", "history.rank=8"],
+            "ease run: strategy pga needs every round, history.rank=8 is a sketch: set 0",
+        ),
+        (["run", "--strategy", "eas"], "ease run: no 'eas' in strategies/: there are ascent, ccu"),
         (
             ["run", "--set", "learn.round=3"],
-            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip, fraction",
+            "ease run: experiment personas: unknown key learn.round (known: rounds, epochs, batch, lr, clip, aggregator",
         ),
         (["run", "--set", "learn"], "ease run: 'learn': expected key=value, for example forget.targets=client-4"),
         (

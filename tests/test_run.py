@@ -144,7 +144,7 @@ def test_cache_knows_what_decides_a_phase(home, tmp_path):
 def test_every_objective_a_strategy_names_exists():
     for name in halves.names("strategies"):
         assert set(strategies.load(name).objectives) <= set(halves.names("clients"))
-    with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are bilateral, contrastive"):
+    with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are ascent, bilateral"):
         clients.load("nothing")
     assert config.choices("experiment")
 

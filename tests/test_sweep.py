@@ -4,69 +4,152 @@ import json
 
 import pytest
 
-from ease_flwr import launcher, sweep
 from ease_flwr.core import config
-from ease_flwr.sweep import ABLATION, Variant
+from ease_flwr.core.config import ConfigError
+from ease_flwr.sweep import ablation, cells, comparison, tuning
+from ease_flwr.sweep.cells import Variant
+from strategies import load
 
 
-def results(seed, value):
-    sets = {s: {"r1": value} for s in ("forget_exclusive", "forget_shared", "forget", "retain", "test")}
-    cost = {"client_steps": 10, "uplink_bytes": 6, "downlink_bytes": 4}
+def results(seed, value, rounds=8):
+    """A run in which unlearned is `value` on every set, and retrain 10."""
+    models = {m: {s: {"r1": v} for s in cells.SHOWN} for m, v in (("original", 90.0), ("retrain", 10.0), ("unlearned", value))}
+    models |= {"held": models["unlearned"], "retrain_equal": models["retrain"], "retrain_held": models["retrain"]}
+    cost = {"rounds": rounds, "client_steps": 10 * rounds, "uplink_bytes": 6 * rounds, "downlink_bytes": 4 * rounds}
     return {
         "schema": 1,
         "seed": seed,
-        "models": dict.fromkeys(("original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held"), sets),
-        "gaps": {"pair_similarity": value / 100},
-        "cost": {"unlearn": cost, "retrain": {k: 4 * v for k, v in cost.items()}},
+        "models": models,
+        "requests": [{"server_bytes": 2_500_000}],
+        "gaps": {"pair_similarity": value / 100, "forget_normalised": value / 80},
+        "cost": {"unlearn": cost, "retrain": dict.fromkeys(cost, 320)},
     }
 
 
 @pytest.fixture
-def cells(tmp_path, monkeypatch):
-    """launcher.run replaced by one that notes what it is asked and writes results, or fails where tau is 0.7."""
-    asked = []
+def asked(monkeypatch):
+    """A cell writes results: 10 more than its seed; it fails where tau is 0.7."""
+    seen = []
 
-    def run(experiment, strategy, seed, folder, fresh, settings, cpus, gpus):
-        asked.append((strategy, seed, tuple(settings)))
-        folder.mkdir()
-        print("chatter")
-        if "strategy.tau=0.7" in settings:
-            (folder / "state.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: full"}))
-            return 1
-        (folder / "results.json").write_text(json.dumps(results(seed, 10.0 * (1 + seed))))
-        return 0
+    def run_cell(experiment, variant, seed, where, assignments):
+        seen.append((variant.label, seed, tuple(assignments)))
+        where.mkdir(parents=True)
+        if variant.settings.get("strategy.tau") == 0.7:
+            (where / "state.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: full"}))
+        else:
+            rounds = variant.settings.get("strategy.rounds", 40 if variant.strategy == "retrain" else 8)
+            (where / "results.json").write_text(json.dumps(results(seed, 10.0 + seed, rounds)))
 
-    monkeypatch.setattr(launcher, "run", run)
-    return asked
+    monkeypatch.setattr(cells, "_run_cell", run_cell)
+    return seen
 
 
 VARIANTS = (Variant("EASE"), Variant("tau 0.7", settings={"strategy.tau": 0.7}), Variant("fine-tuning", "finetune"))
 
 
-def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(cells, tmp_path, capsys):
+def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_path):
     lines = []
-    found = sweep.run("personas", VARIANTS, [0, 1], tmp_path, ["learn.rounds=2"], lines.append)
-    assert [(a[0], a[1]) for a in cells] == [(s, n) for n in (0, 1) for s in ("ease", "ease", "finetune")]
-    assert cells[1][2] == ("learn.rounds=2", "strategy.tau=0.7")
+    found = cells.run("personas", VARIANTS, [0, 2], tmp_path, ["learn.rounds=2"], lines.append)
+    assert [a[:2] for a in asked] == [
+        *(("EASE", 0), ("EASE", 2)),  # the first of each seed leaves its learnt federation to the others
+        *((label, seed) for seed in (0, 2) for label in ("tau 0.7", "fine-tuning")),
+    ]
+    assert asked[0][2] == ("learn.rounds=2",)
     assert found["tau 0.7"][0] == {"failed": "failed: RuntimeError: full"}
-    assert lines[1].startswith("[2/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
-    assert "chatter" not in capsys.readouterr().out
-    sweep.run("personas", VARIANTS, [0, 1], tmp_path, [], lines.append)
-    assert len(cells) == 6 + 2
+    assert lines[2].startswith("[3/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
+    cells.run("personas", VARIANTS, [0, 2], tmp_path, [], lines.append)
+    assert len(asked) == 6 + 2
     assert lines[6] == "[1/6] seed 0, EASE: done (was there)"
-    table = sweep.table(found)
-    assert "| EASE | 15.0 ± 7.1 |" in table
+    table = ablation.table(found)
+    assert "| EASE | 11.0 ± 1.4 |" in table
     assert "| tau 0.7 | failed: RuntimeError: full |" in table
-    assert table.splitlines()[-1].endswith("| 0.150 ± 0.071 | 25.0 | 25.0 |")
-    assert len({line.count("|") for line in table.splitlines() if "s_retrain" not in line}) == 1
+    assert table.splitlines()[-1].endswith("| 0.110 ± 0.014 | 25.0 | 12.5 |")
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_cells_run_side_by_side_give_the_same(asked, tmp_path):
+    one = cells.run("personas", VARIANTS, [0, 1, 2], tmp_path / "one", [], print)
+    assert cells.run("personas", VARIANTS, [0, 1, 2], tmp_path / "four", [], print, jobs=4) == one
+
+
+def test_a_wrong_setting_of_any_cell_is_said_before_anything_runs(asked, tmp_path):
+    with pytest.raises(ConfigError, match=r"strategy finetune: unknown key tau \(known: rounds\)"):
+        cells.run("personas", [*VARIANTS, Variant("wrong", "finetune", {"strategy.tau": 1})], [0], tmp_path, [], print)
+    with pytest.raises(ConfigError, match="strategy federaser cannot forget a class, only: client"):
+        cells.run("personas_class", [Variant("federaser", "federaser")], [0], tmp_path, [], print)
+    assert not asked
 
 
 def test_every_variant_is_a_valid_setting_and_has_a_folder_of_its_own():
-    from strategies import load
-
-    variants = [v for group in ABLATION.values() for v in group]
+    variants = [v for group in ablation.ABLATION.values() for v in group]
     assert len({v.folder for v in variants}) == len(variants)
     for variant in variants:
-        experiment = config.load("personas", variant.settings)
-        params = load(variant.strategy).Params
-        config.validate(params, config.strategy_values(variant.strategy, experiment), variant.label)
+        load(variant.strategy).check(variant.strategy, config.load("personas", dict(variant.settings)))
+
+
+def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
+    tables = comparison.compare("personas", ["ease", "retrain"], [0, 2], tmp_path, [], print)
+    labels = [(label, seed) for label, seed, _ in asked]
+    assert labels == [
+        *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
+        *(("retrain, 8 exchanges", 0), ("retrain, 8 exchanges", 2)),  # EASE's own budget is the equal one: not run twice
+    ]
+    assert tables["equal"]["ease"] is tables["own"]["ease"]
+    own = comparison.table(tables["own"])
+    assert (
+        "| ease | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | 0.14 ± 0.02 | 0.110 ± 0.014 | 8 | 25.0 | 12.5 | 2.5 |"
+        in own
+    )
+    assert "| retrain (again: noise floor) |" in own
+    assert "- original: forget_exclusive 90.0 ± 0.0" in own
+    lines = comparison.rows(tables).splitlines()
+    assert lines[0].startswith("budget,strategy,seed,forget_exclusive minus retrain")
+    assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,8,80,48,32," in lines
+    assert len(lines) == 1 + 2 * 2 * 2
+
+
+def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_path):
+    def run_cell(experiment, variant, seed, where, assignments):
+        where.mkdir(parents=True)
+        value = results(seed, 10.0)
+        value["cost"]["unlearn"]["downlink_bytes"] *= 6 if variant.strategy == "npo" else 1
+        (where / "results.json").write_text(json.dumps(value))
+        asked.append(variant.label)
+
+    monkeypatch.setattr(cells, "_run_cell", run_cell)
+    comparison.compare("personas", ["ease", "npo"], [0], tmp_path, [], print, budget="bytes")
+    assert asked == ["ease", "npo", "npo, 2 exchanges"]  # ten bytes an exchange against thirty
+
+
+def test_comparison_shows_failures():
+    assert comparison.table({"ease": {0: {"failed": "failed: full"}}}) == "no cell finished\n"
+    mixed = {"ease": {0: results(0, 10.0)}, "npo": {0: {"failed": "failed: full"}}}
+    assert "| npo | failed: full |" in comparison.table(mixed)
+    assert "npo,0,,,,,,,,,,failed: full" in comparison.rows({"own": mixed})
+
+
+def test_tuning_tries_the_defaults_first_and_no_more_than_the_budget():
+    experiment = config.load("personas")
+    for name in ("ease", "npo", "finetune", "cliperase"):
+        found = tuning.trials(name, experiment, 4)
+        defaults = load(name).check(name, experiment)
+        assert all(getattr(defaults, k.removeprefix("strategy.")) == v for k, v in found[0].settings.items())
+        assert 1 <= len({v.label for v in found}) == len(found) <= 4
+        assert tuning.trials(name, experiment, 4) == found
+        for trial in found:
+            load(name).check(name, config.load("personas", dict(trial.settings)))
+    assert len(tuning.trials("finetune", experiment, 4)) == 1
+
+
+def test_score_counts_too_much_forgetting_but_no_gain():
+    run = results(0, 10.0)
+    run["models"]["unlearned"] = {s: {"r1": v} for s, v in zip(cells.SHOWN, (4.0, 8.0, 0.0, 15.0, 7.0), strict=True)}
+    assert tuning.score(run) == pytest.approx((6 + 2 + 0 + 3) / 4)
+
+
+def test_tuning_marks_the_best_trial_of_each_method(asked, tmp_path):
+    found = tuning.tune("personas", ["npo"], [3], 2, tmp_path, [], print)
+    assert {a[2] for a in asked} == {(*comparison.QUICK, "evaluation.split=validation")}
+    text = tuning.table(found, 2)
+    assert text.startswith("At most 2 trials a method")
+    assert text.count("| npo | **") == 1

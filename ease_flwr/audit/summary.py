@@ -36,7 +36,7 @@ def summary(folders: list[Path]) -> str:
     head = "| experiment, strategy, seed, forgotten | model | " + " | ".join(sets) + " |"
     lines = [head, "|---|---|" + "---:|" * len(sets)]
     for run in runs:
-        name = f"{run['experiment']}, {run['strategy']}, {run['seed']}, {' '.join(run['forget']['targets'])}"
+        name = f"{run['experiment']}, {run['strategy']}, {run['seed']}, {asked(run)}"
         for model, found in run["models"].items():
             lines.append(f"| {name} | {model} | " + " | ".join(f"{found[s]['r1']:.1f}" for s in sets) + " |")
     lines += [
@@ -56,10 +56,16 @@ def summary(folders: list[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    """Mean, with ± standard deviation where there are several."""
+def asked(run: dict[str, Any]) -> str:
+    """What was to be forgotten, by name unless that is long."""
+    targets = run["forget"]["targets"]
+    return " ".join(targets) if len(targets) <= 4 else f"{len(targets)} targets"
+
+
+def spread(values: list[float], digits: int = 1, sign: str = "") -> str:
+    """Mean, with ± standard deviation where there are several. sign: "+" shows it always."""
     more = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{more}"
+    return f"{mean(values):{sign}.{digits}f}{more}"
 
 
 def cost_shares(runs: list[dict[str, Any]]) -> tuple[float, float]:
@@ -75,5 +81,5 @@ def cost_shares(runs: list[dict[str, Any]]) -> tuple[float, float]:
 def cost_line(run: dict[str, Any]) -> str:
     """What forgetting cost against retraining, in client steps and bytes."""
     steps, traffic = cost_shares([run])
-    who = f"seed {run['seed']}, {' '.join(run['forget']['targets'])}"
-    return f"- {who}: forgetting took {steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining"
+    taken = f"{steps:.1%} of the client steps and {traffic:.1%} of the bytes of retraining"
+    return f"- seed {run['seed']}, {asked(run)}: forgetting took {taken}"

@@ -195,6 +195,10 @@ class EvaluationConfig(Section):
     """Validation recall every so many rounds of a phase (0: only at its end)."""
     reference: Literal["retrain", "none"] = "retrain"
     """Whether the model is also trained without what is to be forgotten, to compare with."""
+    equal: bool = True
+    """Whether the reference also goes on for as many rounds as forgetting took (retrain_equal), and through the hold phase."""
+    split: Literal["test", "validation"] = "test"
+    """Pairs that the models are judged on at the end; validation while settings are being chosen."""
     order_seed: int = Field(0, ge=0)
     """Changes the order of training data only; two retrainings that differ in it show the noise of every gap."""
 
@@ -306,7 +310,7 @@ class Submission(Section):
     """What the run config of `flwr run` carries beside the experiment itself."""
 
     strategy: str = "ease"
-    """File in strategies/ and conf/strategy/."""
+    """File in strategies/; conf/strategy/ may hold what differs from its defaults."""
     run_dir: str = ""
     """Absolute folder of the run; "" is a new one under $EASE_FLWR_HOME or ~/ease_flwr_runs."""
     fresh: bool = False

@@ -1,0 +1,1 @@
+"""Many runs of one experiment: ablations, comparisons, and the search for settings."""

@@ -1,0 +1,132 @@
+"""`ease compare`: methods side by side, at the same number of exchanges (or bytes) and with the budget each wants.
+
+Every method starts from the same learnt federation of a seed and is measured against the same retraining. `retrain` as a method
+is a second retraining with another order of data, so its row is the noise floor of all others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import strategies
+from ease_flwr.audit.summary import cost_shares, spread
+from ease_flwr.core import config
+from ease_flwr.sweep import cells
+from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
+
+Budget = Literal["rounds", "bytes"]
+HEADS = {"equal": "Equal traffic", "own": "Own budget"}
+QUICK = ["hold.rounds=0", "evaluation.every=0", "evaluation.equal=false"]
+"""A comparison is about the forget phase; `--set hold.rounds=5` brings the hold phase back."""
+
+
+def compare(
+    experiment: str,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    assignments: list[str],
+    say: Callable[[str], None],
+    budget: Budget = "rounds",
+    exchanges: int = 0,
+    jobs: int = 1,
+) -> dict[str, Found]:
+    """All cells: {"own": ..., "equal": ...}, strategy -> seed -> results.
+
+    exchanges: of the equal budget; 0 is as many as EASE has by itself. With budget "bytes" every method gets as many
+    exchanges as fit into the bytes of that, by what an exchange cost it with its own budget.
+    """
+    settings = [*QUICK, *assignments]
+    loaded = config.load(experiment, config.parse_assignments(settings))
+    exchanges = exchanges or own_rounds("ease", loaded)
+    own = cells.run(experiment, [Variant(n, n) for n in names], seeds, folder, settings, say, jobs)
+    rounds = dict.fromkeys(names, exchanges)
+    if budget == "bytes":
+        limit = exchanges * max(filter(None, (bytes_of_exchange(own[n]) for n in names)), default=0.0)
+        if "ease" in names:
+            limit = exchanges * bytes_of_exchange(own["ease"])
+        rounds |= {n: max(1, int(limit / each)) for n in names if (each := bytes_of_exchange(own[n]))}
+    shorter = [
+        Variant(f"{n}, {rounds[n]} exchanges", n, {"strategy.rounds": rounds[n]})
+        for n in names
+        if own_rounds(n, loaded) != rounds[n]
+    ]
+    found = cells.run(experiment, shorter, seeds, folder, settings, say, jobs) if shorter else {}
+    by_name = {v.strategy: found[v.label] for v in shorter}
+    return {"equal": {n: by_name.get(n, own[n]) for n in names}, "own": own}
+
+
+def own_rounds(name: str, experiment: config.Experiment) -> int:
+    """Exchanges of a strategy's own budget in this experiment."""
+    params: Any = strategies.load(name).check(name, experiment)
+    return int(params.rounds)
+
+
+def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:
+    """Mean bytes both ways in one exchange of the forget phase; 0 where there was none."""
+    costs = [r["cost"]["unlearn"] for r in by_seed.values() if "failed" not in r and r["cost"]["unlearn"]["rounds"]]
+    return mean((c["uplink_bytes"] + c["downlink_bytes"]) / c["rounds"] for c in costs) if costs else 0.0
+
+
+def differences(results: dict[str, Any]) -> dict[str, float]:
+    """Points of R@1 by which *unlearned* lies above retrain, set by set."""
+    models = results["models"]
+    return {s: models["unlearned"][s]["r1"] - models["retrain"][s]["r1"] for s in shown_sets(results)}
+
+
+def table(found: Found) -> str:
+    """Markdown, a row a method, mean ± spread over seeds: what lies above (+) or below (-) retraining, in points of R@1."""
+    done = finished(found)
+    if not done:
+        return "no cell finished\n"
+    sets = shown_sets(done[0])
+    head = [*sets, "normalised forget gap", "distance of similarities", "exchanges", "client steps %", "bytes %", "server MB"]
+    lines = ["| R@1 minus retrain's | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    for name, by_seed in found.items():
+        runs = [r for r in by_seed.values() if "failed" not in r]
+        row = f"| {name}{' (again: noise floor)' if name == 'retrain' else ''} | "
+        if not runs:
+            lines.append(row + next(iter(by_seed.values()))["failed"] + " |" + " |" * (len(head) - 1))
+            continue
+        row += " | ".join(spread([differences(r)[s] for r in runs], sign="+") for s in sets)
+        normalised = [g for r in runs if (g := r["gaps"].get("forget_normalised")) is not None]
+        similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+        rounds = mean(r["cost"]["unlearn"]["rounds"] for r in runs)
+        steps, traffic = cost_shares(runs)
+        state = mean(sum(q.get("server_bytes", 0) for q in r["requests"]) for r in runs) / 1e6
+        figures = [spread(v, d) if v else "-" for v, d in ((normalised, 2), (similarity, 3))]
+        figures += [f"{rounds:.0f}", f"{100 * steps:.1f}", f"{100 * traffic:.1f}", f"{state:.1f}"]
+        lines.append(f"{row} | " + " | ".join(figures) + (" |" if len(runs) == len(by_seed) else f" ({len(runs)} seeds) |"))
+    original = [r["models"]["original"] for r in {r["seed"]: r for r in done}.values()]
+    retrain = [r["models"]["retrain"] for r in {r["seed"]: r for r in done}.values()]
+    lines.append("")
+    for label, models in (("original", original), ("retrain", retrain)):
+        lines.append(f"- {label}: " + ", ".join(f"{s} {spread([m[s]['r1'] for m in models])}" for s in sets))
+    return "\n".join(lines) + "\n"
+
+
+def rows(tables: dict[str, Found]) -> str:
+    """CSV, a line a cell."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    done = [r for found in tables.values() for r in finished(found)]
+    sets = shown_sets(done[0]) if done else []
+    figures = ("rounds", "client_steps", "uplink_bytes", "downlink_bytes")
+    writer.writerow(
+        ["budget", "strategy", "seed", *(f"{s} minus retrain" for s in sets), "pair_similarity", *figures, "failed"]
+    )
+    for budget, found in tables.items():
+        for name, by_seed in found.items():
+            for seed, r in by_seed.items():
+                if "failed" in r:
+                    writer.writerow([budget, name, seed, *[""] * (len(sets) + 1 + len(figures)), r["failed"]])
+                else:
+                    above, cost = differences(r), r["cost"]["unlearn"]
+                    numbers = [above[s] for s in sets] + [r["gaps"].get("pair_similarity")] + [cost[f] for f in figures]
+                    writer.writerow([budget, name, seed, *numbers, ""])
+    return out.getvalue()

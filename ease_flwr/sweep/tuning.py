@@ -1,0 +1,86 @@
+"""`ease tune`: the same small search for every method, on validation pairs of seeds that no result is reported for.
+
+A field declares what may be tried (core/config.py: searched). The first trial is the defaults, the others are drawn from all
+combinations, by the method's name.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+import strategies
+from ease_flwr.core import config
+from ease_flwr.sweep import cells
+from ease_flwr.sweep.cells import Found, Variant
+from ease_flwr.sweep.comparison import QUICK, differences
+
+VALIDATION = [*QUICK, "evaluation.split=validation"]
+
+
+def trials(name: str, experiment: config.Experiment, budget: int) -> list[Variant]:
+    """At most `budget` settings of a strategy, the defaults first."""
+    kind = strategies.load(name)
+    params: Any = kind.check(name, experiment)
+    extra = {f: field.json_schema_extra for f, field in kind.Params.model_fields.items()}
+    searched: dict[str, Any] = {f: e["search"] for f, e in extra.items() if isinstance(e, dict) and "search" in e}
+    defaults = tuple(getattr(params, f) for f in searched)
+    others = [c for c in itertools.product(*searched.values()) if c != defaults]
+    draw = np.random.default_rng(int(config.digest(name)[:16], 16)).permutation(len(others))
+    chosen = [defaults, *(others[i] for i in draw[: budget - 1])]
+    return [Variant(_label(name, dict(zip(searched, c, strict=True))), name, _settings(searched, c)) for c in chosen]
+
+
+def _settings(searched: dict[str, Any], values: tuple[Any, ...]) -> dict[str, Any]:
+    return {f"strategy.{f}": v for f, v in zip(searched, values, strict=True)}
+
+
+def _label(name: str, values: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{k}={v}" for k, v in values.items())])
+
+
+def score(results: dict[str, Any]) -> float:
+    """Mean distance to retraining in points of R@1, lower is better: both ways on what is to be forgotten or shared, and
+    what is missing on what is kept."""
+    above = differences(results)
+    return mean(abs(d) if s.startswith("forget") else max(0.0, -d) for s, d in above.items())
+
+
+def tune(
+    experiment: str,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    budget: int,
+    folder: Path,
+    assignments: list[str],
+    say: Callable[[str], None],
+    jobs: int = 1,
+) -> Found:
+    """All trials of all methods: label -> seed -> results on validation pairs."""
+    settings = [*VALIDATION, *assignments]
+    loaded = config.load(experiment, config.parse_assignments(settings))
+    variants = [v for name in names for v in trials(name, loaded, budget)]
+    return cells.run(experiment, variants, seeds, folder, settings, say, jobs)
+
+
+def table(found: Found, budget: int) -> str:
+    """Markdown: the trials of every method, the best of each in bold."""
+    scores = {label: _mean_score(by_seed) for label, by_seed in found.items()}
+    best = {min((s, label) for label, s in scores.items() if label.split()[0] == n)[1] for n in {k.split()[0] for k in found}}
+    lines = [f"At most {budget} trials a method, mean distance to retraining on validation pairs.", ""]
+    lines += ["| method | settings | distance |", "|---|---|---:|"]
+    for label, value in scores.items():
+        name, _, settings = label.partition(" ")
+        bold = "**" if label in best else ""
+        lines.append(f"| {name} | {bold}{settings or 'nothing to set'}{bold} | {bold}{value:.1f}{bold} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_score(by_seed: dict[int, dict[str, Any]]) -> float:
+    runs = [r for r in by_seed.values() if "failed" not in r]
+    return mean(score(r) for r in runs) if len(runs) == len(by_seed) else float("inf")
