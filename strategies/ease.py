@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import ConfigError, Section, TrainConfig
+from ease_flwr.core.config import ConfigError, Section, TrainConfig, searched
 from ease_flwr.core.messages import Instruction, Update
 from strategies._assisted import Assisted
 from strategies.base import Setting, Unlearning, Vector, on_numpy
@@ -91,7 +91,7 @@ class Ease(Assisted):
         """Whether the server projects after each round of the forget phase."""
         bke: bool = True
         """Whether holders help by bilateral excision; without, excision and projection work alone (parameters only)."""
-        bke_lr: float = Field(5e-4, gt=0)
+        bke_lr: float = searched(5e-4, (2.5e-4, 5e-4, 1e-3), gt=0)
         """AdamW learning rate of BKE."""
         bke_epochs: int = Field(1, ge=1)
         """Local epochs of BKE in each round."""

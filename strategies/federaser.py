@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section, searched
+from ease_flwr.core.config import Section
 from ease_flwr.core.federation import Request
 from ease_flwr.core.messages import Update
 from strategies.base import Unlearning, Vector
@@ -32,7 +32,7 @@ class FedEraser(Unlearning):
     class Params(Section):
         rounds: int = Field(39, ge=1)
         """Exchanges of the forget phase, all of them; with one less than the learn phase had, every round is walked."""
-        epochs: int = searched(1, (1, 2), ge=1)
+        epochs: int = Field(1, ge=1)
         """Local epochs of a calibration round."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("client",)

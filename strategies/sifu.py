@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section, searched
+from ease_flwr.core.config import Section
 from strategies.base import Unlearning, Vector
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class Sifu(Unlearning):
     class Params(Section):
         rounds: int = Field(40, ge=0)
         """Exchanges of the forget phase, all of them: learning on from the model that was gone back to."""
-        epsilon: float = searched(10.0, (1.0, 10.0, 100.0), gt=0)
+        epsilon: float = Field(10.0, gt=0)
         """Of the certificate: how far apart the odds may be."""
         delta: float = Field(0.01, gt=0, lt=1)
         """Of the certificate: the probability that they are further apart."""
-        sigma: float = searched(0.02, (0.005, 0.02, 0.05), gt=0)
+        sigma: float = Field(0.02, gt=0)
         """Standard deviation of the noise on every adapter parameter."""
 
     scenarios: ClassVar[tuple[str, ...]] = ("client",)

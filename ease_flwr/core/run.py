@@ -85,7 +85,7 @@ class Run:
             f.write(line + "\n")
         if values:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
-                f.write(json.dumps({"seconds": round(time.monotonic() - self.started, 2), **values}) + "\n")
+                f.write(json.dumps({"elapsed": round(time.monotonic() - self.started, 2), **values}) + "\n")
 
     def cached(self, parts: tuple[Any, ...], compute: Callable[[Path], PhaseResult]) -> PhaseResult:
         """The phase that `parts` decide, from the cache or computed now (given a folder for its history) and kept."""
