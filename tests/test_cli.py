@@ -59,6 +59,10 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
         (["ablate", "--groups", "all"], "ease ablate: no group 'all': there are parts, foils, bke, gsd, lambda"),
         (["ablate", "--seeds", "x"], "ease ablate: --seeds 'x': expected numbers with commas, for example 0,1,2"),
         (["ablate", "--set", "strategy.tua=1"], "ease ablate: strategy ease: unknown key tua (known: rounds, gsd"),
+        (
+            ["compare", "--set", "evaluation.reference=none"],
+            "ease compare: evaluation.reference=none: methods are measured against the retrained model, leave it on",
+        ),
         (["compare", "--budget", "time"], "ease compare: --budget 'time': expected rounds or bytes"),
         (["compare", "--strategies", "ease,magic"], "ease compare: no 'magic' in strategies/: there are ascent, ccu"),
         (["tune", "--seeds", "one"], "ease tune: --seeds 'one': expected numbers with commas, for example 0,1,2"),

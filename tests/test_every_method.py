@@ -26,14 +26,6 @@ def run(folder, name, rounds, **changes):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("EASE_FLWR_HOME", str(home))
-        yield home
-
-
-@pytest.fixture(scope="module")
 def finetuned(home):
     """Exclusive recall by exchanges of ordinary rounds without the client: what time alone forgets."""
     return {n: r1(run(home / f"finetune-{n}", "finetune", n), "unlearned", "forget_exclusive") for n in (1, 4)}

@@ -28,14 +28,6 @@ def play(folder, shuffle=0, **changes):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("EASE_FLWR_HOME", str(home))
-        yield home
-
-
-@pytest.fixture(scope="module")
 def ease(home):
     return play(home / "ease")
 

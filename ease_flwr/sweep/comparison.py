@@ -42,7 +42,7 @@ def compare(
     exchanges as fit into the bytes of that, by what an exchange cost it with its own budget.
     """
     settings = [*QUICK, *assignments]
-    loaded = config.load(experiment, config.parse_assignments(settings))
+    loaded = measured(config.load(experiment, config.parse_assignments(settings)))
     exchanges = exchanges or own_rounds("ease", loaded)
     own = cells.run(experiment, [Variant(n, n) for n in names], seeds, folder, settings, say, jobs)
     rounds = dict.fromkeys(names, exchanges)
@@ -59,6 +59,13 @@ def compare(
     found = cells.run(experiment, shorter, seeds, folder, settings, say, jobs) if shorter else {}
     by_name = {v.strategy: found[v.label] for v in shorter}
     return {"equal": {n: by_name.get(n, own[n]) for n in names}, "own": own}
+
+
+def measured(experiment: config.Experiment) -> config.Experiment:
+    """The same. Raises ConfigError where nothing would be retrained to measure by."""
+    if experiment.evaluation.reference == "none":
+        raise config.ConfigError("evaluation.reference=none: methods are measured against the retrained model, leave it on")
+    return experiment
 
 
 def own_rounds(name: str, experiment: config.Experiment) -> int:

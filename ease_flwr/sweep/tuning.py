@@ -18,7 +18,7 @@ import strategies
 from ease_flwr.core import config
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Variant
-from ease_flwr.sweep.comparison import QUICK, differences
+from ease_flwr.sweep.comparison import QUICK, differences, measured
 
 VALIDATION = [*QUICK, "evaluation.split=validation"]
 
@@ -63,7 +63,7 @@ def tune(
 ) -> Found:
     """All trials of all methods: label -> seed -> results on validation pairs."""
     settings = [*VALIDATION, *assignments]
-    loaded = config.load(experiment, config.parse_assignments(settings))
+    loaded = measured(config.load(experiment, config.parse_assignments(settings)))
     variants = [v for name in names for v in trials(name, loaded, budget)]
     return cells.run(experiment, variants, seeds, folder, settings, say, jobs)
 
