@@ -27,13 +27,13 @@ class Ccu(Assisted):
     """Visual-only contrastive unlearning with cross-modal retention and dual-set separation."""
 
     class Params(Assisted.Params):
-        lr: float = searched(2e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
+        lr: float = searched(1e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
         """AdamW learning rate of the holders."""
         temperature: float = Field(0.05, gt=0)
         """T."""
         inverse: float = Field(1.0, ge=0)
         """Weight of selective visual unlearning; 0 switches it off."""
-        retention: float = searched(1.0, (0.3, 1.0, 3.0), ge=0)
+        retention: float = searched(3.0, (0.3, 1.0, 3.0), ge=0)
         """Weight of cross-modal retention; 0 switches it off."""
         separation: float = Field(0.3, ge=0)
         """Weight of dual-set contrastive separation; 0 switches it off."""

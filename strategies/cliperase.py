@@ -23,13 +23,13 @@ class ClipErase(Assisted):
     """Forgetting, retention and consistency modules."""
 
     class Params(Assisted.Params):
-        lr: float = searched(5e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
+        lr: float = searched(2e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
         """AdamW learning rate of the holders."""
-        forgetting: float = searched(1.0, (0.3, 1.0), ge=0)
+        forgetting: float = searched(0.3, (0.3, 1.0), ge=0)
         """Weight of the forgetting module."""
         retention: float = searched(0.0, (0.0, 0.1), ge=0)
         """Weight of the retention module."""
-        consistency: float = searched(0.3, (0.1, 0.3, 1.0), ge=0)
+        consistency: float = searched(0.1, (0.1, 0.3, 1.0), ge=0)
         """Weight of the consistency module."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "cliperase")

@@ -38,7 +38,7 @@ class FedOSD(Assisted):
         """Exchanges of the forget phase, all of them: half of them forget, the rest recover."""
         step: float = searched(1.0, (0.3, 1.0, 2.0), gt=0)
         """Length of a forgetting step, relative to the holders' own."""
-        lr: float = searched(1e-3, (5e-4, 1e-3, 2e-3), gt=0)
+        lr: float = searched(5e-4, (5e-4, 1e-3, 2e-3), gt=0)
         """AdamW learning rate of the holders."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "uce")

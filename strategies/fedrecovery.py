@@ -30,7 +30,7 @@ class FedRecovery(Unlearning):
     class Params(Section):
         rounds: int = Field(0, ge=0)
         """Exchanges of fine-tuning afterwards; the method itself has none."""
-        factor: float = searched(1.0, (0.5, 1.0, 2.0, 5.0), gt=0)
+        factor: float = searched(2.0, (0.5, 1.0, 2.0, 5.0), gt=0)
         """Multiplies all residuals."""
         sigma: float = searched(0.0, (0.0, 0.001), ge=0)
         """Standard deviation of the noise on every adapter parameter."""

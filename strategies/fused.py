@@ -29,7 +29,7 @@ class Fused(Unlearning):
     class Params(Section):
         rounds: int = Field(8, ge=1)
         """Exchanges of the forget phase, all of them."""
-        share: float = searched(0.25, (0.1, 0.25, 0.5), gt=0, le=1)
+        share: float = searched(0.5, (0.1, 0.25, 0.5), gt=0, le=1)
         """Share of the adapter tensors that the sparse adapter covers."""
 
     def prepare(self, theta: Vector, history: History) -> Vector:

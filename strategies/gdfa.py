@@ -38,7 +38,7 @@ class Gdfa(Assisted):
         """Share by which signs must agree."""
         scale: float = searched(1.0, (0.5, 1.0, 2.0), gt=0)
         """Multiplies what is subtracted."""
-        lr: float = searched(2e-3, (1e-3, 2e-3, 5e-3), gt=0)
+        lr: float = searched(5e-3, (1e-3, 2e-3, 5e-3), gt=0)
         """AdamW learning rate of the holders."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive",)

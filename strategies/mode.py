@@ -33,9 +33,9 @@ class MoDe(Assisted):
     class Params(Assisted.Params):
         rounds: int = Field(24, ge=2)
         """Exchanges of the forget phase, all of them; every other one degrades."""
-        momentum: float = searched(0.8, (0.5, 0.8, 0.95), ge=0, le=1)
+        momentum: float = searched(0.95, (0.5, 0.8, 0.95), ge=0, le=1)
         """m, what stays of theta in a degradation step."""
-        lr: float = searched(5e-4, (2e-4, 5e-4, 2e-3), gt=0)
+        lr: float = searched(2e-4, (2e-4, 5e-4, 2e-3), gt=0)
         """AdamW learning rate of the holders."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "guidance")

@@ -25,7 +25,7 @@ class MultiDelete(Assisted):
     """Modality decoupling with unimodal and multimodal retention."""
 
     class Params(Assisted.Params):
-        lr: float = searched(5e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
+        lr: float = searched(2e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
         """AdamW learning rate of the holders."""
         decouple: float = Field(1.0, ge=0)
         """Weight of modality decoupling."""

@@ -38,7 +38,7 @@ class Mvi(Assisted):
         """Weight of the cross-covariance penalty."""
         counterfactual: Literal["prior", "other"] = "prior"
         """What replaces z_c: the prior's mean, or z_c of a random unrelated pair."""
-        temperature: float = searched(0.1, (0.05, 0.1, 0.3), gt=0)
+        temperature: float = searched(0.3, (0.05, 0.1, 0.3), gt=0)
         """Of the editing contrast."""
         locality: float = Field(1.0, ge=0)
         """Weight of the locality term."""

@@ -25,7 +25,7 @@ class Negate(Unlearning):
     class Params(Section):
         rounds: int = Field(8, ge=1)
         """Exchanges of the forget phase, all of them."""
-        modules: int = searched(4, (1, 2, 4, 8), ge=1)
+        modules: int = searched(1, (1, 2, 4, 8), ge=1)
         """Modules of each tower that are negated, from the input on; a transformer block has four."""
 
     def prepare(self, theta: Vector, history: History) -> Vector:

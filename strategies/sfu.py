@@ -35,11 +35,11 @@ class Sfu(Assisted):
     """Project the holders' ascent off the retained clients' input subspaces, once, then fine-tune."""
 
     class Params(Assisted.Params):
-        energy: float = searched(0.9, (0.5, 0.7, 0.9, 0.99), gt=0, lt=1)
+        energy: float = searched(0.7, (0.5, 0.7, 0.9, 0.99), gt=0, lt=1)
         """Share of the joint strength that S holds."""
         noise: float = Field(0.0, ge=0)
         """Standard deviation of a client's noise on its directions, relative to the strongest."""
-        lr: float = searched(5e-3, (1e-3, 5e-3, 2e-2), gt=0)
+        lr: float = searched(2e-2, (1e-3, 5e-3, 2e-2), gt=0)
         """AdamW learning rate of the holders."""
         epochs: int = Field(3, ge=1)
         """Local epochs of the holders."""
