@@ -39,6 +39,42 @@ def run(
         raise typer.Exit(launcher.run(experiment, strategy, seed, run_dir, fresh, set or [], client_cpus, client_gpus))
 
 
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    level: Annotated[
+        str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
+    ] = "full",
+    client_cpus: Annotated[int, typer.Option(help="CPU cores of one simulated client.", min=1)] = 1,
+    client_gpus: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves for one simulated client.", min=0)] = 0.0,
+) -> None:
+    """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
+    from ease_flwr import launcher
+
+    with _mistakes("audit"):
+        if level not in ("quick", "full"):
+            raise config.ConfigError(f"--level {level!r}: expected quick or full")
+        raise typer.Exit(launcher.audit(run, level, client_cpus, client_gpus))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a comparison.")],
+    pictures: Annotated[bool, typer.Option(help="Show what searches find: with pictures of the run's own world.")] = True,
+) -> None:
+    """One page to look at: report.html in the folder, with every figure by itself in figures/."""
+    with _mistakes("report"):
+        from ease_flwr.audit import report as pages
+
+        pages.installed()
+        if (folder / "comparison.json").is_file():
+            from ease_flwr.sweep import comparison
+
+            print(comparison.report(folder))
+        else:
+            print(pages.of_run(folder, pictures))
+
+
 SEEDS = Annotated[str, typer.Option(help="Seeds, with commas.")]
 STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas; all: each that can forget this.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]

@@ -77,6 +77,10 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """evaluate: judge the client's own pairs, under every model that was sent."""
     instruction, names, arrays = read(message)
+    if instruction.objective == "audit":
+        sent = {"instruction": instruction.model_dump_json(), "models": names}
+        _, examples, said = make_client(context, "audit").evaluate(arrays, sent)
+        return Message(RecordDict({"metrics": metric_record({"num-examples": examples, **said})}), reply_to=message)
     client = make_client(context)
     metrics: dict[str, Any] = {}
     for name, theta in zip(names, arrays, strict=True):

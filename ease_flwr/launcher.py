@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import psutil
 
 import strategies
 from ease_flwr import data
+from ease_flwr.audit.summary import read_results
 from ease_flwr.core import config
 from ease_flwr.core.paths import default_folder
 
@@ -61,7 +63,28 @@ def run(
         "seed": int(overrides.pop("seed")),
         "set": " ".join(f"{k}={v}" for k, v in overrides.items()),
     }
-    nodes = f"num-supernodes={checked.data.clients} client-resources-num-cpus={client_cpus}"
+    return submit(settings, checked.data.clients, folder, client_cpus, client_gpus)
+
+
+def audit(finished: Path, level: str, client_cpus: int, client_gpus: float) -> int:
+    """Audit a finished run in its folder audit-LEVEL; the exit status, as of `run`. Raises ConfigError at once."""
+    finished = finished.absolute()
+    read_results(finished)
+    try:
+        settings = json.loads((finished / "run_config.json").read_text(encoding="utf-8"))
+        experiment, _ = config.from_run_config(settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise config.ConfigError(f"{finished}/run_config.json: {error}: this run cannot be audited again") from None
+    folder = finished / f"audit-{level}"
+    if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
+        shutil.rmtree(folder)
+    settings |= {"run-dir": str(folder), "audit": level}
+    return submit(settings, experiment.data.clients, folder, client_cpus, client_gpus)
+
+
+def submit(settings: dict[str, Any], clients: int, folder: Path, client_cpus: int, client_gpus: float) -> int:
+    """Run the app with these settings on a SuperLink of its own, and follow it to its end."""
+    nodes = f"num-supernodes={clients} client-resources-num-cpus={client_cpus}"
     if client_gpus:
         nodes += f" client-resources-num-gpus={client_gpus}"
     with tempfile.TemporaryDirectory(prefix="ease-flwr-") as home, SuperLink(Path(home), client_cpus) as link:

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 
 import strategies
 from ease_flwr import data
-from ease_flwr.audit import retrieval
-from ease_flwr.audit.summary import PAIRS, cost_line
+from ease_flwr.audit import examination, retrieval, verdict
+from ease_flwr.audit.summary import PAIRS, cost_line, read_results
 from ease_flwr.core import config
 from ease_flwr.core.federation import Cost, Federation, FederationError
 from ease_flwr.core.history import History
@@ -39,7 +39,11 @@ def main(grid: Grid, context: Context) -> None:
         raise config.ConfigError(f"run-dir {folder}: give an absolute path, the app runs in another folder than you")
     run = Run(folder, experiment, submission.strategy, submission.fresh)
     try:
-        play(grid, run, experiment, submission.strategy)
+        if submission.audit:
+            audit_again(grid, run, experiment, submission.audit)
+        else:
+            run.write("run_config.json", dict(context.run_config))
+            play(grid, run, experiment, submission.strategy)
     except BaseException as error:
         run.state("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
         run.event(f"failed: {error}")
@@ -138,6 +142,60 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
     finish(run, experiment, strategy_name, params, models, costs, hashes, facts)
     for name in models:
         model.save(thetas[name], run.folder / "adapters" / name)
+    if experiment.audit.level != "none" and "retrain" in thetas:
+        audit(run, federation, experiment, thetas, everything, experiment.audit.level, lock)
+
+
+def audit(
+    run: Run,
+    federation: Federation,
+    experiment: config.Experiment,
+    thetas: dict[str, Any],
+    forget: config.ForgetConfig,
+    level: examination.Level,
+    lock: ForgetLock | None,
+) -> None:
+    """Ask every client about every model, and write audit.json and audit.md."""
+    import torch
+
+    answers = examination.examine(federation, thetas, forget, level, experiment.evaluation.split)
+    reference = {
+        m: "retrain_held" if m in ("held", "retrain_held") and "retrain_held" in answers else "retrain" for m in answers
+    }
+    found = {m: examination.numbers(a, answers[reference[m]]) for m, a in answers.items()}
+    rows = verdict.verdict(found, experiment.audit)
+    drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in ("held", "retrain_held") if lock and m in thetas}
+    numbers = {m: examination.plain(f) for m, f in found.items()}
+    scores = {m: examination.scores(a) for m, a in answers.items()}
+    result = {"schema": 1, "level": level, "reference": reference, "numbers": numbers, "drift": drift, "scores": scores}
+    run.write("audit.json", {**result, "verdict": verdict.plain(rows)})
+    text = verdict.table(rows)
+    write_text(run.folder / "audit.md", text)
+    run.event(f"[audit] {level}\n{text}")
+
+
+def audit_again(grid: Grid, run: Run, experiment: config.Experiment, level: examination.Level) -> None:
+    """Audit the finished run whose folder is the parent of this one's."""
+    from safetensors.torch import load_file
+
+    from ease_flwr.core import adapters
+    from ease_flwr.core.lock import ForgetLock
+
+    finished = run.folder.parent
+    results = read_results(finished)
+    world = data.load(experiment.data, experiment.seed)
+    forget = world.request(experiment.forget).together()
+    federation = Federation(grid, experiment, world.clients, run.event)
+    federation.roll_call(forget)
+    blocks = adapters.load(experiment.model, experiment.lora, experiment.seed).blocks
+    thetas = {name: adapters.read(finished / "adapters" / name, blocks) for name in results["adapters_sha256"]}
+    if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
+        raise config.ConfigError(f"{finished}/adapters/{changed[0]} is not what results.json names: it was changed since")
+    if "retrain" not in thetas:
+        raise config.ConfigError(f"{finished}: an audit needs the retrained model, this run has none (evaluation.reference)")
+    file = finished / "lock.safetensors"
+    lock = ForgetLock.from_tensors(load_file(file)) if file.is_file() else None
+    audit(run, federation, experiment, thetas, forget, level, lock)
 
 
 def tell(run: Run, federation: Federation, experiment: config.Experiment, p: Progress, label: str = "") -> None:

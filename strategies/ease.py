@@ -19,6 +19,8 @@ which BKE has moved: what it displaced lies outside U_u for a good part, and com
 Where a class or single pairs are withdrawn, the ordinary history cannot tell: every retained client's updates contain what is
 to be forgotten, U_r swallows U_f and nothing is unique. There M_f and M_k come from probe rounds on the two parts of the
 data, from theta_0, or BKE works alone (`gsd`). Holders stay, train on what they keep and do BKE in the same exchange.
+
+Longer than a page: GSD, calibration, excision and lock are one decision about the same directions; a third of it are settings.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -161,7 +163,19 @@ class Ease(Assisted):
         if not all(towers.values()):
             self.setting.federation.say(f"[forget] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
         self.gap = self.around(self.setting.theta_0 if p.reference == "start" else theta, unique, self.spans)
-        return on_numpy(self.gap.project, theta)
+        start = on_numpy(self.gap.project, theta)
+        self.facts["blocks"] = [
+            {
+                "tower": " and ".join(sorted(tower)),
+                "cosines": [round(c, 3) for c in a.cosines.tolist()],
+                "moved": round(float(np.linalg.norm((theta - self.setting.theta_0)[i:j])), 4),
+                "excised": round(float(np.linalg.norm((theta - start)[i:j])), 4),
+            }
+            for a, tower, (i, j) in zip(angles, self.towers(), self.spans, strict=True)
+        ]
+        if gsd == "history":
+            self.facts["overlap"] = self.overlaps(history)
+        return start
 
     def job(self, phase: str, round: int) -> Instruction | None:
         if not self.snapshot:
@@ -260,6 +274,23 @@ class Ease(Assisted):
             u_r = subspaces.join([subspaces.basis(m, energy) for m in others])
             found.append(subspaces.principal_angles(u_f, u_r))
         return found
+
+    def overlaps(self, history: History) -> dict[str, Any]:
+        """How much every two clients' subspaces share: ||U_i^T U_j||_F^2 / min(q_i, q_j), 0 to 1, mean over blocks."""
+        import torch
+
+        from ease_flwr.core import subspaces
+
+        names = sorted({*self.setting.clients, *(self.setting.forget.targets if self.setting.forget else ())})
+        matrix = np.zeros((len(names), len(names)))
+        for start, stop in self.spans:
+            bases = [
+                subspaces.basis(torch.from_numpy(history.columns(n, start, stop)).double(), self.params.energy) for n in names
+            ]
+            for i, a in enumerate(bases):
+                for j, b in enumerate(bases):
+                    matrix[i, j] += float((a.T @ b).square().sum()) / max(1, min(a.shape[1], b.shape[1])) / len(self.spans)
+        return {"clients": names, "matrix": matrix.round(3).tolist()}
 
     def bases(self, tau: float, angles: list[Angles]) -> list[Tensor]:
         """What is excised at a threshold, an orthonormal basis (p_b, q_b) for each block."""

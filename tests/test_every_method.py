@@ -52,6 +52,7 @@ FOUR = {
 """Methods that have forgotten more than fine-tuning after four exchanges, and settings that show it in so small a world."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUR)
 def test_forgets_more_than_time_alone(name, home, finetuned):
     results = run(home / name, name, 4, **FOUR[name])
@@ -60,12 +61,14 @@ def test_forgets_more_than_time_alone(name, home, finetuned):
     assert results["params"]["rounds"] == 4
 
 
+@pytest.mark.slow
 def test_federaser_rebuilds_the_model_without_the_client(home):
     results = run(home / "federaser", "federaser", 13)
     assert r1(results, "unlearned", "forget_exclusive") < 30
     assert r1(results, "unlearned", "retain") > r1(results, "original", "retain") - 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"), [("sfu", {"strategy.lr": 2e-2, "strategy.energy": 0.5}), ("gdfa", {"strategy.probes": 1})]
 )
@@ -74,11 +77,13 @@ def test_one_step_before_any_repair_forgets(name, changes, home, finetuned):
     assert r1(results, "unlearned", "forget_exclusive") < finetuned[1] - 5
 
 
+@pytest.mark.slow
 def test_foil_of_random_directions_does_not_forget(home, finetuned):
     results = run(home / "excise_random", "excise_random", 4)
     assert r1(results, "unlearned", "forget_exclusive") > finetuned[4] - 10
 
 
+@pytest.mark.slow
 def test_fused_moves_its_tensors_only_and_is_reversible(home):
     from safetensors.numpy import load_file
 
@@ -97,6 +102,7 @@ def test_no_method_is_without_a_test():
     assert tested == set(halves.names("strategies"))
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_documentation_works_without_touching_a_file(home, tmp_path):
     """Both files of docs/add-a-method.md in a folder on the path: listed, and run by name."""
     blocks = (APP / "docs" / "add-a-method.md").read_text().split("```python\n# ")[1:]

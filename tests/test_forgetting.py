@@ -8,7 +8,10 @@ import torch
 
 import clients
 from clients import mvi
+from clients.ascent import Ascent
+from clients.base import Batch
 from clients.ccu import RARE, inverse_contrast, separation
+from clients.cliperase import ClipErase
 from clients.contrastive import Contrastive
 from clients.guidance import match
 from clients.multidelete import decoupling
@@ -37,6 +40,34 @@ def test_negative_preference_by_hand():
     assert negative_preference(before, before, 0.5).item() == pytest.approx(4 * math.log(2))
     # p / p_0 = e^-2: (2 / .5) log(1 + e^-1)
     assert negative_preference(before + 2, before, 0.5).item() == pytest.approx(4 * math.log(1 + math.exp(-1)))
+
+
+def lonely(kind, f, g, f0=None, g0=None, **options):
+    """A client whose batch has these embeddings, without a model."""
+    client = kind.__new__(kind)
+    client.options = kind.Options(**options)
+    client.embed = lambda batch: (f, g)
+    client.before = {"f0": f if f0 is None else f0, "g0": (g if g0 is None else g0)[:, None]}
+    client.__class__ = type(kind.__name__, (kind,), {"scale": torch.tensor(1.0, dtype=torch.float64)})
+    return client
+
+
+FIRST_TWO = Batch(torch.tensor([0, 1]), torch.tensor([0, 0]))
+
+
+def test_ascent_by_hand():
+    f = g = torch.eye(2, dtype=torch.float64)  # each partner has 1, the other 0: cross-entropy log(1 + 1/e)
+    level = math.log(1 + math.exp(-1))
+    assert lonely(Ascent, f, g, bound=0.0).loss(FIRST_TWO).item() == pytest.approx(math.log(2) - level)
+    assert lonely(Ascent, f, g, bound=0.1).loss(FIRST_TWO).item() == 0  # beyond its bound a pair is left alone
+
+
+def test_cliperase_by_hand():
+    f, g, f0, g0 = angle(0, 90), angle(60, 90), angle(0, 0), angle(60, 90)
+    weights = {"forgetting": 2.0, "retention": 0.0, "consistency": 3.0}
+    # similarities 1/2 and 1; the second image has turned by 90 degrees, a squared distance of 2
+    expected = 2 * (0.5 + 1) / 2 + 3 * (0 + 2) / 2
+    assert lonely(ClipErase, f, g, f0, g0, **weights).loss(FIRST_TWO).item() == pytest.approx(expected)
 
 
 def test_decoupling_is_zero_where_pairs_are_like_strangers():

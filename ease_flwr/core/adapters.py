@@ -21,6 +21,8 @@ import peft
 import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from ease_flwr.core import backbone
 from ease_flwr.core.config import ConfigError, LoraConfig, ModelConfig
@@ -97,6 +99,19 @@ class AdaptedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft asks a model hub about a base model that has no name there
             self.model.save_pretrained(str(folder))
+
+
+def read(folder: Path, blocks: tuple[Block, ...]) -> Vector:
+    """The adapter vector of a PEFT folder, as `save` writes them. Raises ConfigError if it is not there or of another shape."""
+    file = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+        parts = [tensors["base_model.model." + b.name.replace(".default", "")] for b in blocks]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ConfigError(f"{file}: not the adapters of this experiment: {error}") from None
+    if wrong := [b.name for b, p in zip(blocks, parts, strict=True) if tuple(p.shape) != b.shape]:
+        raise ConfigError(f"{file}: {wrong[0]} has another shape than in this experiment")
+    return np.concatenate([p.reshape(-1) for p in parts]).astype(np.float32)
 
 
 def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:

@@ -203,6 +203,25 @@ class EvaluationConfig(Section):
     """Changes the order of training data only; two retrainings that differ in it show the noise of every gap."""
 
 
+class AuditConfig(Section):
+    """How near to retraining is near enough, for the verdict."""
+
+    level: Literal["quick", "full", "none"] = "quick"
+    """What a run asks at its end; `ease audit RUN --level full` asks the rest later."""
+    recall: float = Field(3.0, gt=0)
+    """Points of R@1 on what is to be forgotten, and on what others know too, above or below."""
+    retained: float = Field(3.0, gt=0)
+    """Points of R@1 below it on what is kept."""
+    people: float = Field(15.0, gt=0)
+    """Points of R@1 for the one whom the two models differ most for."""
+    distance: float = Field(0.1, gt=0)
+    """Mean distance of the similarities of single pairs."""
+    auc: float = Field(0.05, gt=0)
+    """AUC of membership attacks and of the linear probe."""
+    relearn: float = Field(10.0, gt=0)
+    """Points of R@1 after learning it again."""
+
+
 class Experiment(Section):
     name: str = "personas"
     """Name of the experiment; conf/experiment/NAME.yaml."""
@@ -217,6 +236,7 @@ class Experiment(Section):
     hold: HoldConfig = HoldConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    audit: AuditConfig = AuditConfig()
     strategies: dict[str, dict[str, Any]] = {}
     """Settings of single strategies that this experiment needs to differ from their defaults."""
     strategy: dict[str, Any] = {}
@@ -315,17 +335,22 @@ class Submission(Section):
     """Absolute folder of the run; "" is a new one under $EASE_FLWR_HOME or ~/ease_flwr_runs."""
     fresh: bool = False
     """Whether to compute learn phases again instead of taking them from the cache."""
+    audit: Literal["", "quick", "full"] = ""
+    """Instead of a new run, audit the finished one whose folder is the parent of run_dir."""
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submission]:
     """Read the run config of pyproject.toml, as changed by `flwr run -c`. Raises ConfigError.
 
-    Keys: experiment, strategy, seed, run-dir, fresh; the dotted keys that pyproject.toml lists; and `set`, a string with any
-    others, "learn.rounds=3 hold.rounds=2". An empty string means: not set.
+    Keys: experiment, strategy, seed, run-dir, fresh, audit; the dotted keys that pyproject.toml lists; and `set`, a string with
+    any others, "learn.rounds=3 hold.rounds=2". An empty string means: not set.
     """
     values = dict(run_config)
     submission = Submission(
-        strategy=str(values.pop("strategy")), run_dir=str(values.pop("run-dir")), fresh=bool(values.pop("fresh"))
+        strategy=str(values.pop("strategy")),
+        run_dir=str(values.pop("run-dir")),
+        fresh=bool(values.pop("fresh")),
+        audit=values.pop("audit", ""),
     )
     name, extra = str(values.pop("experiment")), str(values.pop("set"))
     overrides = {k: v for k, v in values.items() if v != ""} | parse_assignments(extra.split())

@@ -52,6 +52,8 @@ class Instruction(Section):
     """Evaluation: "validation" or "test"."""
     similarity: bool = False
     """Evaluation: whether the similarity of each pair is sent back, not only the counts."""
+    probes: tuple[str, ...] = ()
+    """Evaluation by clients/audit.py: what is asked of who holds pairs to be forgotten, beside ranks and similarities."""
     level: bool = False
     """Evaluation: whether who holds pairs to be forgotten says how well they match beside public ones."""
 

@@ -39,18 +39,18 @@ class Counts:
         return {"i2t": i2t, "t2i": t2i, "r1": (i2t["r1"] + t2i["r1"]) / 2}
 
 
-def count_hits(
+def ranks(
     images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, group: torch.Tensor, query: torch.Tensor
-) -> Counts:
-    """Hits at k, both ways, with every query ranked inside its own group.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks of the partners, from 1, of the image queries (n,) and of all their captions in order (m,); every query is ranked
+    inside its own group.
 
     images: (n, d) and texts: (m, d), unit length.  owner: (m,) the image of each caption; several captions of an image
     all count as hits ("any hit").  group: (n,) gallery of each image.  query: positions of the images to be judged; their
     captions are the text queries. A rank is 1 + the number of strictly better wrong candidates + half of the ties,
     rounded up, so that a model that gives everything the same score scores as chance and not as perfect.
     """
-    i2t, t2i = [0] * len(KS), [0] * len(KS)
-    texts_judged = 0
+    i2t, t2i = torch.zeros(len(images), dtype=torch.long), torch.zeros(len(texts), dtype=torch.long)
     text_group = group[owner]
     for g in group[query].unique():
         rows = (group == g).nonzero().squeeze(1)
@@ -59,15 +59,20 @@ def count_hits(
         own = owner[columns][None, :] == rows[:, None]
         judged_rows = torch.isin(rows, query)
         judged_columns = torch.isin(owner[columns], query)
-        texts_judged += int(judged_columns.sum())
         best = similarity.masked_fill(~own, -torch.inf).amax(1)[judged_rows]
-        rank_i2t = _ranks(similarity[judged_rows], ~own[judged_rows], best)
+        i2t[rows[judged_rows]] = _ranks(similarity[judged_rows], ~own[judged_rows], best)
         true = similarity.T[own.T][judged_columns]
-        rank_t2i = _ranks(similarity.T[judged_columns], ~own.T[judged_columns], true)
-        for j, k in enumerate(KS):
-            i2t[j] += int((rank_i2t <= k).sum())
-            t2i[j] += int((rank_t2i <= k).sum())
-    return Counts(len(query), texts_judged, tuple(i2t), tuple(t2i))
+        t2i[columns[judged_columns]] = _ranks(similarity.T[judged_columns], ~own.T[judged_columns], true)
+    return i2t[query], t2i[torch.isin(owner, query)]
+
+
+def count_hits(
+    images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, group: torch.Tensor, query: torch.Tensor
+) -> Counts:
+    """Hits at k, both ways; see `ranks`."""
+    found = ranks(images, texts, owner, group, query)
+    i2t, t2i = (tuple(int((r <= k).sum()) for k in KS) for r in found)
+    return Counts(len(found[0]), len(found[1]), i2t, t2i)
 
 
 def _ranks(similarity: torch.Tensor, wrong: torch.Tensor, true: torch.Tensor) -> torch.Tensor:

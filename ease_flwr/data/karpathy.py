@@ -189,6 +189,10 @@ class PhotographsClient:
         sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
         return {**sets, "test": EvaluationSet(common, share)}
 
+    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+        """Photographs of the common gallery: of other topics too, so membership is easier to tell here than it should be."""
+        return self.evaluation(split, forget)["test"].gallery.pairs
+
 
 @lru_cache(maxsize=2)
 def load(config: DataConfig, seed: int) -> Photographs:

@@ -89,6 +89,10 @@ class ClientData(Protocol):
         """
         ...
 
+    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+        """Pairs like those of this client that are to be forgotten, which nobody was trained on."""
+        ...
+
 
 class World(Protocol):
     """All clients of an experiment. A client host uses its own part only."""

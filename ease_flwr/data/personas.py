@@ -348,6 +348,12 @@ class PersonasClient:
             sets["holdout"] = own(self.world.gallery("holdout"), about["forget_exclusive"])
         return sets
 
+    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+        """The same people in the gallery's pairs."""
+        people = {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out} - {""}
+        pairs = self.world.gallery(split).pairs
+        return pairs.take(np.flatnonzero(np.isin(pairs.about, sorted(people))))
+
 
 @lru_cache(maxsize=64)
 def _client(config: DataConfig, seed: int, name: str) -> PersonasClient:

@@ -137,3 +137,30 @@ def rows(tables: dict[str, Found]) -> str:
                     numbers = [above[s] for s in sets] + [r["gaps"].get("pair_similarity")] + [cost[f] for f in figures]
                     writer.writerow([budget, name, seed, *numbers, ""])
     return out.getvalue()
+
+
+def report(folder: Path) -> Path:
+    """report.html of the folder of a comparison; returns its path."""
+    from ease_flwr.audit import figures
+    from ease_flwr.audit import report as pages
+
+    tables: dict[str, Found] = pages.read(folder, "comparison.json")
+    done = {budget: {n: finished({n: by_seed}) for n, by_seed in found.items()} for budget, found in tables.items()}
+    first = next((runs[0] for found in done.values() for runs in found.values() if runs), None)
+    if first is None:
+        raise config.ConfigError(f"{folder}/comparison.json: no cell finished")
+    sets = list(differences(first))
+    rows = []
+    for budget, found in done.items():
+        for name, runs in found.items():
+            if runs:
+                above = [mean(differences(r)[s] for r in runs) for s in sets]
+                distance = mean(r["gaps"]["pair_similarity"] for r in runs)
+                rows.append([budget, name, *(f"{v:.1f}" for v in above), f"{distance:.3f}"])
+            else:
+                rows.append([budget, name, next(iter(tables[budget][name].values()))["failed"]])
+    page = {
+        "title": f"Methods in {folder.name}",
+        "sortable": {"head": ["budget", "method", *sets, "distance of similarities"], "rows": rows},
+    }
+    return pages.write(folder, page, [figures.frontier(tables, differences)])

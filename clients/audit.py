@@ -1,0 +1,230 @@
+"""What a client answers when it is audited: scores of its own pairs under several models, never pairs or embeddings.
+
+Every probe asks all models the same question on the same pairs; what the numbers mean is decided on the server, beside those of
+the retrained model (ease_flwr/audit/examination.py, docs/audit.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clients.base import LoraClient
+from clients.contrastive import info_nce
+from ease_flwr.core.messages import Instruction, read_instruction
+from ease_flwr.core.retrieval import levels, ranks
+from ease_flwr.data.pairs import EvaluationSet, Pairs, withdrawn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clients.base import Batch
+
+MOST = 200
+"""Pairs a probe looks at, at most, on either side."""
+STEPS = (1, 5, 15, 40)
+"""Of relearning, after which recall is taken."""
+CROSS_STEPS = 2
+"""Of relearning with one tower alone."""
+FEATURES = ("cosine", "level", "cosine of changed images", "spread of changed images")
+"""By which membership is attacked; level is the cross-entropy of the partner among public pairs."""
+
+
+class Audit(LoraClient):
+    """Answers `evaluate` with all models at once: parameters are one vector a model, config names them in `models`."""
+
+    def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        """Metrics "MODEL/KEY" -> list of numbers:
+
+        ranks.SET.i2t, ranks.SET.t2i    the rank of the partner, query by query
+        similarity.SET                  cosine of each pair
+        labels.SET                      what each query is about, as a number that does not say it
+        member, stranger                FEATURES of forgotten training pairs, and of pairs like them that nobody trained on
+        relearn                         number of queries, hits before and after STEPS steps of learning them again
+        cross.TOWER                     number of queries, hits after CROSS_STEPS steps of that tower alone
+        probe                           AUC of telling forgotten from unseen pairs by their embeddings
+        cka.forget, cka.public          linear CKA to the retrained model, image and text
+
+        The last five where the instruction names their probes, from who holds what is forgotten.
+        """
+        instruction = read_instruction(config)
+        models = dict(zip(config["models"], parameters, strict=True))
+        sets = self.data.evaluation(instruction.split, instruction.forget)
+        gone = withdrawn(instruction.forget, self.name, self.data.train.labels)
+        forgotten = self._forgotten(gone) if gone.any() else None
+        said: dict[str, Any] = {}
+        for name, theta in models.items():
+            self.model.set(theta)
+            said |= {f"{name}/{key}": value for key, value in self.recall(sets, theta).items()}
+            for probe in instruction.probes:
+                if forgotten is not None:
+                    found = getattr(self, probe)(theta, forgotten, sets, instruction, models.get("retrain"))
+                    said |= {f"{name}/{key}": value for key, value in found.items()}
+        return 0.0, sum(len(s.query) for s in sets.values()), said
+
+    def recall(self, sets: dict[str, EvaluationSet], theta: NDArray[np.float32]) -> dict[str, list[float]]:
+        """Ranks and similarities on every set."""
+        out: dict[str, list[float]] = {}
+        for name, chosen in sets.items():
+            images, texts, owner = self._embed(chosen.gallery.pairs, theta)
+            query = torch.from_numpy(chosen.query)
+            i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
+            out[f"ranks.{name}.i2t"], out[f"ranks.{name}.t2i"] = i2t.tolist(), t2i.tolist()
+            first = torch.searchsorted(owner, query)
+            out[f"similarity.{name}"] = (images[query] * texts[first]).sum(1).tolist()
+            out[f"labels.{name}"] = [_number(chosen.gallery.pairs.labels[i]) for i in chosen.query]
+        return out
+
+    # ---- probes of what is forgotten: (theta, forgotten pairs, sets, instruction, reference) -> numbers -----------------
+
+    def membership(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+        """Features by which a pair that was trained on might be told from one like it that was not."""
+        strangers = self.data.never_trained(instruction.split, instruction.forget)
+        rng = np.random.default_rng(0)
+        both = {"member": some(forgotten, rng), "stranger": some(strangers, rng)}
+        return {key: self._features(pairs, theta, instruction.train.batch).flatten().tolist() for key, pairs in both.items()}
+
+    def linear_probe(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+        """Cross-validated AUC of a linear classifier on frozen embeddings (image and text side by side)."""
+        strangers = self.data.never_trained(instruction.split, instruction.forget)
+        rng = np.random.default_rng(1)
+        inside, outside = (torch.cat(self._first(some(pairs, rng), theta), 1) for pairs in (forgotten, strangers))
+        return {"probe": [separability(inside, outside)]}
+
+    def relearning(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+        """Hits on what is forgotten after some steps of learning it again."""
+        out: list[float] = [len(self._asked(sets)), self._hits(sets, theta)]
+        done = 0
+        for after, steps in self._learn(theta, forgotten, instruction, STEPS):
+            out.append(self._hits(sets, after))
+            done = steps
+        assert done == STEPS[-1]
+        return {"relearn": out}
+
+    def cross_modal(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+        """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
+        out: dict[str, list[float]] = {}
+        for tower in ("visual", "text"):
+            only = tuple(i for i, b in enumerate(self.model.blocks) if b.tower == tower)
+            ((after, _),) = self._learn(theta, forgotten, instruction, (CROSS_STEPS,), only)
+            out[f"cross.{tower}"] = [len(self._asked(sets)), self._hits(sets, after)]
+        return out
+
+    def alignment(
+        self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, reference: Any
+    ) -> Any:
+        """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs."""
+        out: dict[str, list[float]] = {}
+        if reference is None:
+            return out
+        for name, pairs in (("forget", some(forgotten, np.random.default_rng(2))), ("public", self.world.unseen())):
+            ours, theirs = self._first(pairs, theta), self._first(pairs, reference)
+            out[f"cka.{name}"] = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
+        return out
+
+    def _forgotten(self, gone: NDArray[np.bool_]) -> Pairs:
+        """Pairs about something; where labels are missing from all, all of them."""
+        pairs = self.data.train.take(np.flatnonzero(gone))
+        named = np.flatnonzero(pairs.about != "")
+        return pairs.take(named) if len(named) else pairs
+
+    # ---- means -----------------------------------------------------------------------------------------------------
+
+    def _first(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        self.model.set(theta)
+        f, g = self._embed_first(pairs, theta)
+        return f, g[:, 0]
+
+    def _features(self, pairs: Pairs, theta: NDArray[np.float32], batch: int) -> Tensor:
+        """(n, 4): cosine, cross-entropy among public pairs, mean and spread of the cosine under slight changes of the image."""
+        f, g = self._first(pairs, theta)
+        public = self._first(self.world.unseen(), theta)
+        level = levels(f, g[:, None], public[0], public[1][:, None], self.scale, batch, np.random.default_rng(0))[:, 0]
+        moved = torch.stack([(self._first(changed, theta)[0] * g).sum(1) for changed in augmented(pairs)], 1)
+        return torch.stack([(f * g).sum(1), level, moved.mean(1), moved.std(1)], 1)
+
+    def _asked(self, sets: dict[str, EvaluationSet]) -> list[str]:
+        """Two directions for each query about what only this client knew; where that is not split off, about all it forgets."""
+        chosen = sets.get("forget_exclusive") or sets["forget"]
+        return ["query"] * (2 * len(chosen.query))
+
+    def _hits(self, sets: dict[str, EvaluationSet], theta: NDArray[np.float32]) -> int:
+        chosen = sets.get("forget_exclusive") or sets["forget"]
+        self.model.set(theta)
+        images, texts, owner = self._embed(chosen.gallery.pairs, theta)
+        group, query = torch.from_numpy(chosen.gallery.group), torch.from_numpy(chosen.query)
+        return sum(int((r == 1).sum()) for r in ranks(images, texts, owner, group, query))
+
+    def _learn(
+        self,
+        theta: NDArray[np.float32],
+        pairs: Pairs,
+        instruction: Instruction,
+        stops: tuple[int, ...],
+        tensors: tuple[int, ...] = (),
+    ) -> list[tuple[NDArray[np.float32], int]]:
+        """Adapters after so many steps of InfoNCE on these pairs, with these tensors or all; batches do not depend on theta."""
+        self.model.set(theta)
+        for i, parameter in enumerate(self.model.parameters):
+            parameter.requires_grad_(not tensors or i in tensors)
+        self.train = self.encode(pairs)
+        rng, plan = np.random.default_rng(3), instruction.train
+        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
+        found, batches = [], list[Any]()
+        for step in range(1, stops[-1] + 1):
+            batches = batches or self._batches(rng, plan.batch)
+            loss = self.loss(batches.pop(0))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
+            optimizer.step()
+            if step in stops:
+                found.append((self.model.get(), step))
+        return found
+
+    def loss(self, batch: Batch) -> Tensor:
+        return info_nce(*self.embed(batch), self.scale)
+
+
+def _number(label: str) -> float:
+    """A label as a number that tells labels apart and not what they say."""
+    return float(int(hashlib.sha256(label.encode()).hexdigest()[:8], 16)) if label else -1.0
+
+
+def some(pairs: Pairs, rng: np.random.Generator) -> Pairs:
+    """At most MOST of them, in random order."""
+    return pairs.take(rng.permutation(len(pairs))[:MOST])
+
+
+def augmented(pairs: Pairs) -> list[Pairs]:
+    """The pairs with images moved by two pixels each way and a tenth brighter or darker."""
+    x = pairs.images.astype(np.float32)
+    changed = [np.roll(x, 2, 1), np.roll(x, -2, 1), np.roll(x, 2, 2), np.roll(x, -2, 2), 1.1 * x, 0.9 * x]
+    return [Pairs(np.clip(c, 0, 255).astype(np.uint8), pairs.captions, pairs.labels) for c in changed]
+
+
+def separability(a: Tensor, b: Tensor, folds: int = 4, ridge: float = 1.0) -> float:
+    """Cross-validated AUC of a ridge classifier between rows (n, d) and (m, d); .5 is chance."""
+    x = torch.cat([a, b]).double()
+    y = torch.cat([torch.ones(len(a)), -torch.ones(len(b))]).double()
+    order = torch.from_numpy(np.random.default_rng(4).permutation(len(x)))
+    score = torch.zeros(len(x), dtype=torch.float64)
+    for part in order.chunk(folds):
+        rest = torch.ones(len(x), dtype=torch.bool)
+        rest[part] = False
+        mean = x[rest].mean(0)
+        z = x[rest] - mean
+        w = torch.linalg.solve(z.T @ z + ridge * torch.eye(x.shape[1], dtype=torch.float64), z.T @ (y[rest] - y[rest].mean()))
+        score[part] = (x[part] - mean) @ w
+    above = score[y > 0][:, None] - score[y < 0]
+    return float(((above > 0).double() + (above == 0) / 2).mean())
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of (n, d) and (n, e), 0 to 1 (Kornblith et al., arXiv 1905.00414, eq. 5)."""
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))

@@ -1,0 +1,283 @@
+"""One exchange in which every client answers every question under every model, and the numbers made of it.
+
+All numbers stand beside those of the retrained model, with bootstrap intervals over queries or pairs. What each asks and cannot
+show is in docs/audit.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.audit import FEATURES, STEPS
+from ease_flwr.core.config import ForgetConfig
+from ease_flwr.core.federation import Cost, Federation
+from ease_flwr.core.messages import Instruction
+from ease_flwr.core.retrieval import KS, SETS
+
+Numbers = NDArray[np.float64]
+Level = Literal["quick", "full"]
+PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment")}
+PROBES["full"] = (*PROBES["quick"], "linear_probe", "relearning", "cross_modal")
+DRAWS = 1000
+"""Bootstrap samples."""
+
+
+@dataclass
+class Answers:
+    """What all clients said about one model, put together in order of their names. See clients/audit.py for the keys."""
+
+    ranks: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)
+    similarity: dict[str, Numbers] = field(default_factory=dict)
+    labels: dict[str, Numbers] = field(default_factory=dict)
+    member: Numbers = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
+    stranger: Numbers = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
+    relearn: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
+    cross: dict[str, Numbers] = field(default_factory=dict)
+    probe: Numbers = field(default_factory=lambda: np.zeros(0))
+    cka: dict[str, Numbers] = field(default_factory=dict)
+
+
+def examine(
+    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig, level: Level, split: str = "test"
+) -> dict[str, Answers]:
+    """Ask every client; answers by model."""
+    instruction = Instruction(
+        phase="examine",
+        round=0,
+        objective="audit",
+        train=federation.experiment.learn,
+        forget=forget,
+        split=split,
+        probes=PROBES[level],
+    )
+    said = federation.evaluate(models, instruction, federation.clients, Cost())
+    return {name: together(said, name) for name in models}
+
+
+def together(said: Mapping[str, Mapping[str, Any]], model: str) -> Answers:
+    """One model's answers of all clients. "forget" is the union of its two parts where they exist."""
+    found: dict[str, list[Numbers]] = {}
+    for client in sorted(said):
+        for key, value in said[client].items():
+            if key.startswith(f"{model}/"):
+                found.setdefault(key.removeprefix(f"{model}/"), []).append(np.asarray(value, dtype=np.float64))
+    for kind in ("ranks.{}.i2t", "ranks.{}.t2i", "similarity.{}", "labels.{}"):
+        parts = [kind.format(s) for s in ("forget_exclusive", "forget_shared") if kind.format(s) in found]
+        if parts:
+            found[kind.format("forget")] = [x for part in parts for x in found[part]]
+    joined = {key: np.concatenate(values) for key, values in found.items()}
+    out = Answers()
+    for name in SETS:
+        if f"ranks.{name}.i2t" in joined:
+            out.ranks[name] = joined[f"ranks.{name}.i2t"], joined[f"ranks.{name}.t2i"]
+            out.similarity[name], out.labels[name] = joined[f"similarity.{name}"], joined[f"labels.{name}"]
+    if "member" in joined:
+        out.member, out.stranger = (joined[k].reshape(-1, len(FEATURES)) for k in ("member", "stranger"))
+    if "relearn" in found:
+        out.relearn = np.sum(found["relearn"], axis=0)
+    out.cross = {tower: np.sum(found[f"cross.{tower}"], axis=0) for tower in ("visual", "text") if f"cross.{tower}" in found}
+    out.probe = joined.get("probe", out.probe)
+    out.cka = {s: np.mean(found[f"cka.{s}"], axis=0) for s in ("forget", "public") if f"cka.{s}" in found}
+    return out
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of one model, and how far it lies above the reference's, with 95 % intervals. NaN where it does not apply."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    gap: float = float("nan")
+    gap_low: float = float("nan")
+    gap_high: float = float("nan")
+
+
+def measure(values: Numbers, reference: Numbers | None = None) -> Measure:
+    """Mean of values (n,), and its distance from the reference's on the same pairs; bootstrap over pairs."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(values), size=(DRAWS, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    out = Measure(float(values.mean()), float(low), float(high))
+    if reference is None:
+        return out
+    difference = values - reference
+    gap_low, gap_high = np.percentile(difference[draws].mean(1), [2.5, 97.5])
+    return Measure(out.value, out.low, out.high, float(difference.mean()), float(gap_low), float(gap_high))
+
+
+def auc(members: Numbers, strangers: Numbers) -> float:
+    """Probability that a member scores above a stranger, ties half; .5 is chance."""
+    both = np.concatenate([members, strangers])
+    order = both.argsort(kind="stable")
+    rank = np.empty(len(both))
+    rank[order] = np.arange(1, len(both) + 1)
+    values, inverse, counts = np.unique(both, return_inverse=True, return_counts=True)
+    rank = (np.bincount(inverse, rank) / counts)[inverse] if len(values) < len(both) else rank
+    n = len(members)
+    return float((rank[:n].sum() - n * (n + 1) / 2) / (n * len(strangers)))
+
+
+def auc_measure(members: Numbers, strangers: Numbers, reference: tuple[Numbers, Numbers] | None) -> Measure:
+    """AUC of scores (n,) and (m,), and its distance from the reference's on the same pairs; bootstrap over both kinds."""
+    rng = np.random.default_rng(0)
+    own, gaps = [], []
+    for _ in range(DRAWS // 5):
+        i, j = rng.integers(len(members), size=len(members)), rng.integers(len(strangers), size=len(strangers))
+        own.append(auc(members[i], strangers[j]))
+        gaps.append(own[-1] - auc(reference[0][i], reference[1][j]) if reference else np.nan)
+    value = auc(members, strangers)
+    low, high = np.percentile(own, [2.5, 97.5])
+    if reference is None:
+        return Measure(value, float(low), float(high))
+    gap_low, gap_high = np.percentile(gaps, [2.5, 97.5])
+    return Measure(value, float(low), float(high), value - auc(*reference), float(gap_low), float(gap_high))
+
+
+def share_measure(hits: float, of: float, reference: float | None = None) -> Measure:
+    """A share of hits in percent, and its distance from the reference's share of as many; normal approximation."""
+    p = hits / of
+    error = 196 * (p * (1 - p) / of) ** 0.5
+    out = Measure(100 * p, max(0.0, 100 * p - error), min(100.0, 100 * p + error))
+    if reference is None:
+        return out
+    q = reference / of
+    error = 196 * (p * (1 - p) / of + q * (1 - q) / of) ** 0.5
+    gap = 100 * (p - q)
+    return Measure(out.value, out.low, out.high, gap, gap - error, gap + error)
+
+
+def attack(features: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers] | None:
+    """Cross-validated scores of a logistic regression on the features of members (n, k) and strangers (m, k).
+
+    None where scikit-learn is not installed, or there are too few of either.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold, cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        return None
+    members, strangers = features
+    if min(len(members), len(strangers)) < 8:
+        return None
+    x, y = np.concatenate([members, strangers]), np.repeat([1, 0], [len(members), len(strangers)])
+    folds = StratifiedKFold(4, shuffle=True, random_state=0)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    score = cross_val_predict(model, x, y, cv=folds, method="decision_function")
+    return score[: len(members)], score[len(members) :]
+
+
+def kolmogorov_smirnov(a: Numbers, b: Numbers) -> float:
+    """Largest distance of the two empirical distribution functions, 0 to 1."""
+    grid = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(x), grid, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def hits(ranks: tuple[Numbers, Numbers], k: int) -> Numbers:
+    """Percent per image, the mean of both directions, where all have as many captions; else of all queries, weighted so that
+    their mean is the mean of both directions."""
+    i2t, t2i = (100.0 * (r <= k) for r in ranks)
+    out: Numbers
+    if len(t2i) % len(i2t) == 0:
+        out = (i2t + t2i.reshape(len(i2t), -1).mean(1)) / 2
+    else:
+        out = np.concatenate([i2t / len(i2t), t2i / len(t2i)]) * (len(i2t) + len(t2i)) / 2
+    return out
+
+
+def numbers(answers: Answers, reference: Answers | None) -> dict[str, Measure]:
+    """Everything of one model:
+
+    r1.SET, r5.SET, r10.SET, median_rank.SET, similarity.SET    recall both ways in percent, ranks, cosine of pairs
+    distance.SET, correlation.SET, ks.SET                       of the similarities of single pairs to the reference's
+    people.SET                                                  R@1 of whom the two differ most for
+    membership.cosine, membership.changed, membership.logistic  AUC of attacks
+    probe, cka.SET.TOWER                                        of embeddings
+    relearn.STEPS, relearn.area, cross.TOWER                    R@1 after learning again; area: mean gap of the curve
+    """
+    out: dict[str, Measure] = {}
+    for name, ranks in answers.ranks.items():
+        theirs = reference.ranks[name] if reference else None
+        for k in KS:
+            out[f"r{k}.{name}"] = measure(hits(ranks, k), hits(theirs, k) if theirs else None)
+        median = float(np.median(np.concatenate(ranks)))
+        out[f"median_rank.{name}"] = Measure(
+            median, gap=median - float(np.median(np.concatenate(theirs))) if theirs else np.nan
+        )
+        s = answers.similarity[name]
+        if reference and name.startswith(("forget", "retain")):
+            r = reference.similarity[name]
+            out[f"distance.{name}"] = measure(np.abs(s - r))
+            out[f"correlation.{name}"] = Measure(_correlation(s, r))
+            out[f"ks.{name}"] = Measure(kolmogorov_smirnov(s, r))
+        out[f"similarity.{name}"] = measure(s, reference.similarity[name] if reference else None)
+        if theirs is not None and name.startswith("forget"):
+            out[f"people.{name}"] = _worst(answers.labels[name], ranks[0] <= 1, theirs[0] <= 1)
+    out |= _membership(answers, reference)
+    if len(answers.probe):
+        gap = float((answers.probe - reference.probe).mean()) if reference else np.nan
+        out["probe"] = Measure(float(answers.probe.mean()), gap=gap)
+    for name, values in answers.cka.items():
+        out |= {f"cka.{name}.{t}": Measure(float(v)) for t, v in zip(("visual", "text"), values, strict=True)}
+    if answers.relearn.size:
+        of, *curve = answers.relearn
+        theirs_curve = reference.relearn[1:] if reference else [None] * len(curve)
+        for steps, found, there in zip((0, *STEPS), curve, theirs_curve, strict=True):
+            out[f"relearn.{steps}"] = share_measure(found, of, there)
+        if reference:
+            out["relearn.area"] = Measure(float(np.mean([out[f"relearn.{s}"].gap for s in STEPS])))
+    for tower, (of, found) in answers.cross.items():
+        out[f"cross.{tower}"] = share_measure(found, of, reference.cross[tower][1] if reference else None)
+    return out
+
+
+def _membership(answers: Answers, reference: Answers | None) -> dict[str, Measure]:
+    if not len(answers.member) or not len(answers.stranger):
+        return {}
+    out = {}
+    for name, column in (("cosine", 0), ("changed", 2)):
+        theirs = (reference.member[:, column], reference.stranger[:, column]) if reference else None
+        out[f"membership.{name}"] = auc_measure(answers.member[:, column], answers.stranger[:, column], theirs)
+    own = attack((answers.member, answers.stranger))
+    if own:
+        out["membership.logistic"] = auc_measure(*own, attack((reference.member, reference.stranger)) if reference else None)
+    return out
+
+
+def _worst(labels: Numbers, ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Measure:
+    """R@1 (image to text) of whom the two models differ most for."""
+    people = [labels == who for who in np.unique(labels)]
+    shares = [share_measure(ours[p].sum(), p.sum(), theirs[p].sum()) for p in people]
+    return max(shares, key=lambda share: abs(share.gap))
+
+
+def _correlation(a: Numbers, b: Numbers) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
+
+
+def scores(answers: Answers, most: int = 400) -> dict[str, list[float]]:
+    """What a report draws: similarities of sets (at most so many, evenly chosen) and cosines of members and strangers."""
+    out = {
+        f"similarity.{s}": v[:: max(1, len(v) // most)]
+        for s, v in answers.similarity.items()
+        if s.startswith(("forget", "retain"))
+    }
+    out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0]}
+    return {key: values.round(4).tolist() for key, values in out.items()}
+
+
+def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
+    """For JSON, without what does not apply."""
+    fields: Sequence[str] = ("value", "low", "high", "gap", "gap_low", "gap_high")
+    return {k: {f: round(v, 6) for f in fields if not np.isnan(v := getattr(m, f))} for k, m in measures.items()}

@@ -1,0 +1,115 @@
+"""One self-contained page about a run (or a comparison, see ease_flwr/sweep/comparison.py): no network, no file beside it.
+
+The figures are matplotlib's, the page is the template report.html. `write` also leaves each figure as SVG and PNG, with its
+data as CSV, in the folder `figures`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ease_flwr.audit import figures
+from ease_flwr.audit.summary import cost_line, read_results
+from ease_flwr.core import config
+from ease_flwr.core.config import ConfigError
+from ease_flwr.core.retrieval import SETS
+from ease_flwr.core.run import write_text
+
+TEMPLATE = Path(__file__).with_name("report.html")
+SHOWN_NUMBERS = ("people", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross", "median_rank")
+
+
+def read(folder: Path, name: str) -> Any:
+    """JSON of a run. Raises ConfigError where it is missing or broken."""
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / name}: {error}: a report needs it") from None
+
+
+def installed() -> None:
+    """Raises ConfigError where the extra `report` is not installed."""
+    if missing := [m for m in ("jinja2", "matplotlib") if find_spec(m) is None]:
+        raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'ease-flwr[report]'")
+
+
+def of_run(folder: Path, pictures: bool = True) -> Path:
+    """report.html of a run directory; returns its path. pictures: whether the run's world is at hand to look at."""
+    results = read_results(folder)
+    full = folder / "audit-full"
+    audit = read(full if (full / "audit.json").is_file() else folder, "audit.json")
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    facts: dict[str, Any] = next((q for q in results["requests"] if "blocks" in q), {})
+    drawings = [
+        figures.curves(events),
+        figures.similarities(audit["scores"]),
+        figures.relearning(audit["numbers"]),
+        figures.membership(audit["scores"]),
+        figures.spectrum(facts),
+        figures.overlap(facts),
+        figures.excised(facts),
+        figures.cost(results["cost"]),
+    ]
+    cards, sources = [], []
+    if pictures:
+        from ease_flwr.audit import look
+
+        experiment, _ = config.from_run_config(read(folder, "run_config.json"))
+        shown = look.Pictures()
+        cards = look.look(folder, experiment, shown)
+        sources = shown.sources
+    sets = [s for s in SETS if s in results["models"]["original"]]
+    page = {
+        "title": f"{results['experiment']}, {results['strategy']}, seed {results['seed']}",
+        "forgotten": f"{results['forget']['scenario']}: {', '.join(results['forget']['targets'][:8])}"
+        + (f" and {len(results['forget']['targets']) - 8} more" if len(results["forget"]["targets"]) > 8 else ""),
+        "verdict": audit["verdict"],
+        "level": audit["level"],
+        "sets": sets,
+        "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
+        "numbers": _numbers(audit["numbers"]),
+        "cost": cost_line(results).partition(": ")[2] if "retrain" in results["cost"] else "",
+        "cards": cards,
+        "pictures": sources,
+    }
+    return write(folder, page, [d for d in drawings if d])
+
+
+def _numbers(numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[str]]:
+    """Rows of the table of all numbers: name -> a cell a model."""
+    names = [k for k in numbers["unlearned"] if k.split(".")[0] in SHOWN_NUMBERS]
+    return {k: [_cell(found.get(k)) for found in numbers.values()] for k in names}
+
+
+def _cell(measure: dict[str, float] | None) -> str:
+    if not measure or "value" not in measure:
+        return ""
+    digits = 1 if abs(measure["value"]) > 1.5 else 3
+    low_high = f" ({measure['low']:.{digits}f} to {measure['high']:.{digits}f})" if "low" in measure else ""
+    return f"{measure['value']:.{digits}f}{low_high}"
+
+
+def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -> Path:
+    """The page, and its figures by themselves with their data."""
+    from jinja2 import Environment, StrictUndefined
+
+    beside = folder / "figures"
+    beside.mkdir(exist_ok=True)
+    for drawing in drawings:
+        drawing.figure.savefig(beside / f"{drawing.name}.svg", bbox_inches="tight", facecolor="white")
+        drawing.figure.savefig(beside / f"{drawing.name}.png", bbox_inches="tight", facecolor="white", dpi=200)
+        with (beside / f"{drawing.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([drawing.data[0], *drawing.data[1]])
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["unsure"] = lambda answer: str(answer).startswith("not sure")
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
+    empty |= {"forgotten": "", "cost": "", "level": "", "sets": []}
+    text = template.render({**empty, **page}, drawings=drawings)
+    out = folder / "report.html"
+    write_text(out, text)
+    return out
