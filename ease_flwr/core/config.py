@@ -237,6 +237,8 @@ class Experiment(Section):
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     audit: AuditConfig = AuditConfig()
+    tracking: Literal["", "tensorboard", "trackio", "wandb"] = ""
+    """Where the numbers of every event go besides metrics.jsonl; what it names must be installed."""
     strategies: dict[str, dict[str, Any]] = {}
     """Settings of single strategies that this experiment needs to differ from their defaults."""
     strategy: dict[str, Any] = {}

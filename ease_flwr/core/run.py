@@ -22,6 +22,7 @@ from ease_flwr.core.config import ConfigError, Experiment, code_hash, digest
 from ease_flwr.core.federation import Cost
 from ease_flwr.core.history import History
 from ease_flwr.core.paths import home
+from ease_flwr.core.tracking import flat, tracker
 
 if TYPE_CHECKING:
     from ease_flwr.core.lock import ForgetLock
@@ -59,6 +60,8 @@ class Run:
         self.experiment = experiment
         self.fresh = fresh
         self.started = time.monotonic()
+        self.track = tracker(experiment, folder)
+        self.tracked = 0
         self.write("experiment.json", {**experiment.model_dump(mode="json"), "strategy_name": strategy})
         self.state("running")
 
@@ -84,6 +87,9 @@ class Run:
         with (self.folder / "log.txt").open("a", encoding="utf-8") as f:
             f.write(line + "\n")
         if values:
+            if self.track and "model" in values:
+                self.tracked += 1
+                self.track(self.tracked, {f"{values['model']}/{k}": v for k, v in flat(values).items()})
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps({"elapsed": round(time.monotonic() - self.started, 2), **values}) + "\n")
 
