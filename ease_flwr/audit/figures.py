@@ -254,8 +254,12 @@ def frontier(tables: Mapping[str, Mapping[str, Mapping[Any, Any]]], differences:
             rows += [[budget, name, seed, a, b] for seed, a, b in zip(by_seed, x, y, strict=False)]
         ax.axhline(0, color=INK, lw=0.6)
         ax.axvline(0, color=INK, lw=0.6)
+        ticks = [-30, -10, -3, 0, 3, 10, 30]
         ax.set_xscale("symlog", linthresh=5)
         ax.set_yscale("symlog", linthresh=5)
+        ax.set_xticks(ticks, ticks)
+        ax.set_yticks(ticks, ticks)
+        ax.minorticks_off()
         ax.set(title=budget, xlabel="forgotten pairs: R@1 above retraining", ylabel="kept pairs: R@1 above retraining")
     reading = "the crossing of the lines is retraining; right too little is forgotten, left too much, below something is lost"
     return Drawing("frontier", "Methods", reading, figure, (["budget", "strategy", "seed", "forget", "retain"], rows))
