@@ -22,6 +22,7 @@ SMALL = {
     "hold.overlap": 4,
     "strategy.rounds": 3,
     "evaluation.every": 0,
+    "audit.level": "none",
 }
 
 RUN_CONFIG: dict[str, Any] = {
