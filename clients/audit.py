@@ -55,7 +55,7 @@ class Audit(LoraClient):
         models = dict(zip(config["models"], parameters, strict=True))
         sets = self.data.evaluation(instruction.split, instruction.forget)
         gone = withdrawn(instruction.forget, self.name, self.data.train.labels)
-        forgotten = self._forgotten(gone) if gone.any() else None
+        forgotten = self._forgotten(gone) if any(s.startswith("forget") for s in sets) else None
         said: dict[str, Any] = {}
         for name, theta in models.items():
             self.model.set(theta)
@@ -97,21 +97,18 @@ class Audit(LoraClient):
 
     def relearning(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
         """Hits on what is forgotten after some steps of learning it again."""
-        out: list[float] = [len(self._asked(sets)), self._hits(sets, theta)]
-        done = 0
-        for after, steps in self._learn(theta, forgotten, instruction, STEPS):
-            out.append(self._hits(sets, after))
-            done = steps
-        assert done == STEPS[-1]
-        return {"relearn": out}
+        asked = self._asked(sets)
+        models = [theta, *self._learn(theta, forgotten, instruction, STEPS)]
+        return {"relearn": [2 * len(asked.query), *(self._hits(asked, m) for m in models)]}
 
     def cross_modal(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
         """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
         out: dict[str, list[float]] = {}
+        asked = self._asked(sets)
         for tower in ("visual", "text"):
             only = tuple(i for i, b in enumerate(self.model.blocks) if b.tower == tower)
-            ((after, _),) = self._learn(theta, forgotten, instruction, (CROSS_STEPS,), only)
-            out[f"cross.{tower}"] = [len(self._asked(sets)), self._hits(sets, after)]
+            (after,) = self._learn(theta, forgotten, instruction, (CROSS_STEPS,), only)
+            out[f"cross.{tower}"] = [2 * len(asked.query), self._hits(asked, after)]
         return out
 
     def alignment(
@@ -147,13 +144,12 @@ class Audit(LoraClient):
         moved = torch.stack([(self._first(changed, theta)[0] * g).sum(1) for changed in augmented(pairs)], 1)
         return torch.stack([(f * g).sum(1), level, moved.mean(1), moved.std(1)], 1)
 
-    def _asked(self, sets: dict[str, EvaluationSet]) -> list[str]:
-        """Two directions for each query about what only this client knew; where that is not split off, about all it forgets."""
-        chosen = sets.get("forget_exclusive") or sets["forget"]
-        return ["query"] * (2 * len(chosen.query))
+    def _asked(self, sets: dict[str, EvaluationSet]) -> EvaluationSet:
+        """What is learnt again is judged on what only this client knew, if that is split off."""
+        return next(sets[s] for s in ("forget_exclusive", "forget", "forget_shared") if s in sets)
 
-    def _hits(self, sets: dict[str, EvaluationSet], theta: NDArray[np.float32]) -> int:
-        chosen = sets.get("forget_exclusive") or sets["forget"]
+    def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> int:
+        """Partners found first, both directions."""
         self.model.set(theta)
         images, texts, owner = self._embed(chosen.gallery.pairs, theta)
         group, query = torch.from_numpy(chosen.gallery.group), torch.from_numpy(chosen.query)
@@ -166,7 +162,7 @@ class Audit(LoraClient):
         instruction: Instruction,
         stops: tuple[int, ...],
         tensors: tuple[int, ...] = (),
-    ) -> list[tuple[NDArray[np.float32], int]]:
+    ) -> list[NDArray[np.float32]]:
         """Adapters after so many steps of InfoNCE on these pairs, with these tensors or all; batches do not depend on theta."""
         self.model.set(theta)
         for i, parameter in enumerate(self.model.parameters):
@@ -183,7 +179,7 @@ class Audit(LoraClient):
             torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
             optimizer.step()
             if step in stops:
-                found.append((self.model.get(), step))
+                found.append(self.model.get())
         return found
 
     def loss(self, batch: Batch) -> Tensor:

@@ -136,7 +136,7 @@ def test_cache_knows_what_decides_a_phase(home, tmp_path):
 def test_every_objective_a_strategy_names_exists():
     for name in halves.names("strategies"):
         assert set(strategies.load(name).objectives) <= set(halves.names("clients"))
-    with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are ascent, bilateral"):
+    with pytest.raises(ValueError, match=r"no 'nothing' in clients/: there are ascent, audit, bilateral"):
         clients.load("nothing")
     assert config.choices("experiment")
 
