@@ -13,16 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clients.base import LoraClient
-from clients.contrastive import info_nce
+from clients.contrastive import Contrastive
 from ease_flwr.core.messages import Instruction, read_instruction
-from ease_flwr.core.retrieval import levels, ranks
+from ease_flwr.core.retrieval import levels
 from ease_flwr.data.pairs import EvaluationSet, Pairs, withdrawn
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from clients.base import Batch
 
 MOST = 200
 """Pairs a probe looks at, at most, on either side."""
@@ -34,7 +31,7 @@ FEATURES = ("cosine", "level", "cosine of changed images", "spread of changed im
 """By which membership is attacked; level is the cross-entropy of the partner among public pairs."""
 
 
-class Audit(LoraClient):
+class Audit(Contrastive):
     """Answers `evaluate` with all models at once: parameters are one vector a model, config names them in `models`."""
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
@@ -70,12 +67,9 @@ class Audit(LoraClient):
         """Ranks and similarities on every set."""
         out: dict[str, list[float]] = {}
         for name, chosen in sets.items():
-            images, texts, owner = self._embed(chosen.gallery.pairs, theta)
-            query = torch.from_numpy(chosen.query)
-            i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
+            i2t, t2i, similarity = self._judged(chosen, theta)
             out[f"ranks.{name}.i2t"], out[f"ranks.{name}.t2i"] = i2t.tolist(), t2i.tolist()
-            first = torch.searchsorted(owner, query)
-            out[f"similarity.{name}"] = (images[query] * texts[first]).sum(1).tolist()
+            out[f"similarity.{name}"] = similarity.tolist()
             out[f"labels.{name}"] = [_number(chosen.gallery.pairs.labels[i]) for i in chosen.query]
         return out
 
@@ -151,9 +145,7 @@ class Audit(LoraClient):
     def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> int:
         """Partners found first, both directions."""
         self.model.set(theta)
-        images, texts, owner = self._embed(chosen.gallery.pairs, theta)
-        group, query = torch.from_numpy(chosen.gallery.group), torch.from_numpy(chosen.query)
-        return sum(int((r == 1).sum()) for r in ranks(images, texts, owner, group, query))
+        return sum(int((r == 1).sum()) for r in self._judged(chosen, theta)[:2])
 
     def _learn(
         self,
@@ -165,25 +157,16 @@ class Audit(LoraClient):
     ) -> list[NDArray[np.float32]]:
         """Adapters after so many steps of InfoNCE on these pairs, with these tensors or all; batches do not depend on theta."""
         self.model.set(theta)
-        for i, parameter in enumerate(self.model.parameters):
-            parameter.requires_grad_(not tensors or i in tensors)
+        self._free(tensors)
         self.train = self.encode(pairs)
-        rng, plan = np.random.default_rng(3), instruction.train
-        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
-        found, batches = [], list[Any]()
-        for step in range(1, stops[-1] + 1):
-            batches = batches or self._batches(rng, plan.batch)
-            loss = self.loss(batches.pop(0))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
-            optimizer.step()
+        found = []
+        plan = instruction.train.model_copy(update={"epochs": stops[-1]})  # an epoch is a step at least
+        for step, _ in enumerate(self._descend(plan, np.random.default_rng(3)), 1):
             if step in stops:
                 found.append(self.model.get())
+            if step == stops[-1]:
+                break
         return found
-
-    def loss(self, batch: Batch) -> Tensor:
-        return info_nce(*self.embed(batch), self.scale)
 
 
 def _number(label: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from ease_flwr.core import config
 from ease_flwr.core.messages import Instruction, read_instruction
-from ease_flwr.data.pairs import ClientData, Pairs, World, withdrawn
+from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,24 +121,14 @@ class LoraClient(NumPyClient):
         if instruction.overlap and instruction.forget:
             self.train += self.encode(self.world.overlap(instruction.forget, instruction.overlap))
         lock = self._lock(instruction, extras)
-        for i, parameter in enumerate(self.model.parameters):
-            parameter.requires_grad_(not instruction.tensors or i in instruction.tensors)
+        self._free(instruction.tensors)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
         plan, losses = instruction.train, []
-        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
-        centre = [p.detach().clone() for p in self.model.parameters] if instruction.proximal else []
-        for batch in (b for _ in range(plan.epochs) for b in self._batches(rng, plan.batch)):
-            loss = self.loss(batch)
-            for parameter, there in zip(self.model.parameters, centre, strict=False):
-                loss = loss + instruction.proximal / 2 * (parameter - there).square().sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
-            optimizer.step()
+        for loss in self._descend(plan, rng, instruction.proximal):
             if lock:
                 self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
-            losses.append(loss.item())
+            losses.append(loss)
             if not self.stepped():
                 break
         extra_metrics = self.finish(theta)
@@ -148,7 +139,7 @@ class LoraClient(NumPyClient):
         """Judge this client's own pairs. Metrics per set: counts of hits, and pair similarities if asked for."""
         import torch
 
-        from ease_flwr.core.retrieval import count_hits, levels
+        from ease_flwr.core.retrieval import Counts, levels
 
         instruction = read_instruction(config)
         theta = parameters[0].astype(np.float32)  # candidates travel in half precision
@@ -156,15 +147,13 @@ class LoraClient(NumPyClient):
         metrics: dict[str, Any] = {}
         total = 0
         for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
-            images, texts, owner = self._embed(chosen.gallery.pairs, theta)
-            query = torch.from_numpy(chosen.query)
-            counts = count_hits(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
+            i2t, t2i, similarity = self._judged(chosen, theta)
+            counts = Counts.of(i2t, t2i)
             metrics[f"{name}.counts"] = [counts.images, counts.texts, *counts.i2t, *counts.t2i]
             metrics[f"{name}.gallery"] = len(chosen.gallery.pairs)
-            total += len(query)
+            total += counts.images
             if instruction.similarity:
-                first = torch.searchsorted(owner, query)
-                metrics[f"{name}.similarity"] = (images[query] * texts[first]).sum(1).tolist()
+                metrics[f"{name}.similarity"] = similarity.tolist()
         out = withdrawn(instruction.forget, self.name, self.data.train.labels)
         if instruction.level and out.any():
             (f, g), (public_f, public_g) = (self._embed_first(p, theta) for p in (self.data.train, self.world.unseen()))
@@ -201,6 +190,38 @@ class LoraClient(NumPyClient):
         """Inverse temperature of InfoNCE; frozen."""
         scale: Tensor = self.model.clip.logit_scale.exp()
         return scale
+
+    def _judged(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks of the partners of image and of text queries, and the cosine of each pair; the adapters are set to theta."""
+        import torch
+
+        from ease_flwr.core.retrieval import ranks
+
+        images, texts, owner = self._embed(chosen.gallery.pairs, theta)
+        query = torch.from_numpy(chosen.query)
+        i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
+        return i2t, t2i, (images[query] * texts[torch.searchsorted(owner, query)]).sum(1)
+
+    def _free(self, tensors: tuple[int, ...]) -> None:
+        """Let these adapter tensors be trained; none named: all."""
+        for i, parameter in enumerate(self.model.parameters):
+            parameter.requires_grad_(not tensors or i in tensors)
+
+    def _descend(self, plan: config.TrainConfig, rng: np.random.Generator, proximal: float = 0.0) -> Iterator[float]:
+        """The training loop: the loss of each step, after it. Whoever iterates may change the adapters in between, or stop."""
+        import torch
+
+        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
+        centre = [p.detach().clone() for p in self.model.parameters] if proximal else []
+        for batch in (b for _ in range(plan.epochs) for b in self._batches(rng, plan.batch)):
+            loss = self.loss(batch)
+            for parameter, there in zip(self.model.parameters, centre, strict=False):
+                loss = loss + proximal / 2 * (parameter - there).square().sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
+            optimizer.step()
+            yield loss.item()
 
     def _embed(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last few adapters."""

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from clients.base import Batch, LoraClient
-from clients.contrastive import info_nce
+from clients.contrastive import Contrastive
 from ease_flwr.core.config import Section
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ease_flwr.core.messages import Instruction
 
 
-class Representations(LoraClient):
+class Representations(Contrastive):
     """Train as usual, gather gradients on the way, and answer with directions in place of adapters."""
 
     class Options(Section):
@@ -33,9 +32,6 @@ class Representations(LoraClient):
         self.options = self.Options(**instruction.options)
         self.random = torch.Generator().manual_seed(self._seed(instruction) % 2**63)
         self.gradients: list[list[Tensor]] = [[] for _ in self.model.parameters]
-
-    def loss(self, batch: Batch) -> Tensor:
-        return info_nce(*self.embed(batch), self.scale)
 
     def stepped(self) -> bool:
         for kept, parameter in zip(self.gradients, self.model.parameters, strict=True):

@@ -42,7 +42,7 @@ class Assisted(Unlearning):
         self.snapshot = {"request": theta}
         return theta
 
-    def job(self, phase: str, round: int) -> Instruction | None:
+    def job(self, phase: str, round: int) -> Instruction:
         """What holders do in this round beside, or instead of, what the others do."""
         p = self.params
         train = TrainConfig(epochs=p.epochs, batch=p.batch, lr=p.lr)
@@ -64,10 +64,8 @@ class Assisted(Unlearning):
         requests = super().instruct(phase, round)
         return self.beside(requests, self.job(phase, round))
 
-    def beside(self, requests: dict[str, Request], job: Instruction | None) -> dict[str, Request]:
+    def beside(self, requests: dict[str, Request], job: Instruction) -> dict[str, Request]:
         """These requests with a job for the holders: in the same exchange where they have one already."""
-        if job is None:
-            return requests
         for name in self.setting.holders:
             stays = requests.get(name)
             both = stays.instruction.model_copy(update={"beside": job}) if stays else job

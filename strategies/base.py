@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -47,6 +47,16 @@ class Setting:
     """Clients that hold what is to be forgotten and can help; in the client scenario they are not among `clients`."""
     forget: ForgetConfig | None = None
     """What is to be forgotten; None while everybody learns everything."""
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """Clients that the request of the client scenario names."""
+        return self.forget.targets if self.forget else ()
+
+    def weight(self, who: Iterable[str], among: Collection[str]) -> float:
+        """Share of the pairs of a round's clients `among` that belongs to those of `who` that took part."""
+        pairs = self.federation.pairs
+        return sum(pairs[n] for n in who if n in among) / sum(pairs[n] for n in among)
 
 
 class Unlearning:

@@ -37,6 +37,7 @@ import numpy as np
 from pydantic import Field
 
 from ease_flwr.core.config import ConfigError, Section, TrainConfig, searched
+from ease_flwr.core.federation import Request
 from ease_flwr.core.messages import Instruction, Update
 from strategies._assisted import Assisted
 from strategies.base import Setting, Unlearning, Vector, on_numpy
@@ -146,9 +147,8 @@ class Ease(Assisted):
                 raise ConfigError("strategy ease: without GSD and without holders that help there is nothing to forget by")
             return theta
         if gsd == "history":
-            forgotten = forget.targets if forget else ()
             sources: list[Sequence[Rows]] = [
-                [partial(history.columns, n) for n in who] for who in (forgotten, self.setting.clients)
+                [partial(history.columns, n) for n in who] for who in (self.setting.leaving, self.setting.clients)
             ]
             theirs, others = sources
         else:
@@ -177,9 +177,10 @@ class Ease(Assisted):
             self.facts["overlap"] = self.overlaps(history)
         return start
 
-    def job(self, phase: str, round: int) -> Instruction | None:
-        if not self.snapshot:
-            return None
+    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+        return super().instruct(phase, round) if self.snapshot else Unlearning.instruct(self, phase, round)
+
+    def job(self, phase: str, round: int) -> Instruction:
         p = self.params
         options: dict[str, float | str] = {"weight": p.bke_weight, "margin": p.bke_margin, "evidence": p.bke_evidence}
         options |= {"target": p.bke_target, "way": p.bke_way, "sides": p.bke_sides}
@@ -281,7 +282,7 @@ class Ease(Assisted):
 
         from ease_flwr.core import subspaces
 
-        names = sorted({*self.setting.clients, *(self.setting.forget.targets if self.setting.forget else ())})
+        names = sorted({*self.setting.clients, *self.setting.leaving})
         matrix = np.zeros((len(names), len(names)))
         for start, stop in self.spans:
             bases = [

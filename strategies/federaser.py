@@ -43,17 +43,12 @@ class FedEraser(Unlearning):
         self.lengths: list[dict[str, list[float]]] = []
         start = self.setting.theta_0
         for i, columns in enumerate(history.rounds()):
-            kept = self.kept_share(list(columns))
+            kept = self.setting.weight(names, columns)
             if i == 0:
                 start = start + np.sum([c for n, c in columns.items() if n in names], axis=0) / np.float32(kept)
             norms = {n: [float(np.linalg.norm(c[b.start : b.stop])) / kept for b in blocks] for n, c in columns.items()}
             self.lengths.append(norms)
         return start
-
-    def kept_share(self, names: list[str]) -> float:
-        """Share of the pairs in a round that belong to clients that stay."""
-        pairs = self.setting.federation.pairs
-        return sum(pairs[n] for n in names if n in self.setting.clients) / sum(pairs[n] for n in names)
 
     def recorded(self) -> dict[str, list[float]]:
         """Weighted step lengths of the round that is walked now."""

@@ -39,10 +39,10 @@ class FedRecovery(Unlearning):
     history: ClassVar[Literal["", "updates", "rounds"]] = "rounds"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        pairs, past, taken = self.setting.federation.pairs, 0.0, np.zeros(len(theta))
-        leaving = set(self.setting.forget.targets) if self.setting.forget else set()
+        past, taken = 0.0, np.zeros(len(theta))
+        leaving = self.setting.leaving
         for columns in history.rounds():
-            share = sum(pairs[n] for n in columns if n in leaving) / sum(pairs[n] for n in columns)
+            share = self.setting.weight(leaving, columns)
             moved = np.asarray(np.sum(list(columns.values()), axis=0), dtype=np.float64)
             theirs = np.sum([c for n, c in columns.items() if n in leaving], axis=0, dtype=np.float64)
             past += float(moved @ moved)

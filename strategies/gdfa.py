@@ -11,7 +11,7 @@ then the retained clients go on. Our re-implementation from the published descri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -42,7 +42,6 @@ class Gdfa(Assisted):
         """AdamW learning rate of the holders."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
-    holders: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         self.request, self.vectors = theta, list[Vector]()
@@ -58,16 +57,15 @@ class Gdfa(Assisted):
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
         if round > self.params.probes:
             return Unlearning.instruct(self, phase, round)
-        job = self.job(phase, round)
-        assert job is not None
-        return {n: Request(job.model_copy(update={"part": "forget"})) for n in self.setting.holders}
+        job = self.job(phase, round).model_copy(update={"part": "forget"})
+        return {n: Request(job) for n in self.setting.holders}
 
     def options(self) -> dict[str, float | str]:
         return {}
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
         if self.round > self.params.probes:
-            return self.locked(self.mean(updates))
+            return Unlearning.combine(self, theta, updates)
         self.vectors.append(self.mean(updates) - theta)
         if self.round < self.params.probes:
             return self.moved()

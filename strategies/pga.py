@@ -44,13 +44,12 @@ class Pga(Assisted):
     history: ClassVar[Literal["", "updates", "rounds"]] = "rounds"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        pairs = self.setting.federation.pairs
-        leaving = set(self.setting.forget.targets) if self.setting.forget else set()
+        leaving = self.setting.leaving
         last, own, share = self.setting.theta_0, self.setting.theta_0, 0.0
         for columns in history.rounds():
             theirs = [c for n, c in columns.items() if n in leaving]
             if theirs:
-                share = sum(pairs[n] for n in columns if n in leaving) / sum(pairs[n] for n in columns)
+                share = self.setting.weight(leaving, columns)
                 own = last + np.sum(theirs, axis=0) / np.float32(share)
             last = last + np.sum(list(columns.values()), axis=0)
         reference = np.asarray((last - share * own) / (1 - share), dtype=np.float32)
@@ -69,4 +68,4 @@ class Pga(Assisted):
         return self.beside({}, job)
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        return self.locked(self.mean(updates))
+        return Unlearning.combine(self, theta, updates)

@@ -55,16 +55,14 @@ class Sfu(Assisted):
             return requests
         asked = {"objective": "representations", "options": {"noise": self.params.noise}}
         requests = {n: Request(r.instruction.model_copy(update=asked)) for n, r in requests.items()}
-        job = self.job(phase, round)
-        assert job is not None
-        return self.beside(requests, job)
+        return self.beside(requests, self.job(phase, round))
 
     def options(self) -> dict[str, float | str]:
         return {"bound": 0.0}
 
     def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
         if self.round > 1:
-            return self.locked(self.mean(updates))
+            return Unlearning.combine(self, theta, updates)
         step, after = self.step(theta, updates), theta.copy()
         kept = [u.adapters for n, u in updates.items() if n in self.setting.clients]
         for block in self.setting.blocks:

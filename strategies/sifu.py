@@ -43,12 +43,12 @@ class Sifu(Unlearning):
     history: ClassVar[Literal["", "updates", "rounds"]] = "rounds"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        p, pairs = self.params, self.setting.federation.pairs
-        leaving = set(self.setting.forget.targets) if self.setting.forget else set()
+        p = self.params
+        leaving = self.setting.leaving
         bound = p.epsilon * p.sigma / math.sqrt(2 * math.log(1.25 / p.delta))
         model, back, psi, found = self.setting.theta_0, self.setting.theta_0, 0.0, (0, 0.0)
         for t, columns in enumerate(history.rounds(), 1):
-            share = sum(pairs[n] for n in columns if n in leaving) / sum(pairs[n] for n in columns)
+            share = self.setting.weight(leaving, columns)
             moved = np.sum(list(columns.values()), axis=0)
             if share:
                 theirs = np.sum([c for n, c in columns.items() if n in leaving], axis=0) / np.float32(share)

@@ -126,33 +126,26 @@ def auc(members: Numbers, strangers: Numbers) -> float:
     return float((rank[:n].sum() - n * (n + 1) / 2) / (n * len(strangers)))
 
 
-def auc_measure(members: Numbers, strangers: Numbers, reference: tuple[Numbers, Numbers] | None) -> Measure:
+def auc_measure(members: Numbers, strangers: Numbers, reference: tuple[Numbers, Numbers]) -> Measure:
     """AUC of scores (n,) and (m,), and its distance from the reference's on the same pairs; bootstrap over both kinds."""
     rng = np.random.default_rng(0)
     own, gaps = [], []
     for _ in range(DRAWS // 5):
         i, j = rng.integers(len(members), size=len(members)), rng.integers(len(strangers), size=len(strangers))
         own.append(auc(members[i], strangers[j]))
-        gaps.append(own[-1] - auc(reference[0][i], reference[1][j]) if reference else np.nan)
+        gaps.append(own[-1] - auc(reference[0][i], reference[1][j]))
     value = auc(members, strangers)
-    low, high = np.percentile(own, [2.5, 97.5])
-    if reference is None:
-        return Measure(value, float(low), float(high))
-    gap_low, gap_high = np.percentile(gaps, [2.5, 97.5])
-    return Measure(value, float(low), float(high), value - auc(*reference), float(gap_low), float(gap_high))
+    ends = [float(x) for draws in (own, gaps) for x in np.percentile(draws, [2.5, 97.5])]
+    return Measure(value, ends[0], ends[1], value - auc(*reference), ends[2], ends[3])
 
 
-def share_measure(hits: float, of: float, reference: float | None = None) -> Measure:
+def share_measure(hits: float, of: float, reference: float) -> Measure:
     """A share of hits in percent, and its distance from the reference's share of as many; normal approximation."""
-    p = hits / of
+    p, q = hits / of, reference / of
     error = 196 * (p * (1 - p) / of) ** 0.5
-    out = Measure(100 * p, max(0.0, 100 * p - error), min(100.0, 100 * p + error))
-    if reference is None:
-        return out
-    q = reference / of
-    error = 196 * (p * (1 - p) / of + q * (1 - q) / of) ** 0.5
+    both = 196 * (p * (1 - p) / of + q * (1 - q) / of) ** 0.5
     gap = 100 * (p - q)
-    return Measure(out.value, out.low, out.high, gap, gap - error, gap + error)
+    return Measure(100 * p, max(0.0, 100 * p - error), min(100.0, 100 * p + error), gap, gap - both, gap + both)
 
 
 def attack(features: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers] | None:
@@ -196,8 +189,8 @@ def hits(ranks: tuple[Numbers, Numbers], k: int) -> Numbers:
     return out
 
 
-def numbers(answers: Answers, reference: Answers | None) -> dict[str, Measure]:
-    """Everything of one model:
+def numbers(answers: Answers, reference: Answers) -> dict[str, Measure]:
+    """Everything of one model, beside the retrained one (which may be itself):
 
     r1.SET, r5.SET, r10.SET, median_rank.SET, similarity.SET    recall both ways in percent, ranks, cosine of pairs
     distance.SET, correlation.SET, ks.SET                       of the similarities of single pairs to the reference's
@@ -208,51 +201,43 @@ def numbers(answers: Answers, reference: Answers | None) -> dict[str, Measure]:
     """
     out: dict[str, Measure] = {}
     for name, ranks in answers.ranks.items():
-        theirs = reference.ranks[name] if reference else None
+        theirs = reference.ranks[name]
         for k in KS:
-            out[f"r{k}.{name}"] = measure(hits(ranks, k), hits(theirs, k) if theirs else None)
-        median = float(np.median(np.concatenate(ranks)))
-        out[f"median_rank.{name}"] = Measure(
-            median, gap=median - float(np.median(np.concatenate(theirs))) if theirs else np.nan
-        )
-        s = answers.similarity[name]
-        if reference and name.startswith(("forget", "retain")):
-            r = reference.similarity[name]
+            out[f"r{k}.{name}"] = measure(hits(ranks, k), hits(theirs, k))
+        median, their_median = (float(np.median(np.concatenate(r))) for r in (ranks, theirs))
+        out[f"median_rank.{name}"] = Measure(median, gap=median - their_median)
+        s, r = answers.similarity[name], reference.similarity[name]
+        if name.startswith(("forget", "retain")):
             out[f"distance.{name}"] = measure(np.abs(s - r))
             out[f"correlation.{name}"] = Measure(_correlation(s, r))
             out[f"ks.{name}"] = Measure(kolmogorov_smirnov(s, r))
-        out[f"similarity.{name}"] = measure(s, reference.similarity[name] if reference else None)
-        if theirs is not None and name.startswith("forget"):
+        out[f"similarity.{name}"] = measure(s, r)
+        if name.startswith("forget"):
             out[f"people.{name}"] = _worst(answers.labels[name], ranks[0] <= 1, theirs[0] <= 1)
     out |= _membership(answers, reference)
     if len(answers.probe):
-        gap = float((answers.probe - reference.probe).mean()) if reference else np.nan
-        out["probe"] = Measure(float(answers.probe.mean()), gap=gap)
+        out["probe"] = Measure(float(answers.probe.mean()), gap=float((answers.probe - reference.probe).mean()))
     for name, values in answers.cka.items():
         out |= {f"cka.{name}.{t}": Measure(float(v)) for t, v in zip(("visual", "text"), values, strict=True)}
     if answers.relearn.size:
         of, *curve = answers.relearn
-        theirs_curve = reference.relearn[1:] if reference else [None] * len(curve)
-        for steps, found, there in zip((0, *STEPS), curve, theirs_curve, strict=True):
+        for steps, found, there in zip((0, *STEPS), curve, reference.relearn[1:], strict=True):
             out[f"relearn.{steps}"] = share_measure(found, of, there)
-        if reference:
-            out["relearn.area"] = Measure(float(np.mean([out[f"relearn.{s}"].gap for s in STEPS])))
+        out["relearn.area"] = Measure(float(np.mean([out[f"relearn.{s}"].gap for s in STEPS])))
     for tower, (of, found) in answers.cross.items():
-        out[f"cross.{tower}"] = share_measure(found, of, reference.cross[tower][1] if reference else None)
+        out[f"cross.{tower}"] = share_measure(found, of, reference.cross[tower][1])
     return out
 
 
-def _membership(answers: Answers, reference: Answers | None) -> dict[str, Measure]:
+def _membership(answers: Answers, reference: Answers) -> dict[str, Measure]:
     if not len(answers.member) or not len(answers.stranger):
         return {}
-    out = {}
-    for name, column in (("cosine", 0), ("changed", 2)):
-        theirs = (reference.member[:, column], reference.stranger[:, column]) if reference else None
-        out[f"membership.{name}"] = auc_measure(answers.member[:, column], answers.stranger[:, column], theirs)
-    own = attack((answers.member, answers.stranger))
-    if own:
-        out["membership.logistic"] = auc_measure(*own, attack((reference.member, reference.stranger)) if reference else None)
-    return out
+    both = [(a.member, a.stranger) for a in (answers, reference)]
+    asked = {"cosine": [(m[:, 0], s[:, 0]) for m, s in both], "changed": [(m[:, 2], s[:, 2]) for m, s in both]}
+    logistic = [found for features in both if (found := attack(features))]
+    if len(logistic) == len(both):
+        asked["logistic"] = logistic
+    return {f"membership.{name}": auc_measure(*own, theirs) for name, (own, theirs) in asked.items()}
 
 
 def _worst(labels: Numbers, ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Measure:

@@ -60,15 +60,12 @@ def look(folder: Path, experiment: Experiment, pictures: Pictures, count: int = 
     names = [m for m in MODELS if m in read_results(folder)["models"]]
     thetas = {m: adapters.read(folder / "adapters" / m, model.blocks) for m in names}
     cards: list[Card] = []
-    wanted = {"forget": ("forget_exclusive", "forget"), "retain": ("retain",)}
-    for sets in wanted.values():
+    for sets in (("forget_exclusive", "forget"), ("retain",)):
         holders = []
         for name in world.clients:
             client = LoraClient(experiment, name, world, Nothing())
             found = client.data.evaluation("test", forget)
-            chosen = next((found[s] for s in sets if s in found), None)
-            if chosen is not None:
-                holders.append((client, chosen, next(s for s in sets if s in found)))
+            holders += [(client, found[s], s) for s in [s for s in sets if s in found][:1]]
         for k in range(count if holders else 0):
             client, chosen, name = holders[k % len(holders)]
             query = int(chosen.query[(k * len(chosen.query)) // count])

@@ -14,6 +14,7 @@ from typing import Any
 
 from ease_flwr.audit import figures
 from ease_flwr.audit.summary import cost_line, read_results
+from ease_flwr.audit.verdict import GOOD, digits
 from ease_flwr.core import config
 from ease_flwr.core.config import ConfigError
 from ease_flwr.core.retrieval import SETS
@@ -88,9 +89,9 @@ def _numbers(numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[
 def _cell(measure: dict[str, float] | None) -> str:
     if not measure or "value" not in measure:
         return ""
-    digits = 1 if abs(measure["value"]) > 1.5 else 3
-    low_high = f" ({measure['low']:.{digits}f} to {measure['high']:.{digits}f})" if "low" in measure else ""
-    return f"{measure['value']:.{digits}f}{low_high}"
+    n = digits(measure["value"])
+    low_high = f" ({measure['low']:.{n}f} to {measure['high']:.{n}f})" if "low" in measure else ""
+    return f"{measure['value']:.{n}f}{low_high}"
 
 
 def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -> Path:
@@ -105,7 +106,8 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
         with (beside / f"{drawing.name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([drawing.data[0], *drawing.data[1]])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.tests["unsure"] = lambda answer: str(answer).startswith("not sure")
+    environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
+    environment.globals["digits"] = digits
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
     empty |= {"forgotten": "", "cost": "", "level": "", "sets": []}

@@ -27,6 +27,8 @@ class Row:
     answer: str
 
 
+GOOD = ("like retraining", "kept")
+"""Answers that say there is nothing to mend."""
 FORGOTTEN, KEPT, STAYS = "forgotten like retraining?", "kept like retraining?", "stays so?"
 
 
@@ -94,17 +96,22 @@ def table(rows: list[Row]) -> str:
     lines = []
     for question in dict.fromkeys(r.question for r in rows):
         chosen = [r for r in rows if r.question == question]
-        good = sum(r.answer in ("like retraining", "kept") for r in chosen)
+        good = sum(r.answer in GOOD for r in chosen)
         lines += ["", f"### {question[0].upper()}{question[1:]} {good} of {len(chosen)} answers say so", ""]
         lines += [
             "| number | model | value | reference | difference (95 %) | limit | answer |",
             "|---|---|---:|---:|---:|---:|---|",
         ]
         for r in chosen:
-            digits = 1 if max(abs(r.value), abs(r.reference), r.threshold) > 1.5 else 3
-            v, ref, g, lo, hi = (f"{x:.{digits}f}" for x in (r.value, r.reference, r.gap, r.low, r.high))
+            n = digits(r.value, r.reference, r.threshold)
+            v, ref, g, lo, hi = (f"{x:.{n}f}" for x in (r.value, r.reference, r.gap, r.low, r.high))
             lines.append(f"| {r.what} | {r.model} | {v} | {ref} | {g} ({lo} to {hi}) | {r.threshold:g} | {r.answer} |")
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def digits(*values: float) -> int:
+    """Digits after the point: one for percents and ranks, three for what lies between 0 and 1."""
+    return 1 if max(abs(v) for v in values) > 1.5 else 3
 
 
 def plain(rows: list[Row]) -> list[dict[str, float | str]]:

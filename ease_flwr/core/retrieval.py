@@ -24,6 +24,11 @@ class Counts:
     i2t: tuple[int, ...]
     t2i: tuple[int, ...]
 
+    @classmethod
+    def of(cls, i2t: torch.Tensor, t2i: torch.Tensor) -> Counts:
+        """Of the ranks of image queries (n,) and text queries (m,)."""
+        return cls(len(i2t), len(t2i), *(tuple(int((r <= k).sum()) for k in KS) for r in (i2t, t2i)))
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(
             self.images + other.images,
@@ -70,9 +75,7 @@ def count_hits(
     images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor, group: torch.Tensor, query: torch.Tensor
 ) -> Counts:
     """Hits at k, both ways; see `ranks`."""
-    found = ranks(images, texts, owner, group, query)
-    i2t, t2i = (tuple(int((r <= k).sum()) for k in KS) for r in found)
-    return Counts(len(found[0]), len(found[1]), i2t, t2i)
+    return Counts.of(*ranks(images, texts, owner, group, query))
 
 
 def _ranks(similarity: torch.Tensor, wrong: torch.Tensor, true: torch.Tensor) -> torch.Tensor:

@@ -328,6 +328,10 @@ class PersonasClient:
                 pairs = pairs + self.world.portraits(names, count, rng)
         return pairs
 
+    def touched(self, forget: ForgetConfig | None) -> set[str]:
+        """Labels of the training pairs that are to be forgotten."""
+        return {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out}
+
     def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         def own(gallery: Gallery, names: list[str]) -> EvaluationSet:
             return EvaluationSet(gallery, np.flatnonzero(np.isin(gallery.pairs.about, names)))
@@ -337,7 +341,7 @@ class PersonasClient:
         share = np.arange(self.world.clients.index(self.name), len(scene_test.pairs), len(self.world.clients))
         sets = {"test": EvaluationSet(scene_test, share)}
         gone = self.world.gone(forget) if forget else frozenset()
-        touched = {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out}
+        touched = self.touched(forget)
         about = {
             "forget_exclusive": [n for n in self.personas if n in touched & gone],
             "forget_shared": [n for n in self.personas if n in touched - gone],
@@ -350,7 +354,7 @@ class PersonasClient:
 
     def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
         """The same people in the gallery's pairs."""
-        people = {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out} - {""}
+        people = self.touched(forget) - {""}
         pairs = self.world.gallery(split).pairs
         return pairs.take(np.flatnonzero(np.isin(pairs.about, sorted(people))))
 

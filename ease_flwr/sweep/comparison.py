@@ -47,10 +47,9 @@ def compare(
     own = cells.run(experiment, [Variant(n, n) for n in names], seeds, folder, settings, say, jobs)
     rounds = dict.fromkeys(names, exchanges)
     if budget == "bytes":
-        limit = exchanges * max(filter(None, (bytes_of_exchange(own[n]) for n in names)), default=0.0)
-        if "ease" in names:
-            limit = exchanges * bytes_of_exchange(own["ease"])
-        rounds |= {n: max(1, int(limit / each)) for n in names if (each := bytes_of_exchange(own[n]))}
+        each = {n: bytes_of_exchange(own[n]) for n in names}
+        limit = exchanges * (each["ease"] if "ease" in each else max(each.values()))
+        rounds |= {n: max(1, int(limit / one)) for n, one in each.items() if one}
     shorter = [
         Variant(f"{n}, {rounds[n]} exchanges", n, {"strategy.rounds": rounds[n]})
         for n in names
