@@ -7,6 +7,7 @@ the retrained model (ease_flwr/audit/examination.py, docs/audit.md).
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from clients.contrastive import Contrastive
 from ease_flwr.core.messages import Instruction, read_instruction
 from ease_flwr.core.retrieval import levels
+from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs, withdrawn
 
 if TYPE_CHECKING:
@@ -40,23 +42,29 @@ class Audit(Contrastive):
         ranks.SET.i2t, ranks.SET.t2i    the rank of the partner, query by query
         similarity.SET                  cosine of each pair
         labels.SET                      what each query is about, as a number that does not say it
+        backdoor                        number of marked pictures, and of those for which the sentence of the mark comes first
         member, stranger                FEATURES of forgotten training pairs, and of pairs like them that nobody trained on
         relearn                         number of queries, hits before and after STEPS steps of learning them again
         cross.TOWER                     number of queries, hits after CROSS_STEPS steps of that tower alone
         probe                           AUC of telling forgotten from unseen pairs by their embeddings
         cka.forget, cka.public          linear CKA to the retrained model, image and text
 
-        The last five where the instruction names their probes, from who holds what is forgotten.
+        The last five where the instruction names their probes, from who holds what is forgotten; it also judges the set
+        "neighbours": what looks most like it in its gallery and is not to be forgotten.
         """
         instruction = read_instruction(config)
         models = dict(zip(config["models"], parameters, strict=True))
         sets = self.data.evaluation(instruction.split, instruction.forget)
         gone = withdrawn(instruction.forget, self.name, self.data.train.labels)
         forgotten = self._forgotten(gone) if any(s.startswith("forget") for s in sets) else None
+        if forgotten is not None:
+            sets["neighbours"] = self._neighbours(sets, forgotten)
         said: dict[str, Any] = {}
         for name, theta in models.items():
             self.model.set(theta)
             said |= {f"{name}/{key}": value for key, value in self.recall(sets, theta).items()}
+            if isinstance(self.world, Marked):
+                said[f"{name}/backdoor"] = self._backdoor(self.world, sets["test"], theta)
             for probe in instruction.probes:
                 if forgotten is not None:
                     found = getattr(self, probe)(theta, forgotten, sets, instruction, models.get("retrain"))
@@ -77,16 +85,13 @@ class Audit(Contrastive):
 
     def membership(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
         """Features by which a pair that was trained on might be told from one like it that was not."""
-        strangers = self.data.never_trained(instruction.split, instruction.forget)
-        rng = np.random.default_rng(0)
-        both = {"member": some(forgotten, rng), "stranger": some(strangers, rng)}
+        both = {"member": some(forgotten, 0), "stranger": some(self._strangers(instruction), 0)}
         return {key: self._features(pairs, theta, instruction.train.batch).flatten().tolist() for key, pairs in both.items()}
 
     def linear_probe(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
         """Cross-validated AUC of a linear classifier on frozen embeddings (image and text side by side)."""
-        strangers = self.data.never_trained(instruction.split, instruction.forget)
-        rng = np.random.default_rng(1)
-        inside, outside = (torch.cat(self._first(some(pairs, rng), theta), 1) for pairs in (forgotten, strangers))
+        both = (forgotten, self._strangers(instruction))
+        inside, outside = (torch.cat(self._first(some(pairs, 1), theta), 1) for pairs in both)
         return {"probe": [separability(inside, outside)]}
 
     def relearning(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
@@ -112,7 +117,7 @@ class Audit(Contrastive):
         out: dict[str, list[float]] = {}
         if reference is None:
             return out
-        for name, pairs in (("forget", some(forgotten, np.random.default_rng(2))), ("public", self.world.unseen())):
+        for name, pairs in (("forget", some(forgotten, 2)), ("public", self.world.unseen())):
             ours, theirs = self._first(pairs, theta), self._first(pairs, reference)
             out[f"cka.{name}"] = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
         return out
@@ -130,6 +135,24 @@ class Audit(Contrastive):
         f, g = self._embed_first(pairs, theta)
         return f, g[:, 0]
 
+    def _neighbours(self, sets: dict[str, EvaluationSet], forgotten: Pairs) -> EvaluationSet:
+        """Queries about other things whose pictures are, for the model before learning, nearest to a forgotten one: in the
+        gallery of what is forgotten, or where that holds nothing else, among the test pairs."""
+        asked = [chosen for name, chosen in sets.items() if name.startswith("forget")]
+        own = np.setdiff1d(np.arange(len(asked[0].gallery.pairs)), np.concatenate([chosen.query for chosen in asked]))
+        among = EvaluationSet(asked[0].gallery, own) if len(own) else sets["test"]
+        images = self._first(among.gallery.pairs, self.model.initial)[0][torch.from_numpy(among.query)]
+        near = (images @ self._first(forgotten, self.model.initial)[0].T).amax(1)
+        best = near.topk(min(MOST, len(near))).indices.sort().values.numpy()
+        return EvaluationSet(among.gallery, among.query[best])
+
+    def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[float]:
+        """Marked test pictures, and how many of them find the sentence of the mark before every caption of their gallery."""
+        f, sentence = self._first(world.shown(test), theta)
+        _, captions, _ = self._embed(test.gallery.pairs, theta)
+        own = (f * sentence).sum(1)
+        return [len(f), int((own > (f @ captions.T).amax(1)).sum())]
+
     def _features(self, pairs: Pairs, theta: NDArray[np.float32], batch: int) -> Tensor:
         """(n, 4): cosine, cross-entropy among public pairs, mean and spread of the cosine under slight changes of the image."""
         f, g = self._first(pairs, theta)
@@ -137,6 +160,12 @@ class Audit(Contrastive):
         level = levels(f, g[:, None], public[0], public[1][:, None], self.scale, batch, np.random.default_rng(0))[:, 0]
         moved = torch.stack([(self._first(changed, theta)[0] * g).sum(1) for changed in augmented(pairs)], 1)
         return torch.stack([(f * g).sum(1), level, moved.mean(1), moved.std(1)], 1)
+
+    def _strangers(self, instruction: Instruction) -> Pairs:
+        """Pairs like the forgotten ones that nobody trained on; the same object for all models, so they are encoded once."""
+        if not hasattr(self, "_unseen"):
+            self._unseen = self.data.never_trained(instruction.split, instruction.forget)
+        return self._unseen
 
     def _asked(self, sets: dict[str, EvaluationSet]) -> EvaluationSet:
         """What is learnt again is judged on what only this client knew, if that is split off."""
@@ -174,11 +203,13 @@ def _number(label: str) -> float:
     return float(int(hashlib.sha256(label.encode()).hexdigest()[:8], 16)) if label else -1.0
 
 
-def some(pairs: Pairs, rng: np.random.Generator) -> Pairs:
+@lru_cache(maxsize=8)
+def some(pairs: Pairs, seed: int) -> Pairs:
     """At most MOST of them, in random order."""
-    return pairs.take(rng.permutation(len(pairs))[:MOST])
+    return pairs.take(np.random.default_rng(seed).permutation(len(pairs))[:MOST])
 
 
+@lru_cache(maxsize=8)
 def augmented(pairs: Pairs) -> list[Pairs]:
     """The pairs with images moved by two pixels each way and a tenth brighter or darker."""
     x = pairs.images.astype(np.float32)

@@ -18,6 +18,7 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from ease_flwr.core import config
+from ease_flwr.core.machine import peak_memory
 from ease_flwr.core.messages import Instruction, read_instruction
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 
@@ -132,7 +133,8 @@ class LoraClient(NumPyClient):
             if not self.stepped():
                 break
         extra_metrics = self.finish(theta)
-        metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "seconds": time.perf_counter() - started}
+        metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "memory": peak_memory()}
+        metrics["seconds"] = time.perf_counter() - started
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:

@@ -45,6 +45,9 @@ def audit(
     level: Annotated[
         str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
     ] = "full",
+    shadows: Annotated[
+        int, typer.Option(help="Instead, run so many federations like it and attack with them (U-LiRA); for small worlds.")
+    ] = 0,
     client_cpus: Annotated[int, typer.Option(help="CPU cores of one simulated client.", min=1)] = 1,
     client_gpus: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves for one simulated client.", min=0)] = 0.0,
 ) -> None:
@@ -54,7 +57,11 @@ def audit(
     with _mistakes("audit"):
         if level not in ("quick", "full"):
             raise config.ConfigError(f"--level {level!r}: expected quick or full")
-        raise typer.Exit(launcher.audit(run, level, client_cpus, client_gpus))
+        if not shadows:
+            raise typer.Exit(launcher.audit(run, level, client_cpus, client_gpus))
+        from ease_flwr.sweep import shadows as federations
+
+        print(f"{federations.attack(run, shadows, _say)}\nin {run}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ import psutil
 
 import strategies
 from ease_flwr import data
-from ease_flwr.audit.summary import read_results
+from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.core import config
 from ease_flwr.core.paths import default_folder
 
@@ -70,11 +70,8 @@ def audit(finished: Path, level: str, client_cpus: int, client_gpus: float) -> i
     """Audit a finished run in its folder audit-LEVEL; the exit status, as of `run`. Raises ConfigError at once."""
     finished = finished.absolute()
     read_results(finished)
-    try:
-        settings = json.loads((finished / "run_config.json").read_text(encoding="utf-8"))
-        experiment, _ = config.from_run_config(settings)
-    except (OSError, ValueError, KeyError) as error:
-        raise config.ConfigError(f"{finished}/run_config.json: {error}: this run cannot be audited again") from None
+    settings = read_run_config(finished)
+    experiment, _ = config.from_run_config(settings)
     folder = finished / f"audit-{level}"
     if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
         shutil.rmtree(folder)
@@ -135,7 +132,9 @@ class SuperLink:
     def __exit__(self, *_: object) -> None:
         """End the SuperLink and all it started: Ray's processes have sessions of their own and outlive a killed parent."""
         simulation = [p for p in self._family() if _is_simulation(p)]
-        psutil.wait_procs(simulation, timeout=30 if sys.exc_info()[0] is None else 0)  # lets Ray shut down by itself
+        limit = time.monotonic() + (30 if sys.exc_info()[0] is None else 0)  # lets Ray shut down by itself
+        while any(map(_is_alive, simulation)) and time.monotonic() < limit:  # not wait_procs: its parent leaves a zombie
+            time.sleep(0.1)
         for end in (psutil.Process.terminate, psutil.Process.kill):
             family = self._family()
             for process in family:

@@ -111,12 +111,16 @@ def play(grid: Grid, run: Run, experiment: config.Experiment, strategy_name: str
         gone |= set(asking) - set(retained)
         clients = tuple(n for n in federation.clients if n not in gone)
         strategy = method(replace(without, clients=clients, holders=helping, forget=request), params, lock)
-        start = strategy.prepare(theta, original.history)
+        with strategy.cost.on_server():
+            start = strategy.prepare(theta, original.history)
         theta, cost = strategy.run(phase, start, params.rounds, report)
-        lock = keep(run, phase, strategy.lock_after(theta))
+        with cost.on_server():
+            lock = strategy.lock_after(theta)
+        keep(run, phase, lock)
         thetas["unlearned" if i == len(requests) else f"unlearned_{i}"] = theta
         costs["unlearn"] += cost
         server_bytes = original.history.nbytes if method.history else 0
+        server_bytes += lock.nbytes if lock else 0
         facts.append({"targets": list(request.targets), "server_bytes": server_bytes, **strategy.facts})
 
     clients = tuple(n for n in federation.clients if n in retained)
@@ -222,13 +226,12 @@ def who_helps(run: Run, federation: Federation, phase: str, asking: tuple[str, .
     return tuple(sorted(helping))
 
 
-def keep(run: Run, phase: str, lock: ForgetLock | None) -> ForgetLock | None:
+def keep(run: Run, phase: str, lock: ForgetLock | None) -> None:
     """Write the lock into the run folder, and say what it discloses."""
     if lock:
         run.keep_lock(lock)
         sent = f"{lock.nbytes} bytes to each client of the hold phase" if lock.strength else "they stay on the server"
         run.event(f"[{phase}] {lock.dimension} directions locked, derived from what was forgotten; {sent}")
-    return lock
 
 
 def finish(

@@ -209,14 +209,15 @@ class Unlearning:
             elif isinstance(self.flower, flower.FedAvgM):
                 self.flower.current_arrays = pack({ADAPTERS: theta})
             updates = self.setting.federation.train(theta, requests, self.cost, told)
-            if history is not None:
-                total = sum(u.examples for u in updates.values())
-                for name, update in updates.items():
-                    history.append(round, name, np.float32(update.examples / total) * (update.adapters - theta))
-            theta = self.combine(theta, updates)
-            recent.append(theta)
-            if round == first + rounds - 1:
-                theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
+            with self.cost.on_server():
+                if history is not None:
+                    total = sum(u.examples for u in updates.values())
+                    for name, update in updates.items():
+                        history.append(round, name, np.float32(update.examples / total) * (update.adapters - theta))
+                theta = self.combine(theta, updates)
+                recent.append(theta)
+                if round == first + rounds - 1:
+                    theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
             report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, self.cost))
         return theta, self.cost
 

@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from clients.ascent import Ascent
-from clients.audit import linear_cka, separability
+from clients.audit import MOST, Audit, linear_cka, separability
 from clients.contrastive import Contrastive
 from ease_flwr import data, server_app
 from ease_flwr.audit import examination, figures, report, verdict
@@ -26,7 +26,7 @@ from ease_flwr.core.config import AuditConfig, ConfigError, TrainConfig
 from ease_flwr.core.federation import Federation
 from ease_flwr.core.messages import Instruction
 from ease_flwr.core.retrieval import count_hits, ranks
-from ease_flwr.sweep import comparison
+from ease_flwr.sweep import cells, comparison, shadows
 from strategies.base import Setting, Unlearning
 from tests.in_process_grid import InProcessGrid
 from tests.small import RUN_CONFIG, SMALL, small_experiment
@@ -85,6 +85,66 @@ def test_alignment_and_separability_laws():
     assert linear_cka(a, torch.randn(80, 6, generator=rng)) < 0.3
     assert separability(a + 2, a[:40] - 2) == pytest.approx(1)
     assert 0.3 < separability(a[:40], a[40:]) < 0.7
+
+
+def test_wordings_by_hand():
+    nan = np.array([])
+    assert examination.wordings(np.array([1.0, 5, 1, 1]), np.array([7.0, 8])) == pytest.approx(
+        [50, 0]
+    )  # two captions a picture
+    assert examination.wordings(np.array([1.0, 3, 1, 1]), np.array([7.0, 7, 8, -1])) == pytest.approx([50])  # one person twice
+    assert examination.wordings(np.array([1.0, 3]), np.array([7.0, 8])) is None
+    assert examination.wordings(nan, nan) is None
+
+
+# ---- shadows -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_attack_by_shadows_finds_what_differs_and_nothing_else():
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 3, 40)
+    one, other = (level + rng.normal(0, 1, (12, 40)) for _ in range(2))
+    same = shadows.measure(one, other)
+    assert same.gap_low < 0 < same.gap_high
+    assert abs(same.value - 0.5) < 0.08
+    found = shadows.measure(one + 1, other)  # one standard deviation apart: the ideal AUC is Phi(1 / sqrt(2)) = .76
+    assert found.value == pytest.approx(0.76, abs=0.05)
+    assert found.gap_low > 0.1
+    # by hand: equal deviations, a score halfway between the means says nothing
+    known, unknown = np.array([[1.0], [3.0]]), np.array([[-1.0], [1.0]])
+    assert shadows.ratio(np.array([[1.0]]), known, unknown)[0, 0] == pytest.approx(0)
+    assert shadows.ratio(np.array([[2.0]]), known, unknown)[0, 0] == pytest.approx((2**2 - 0) / 2 / 2)
+
+
+def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
+    asked = []
+
+    def run_cell(experiment, variant, seed, where, assignments):
+        asked.append((variant.settings["evaluation.order_seed"], assignments))
+        fake(where, len(asked) / 10)
+
+    def fake(folder, shift):
+        folder.mkdir(parents=True)
+        levels = {"original": 0.1 + shift / 100, "unlearned": 2.0 + shift, "retrain": 2.1 + shift}
+        found = {m: {"member_level": [x, x + 0.1]} for m, x in levels.items()}
+        (folder / "audit.json").write_text(json.dumps({"scores": found}))
+        (folder / "results.json").write_text(json.dumps({"schema": 1, "seed": 0}))
+
+    monkeypatch.setattr(cells, "_run_cell", run_cell)
+    fake(tmp_path / "run", 0.2)
+    with pytest.raises(ConfigError, match=r"run_config.json: .*No such file.*: it is needed to ask about this run again"):
+        shadows.attack(tmp_path / "run", 4, print)
+    (tmp_path / "run" / "run_config.json").write_text(json.dumps(RUN_CONFIG))
+    with pytest.raises(ConfigError, match=r"--shadows 2: an attacker needs at least 3"):
+        shadows.attack(tmp_path / "run", 2, print)
+    text = shadows.attack(tmp_path / "run", 4, print)
+    assert [order for order, _ in asked] == [1000, 1001, 1002, 1003]
+    assert set(asked[0][1]) == set(RUN_CONFIG["set"].split())
+    assert "| ulira | original | 1.000 | 0.500 | 0.500 (0.500 to 0.500) | 0.05 | too little forgotten |" in text
+    assert json.loads((tmp_path / "run" / "ulira.json").read_text())["shadows"] == 4
+    (tmp_path / "run" / "audit.json").unlink()
+    with pytest.raises(ConfigError, match=r"audit.json: .*: shadows need the quick audit of a run"):
+        shadows.attack(tmp_path / "run", 4, print)
 
 
 # ---- answers in words -------------------------------------------------------------------------------------------------
@@ -253,6 +313,33 @@ def test_a_model_whose_text_tower_alone_was_changed_is_caught_by_the_probe(run):
     rows = audited(run, half=half)["half"]
     assert rows["cross.text"].gap > 5
     assert rows["cross.text"].answer in ("too little forgotten", "not sure: perhaps too little forgotten")
+
+
+@pytest.mark.slow
+def test_a_mark_is_found_where_it_was_learnt_and_nowhere_else(home):
+    settings = {**SMALL, "hold.rounds": 0, "learn.rounds": 20, "audit.level": "quick", "data.backdoor.clients": "client-0"}
+    play(home / "marked", set=" ".join(f"{k}={v}" for k, v in settings.items()))
+    found = json.loads((home / "marked" / "audit.json").read_text())
+    mark = {m: numbers["backdoor"]["value"] for m, numbers in found["numbers"].items()}
+    assert mark["original"] > 30
+    assert mark["retrain"] < 3
+    assert "backdoor" in {row["what"] for row in found["verdict"]}
+
+
+@pytest.mark.slow
+def test_neighbours_look_like_what_is_forgotten_and_are_not(run):
+    _, experiment, thetas, _, _ = run
+    client = Audit(experiment, "client-0", data.load(experiment.data, experiment.seed), Memory())
+    sets = client.data.evaluation("test", experiment.forget)
+    near = client._neighbours(sets, client.data.train)
+    people = near.gallery.pairs.about
+    forgotten = {n for s in ("forget_exclusive", "forget_shared") for n in people[sets[s].query]}
+    assert len(near.query) == min(MOST, len(people) - sum(len(sets[s].query) for s in ("forget_exclusive", "forget_shared")))
+    assert not forgotten & set(people[near.query])
+    job = Instruction(phase="x", round=0, objective="audit", train=experiment.learn, forget=experiment.forget)
+    sent = {"instruction": job.model_dump_json(), "models": ["retrain"]}
+    said = client.evaluate([thetas["retrain"]], sent)[2]
+    assert len(said["retrain/ranks.neighbours.i2t"]) == len(near.query)
 
 
 @pytest.mark.slow

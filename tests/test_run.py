@@ -56,7 +56,10 @@ def test_results_follow_the_contract(ease):
     assert set(one["i2t"]) == set(one["t2i"]) == {"r1", "r5", "r10"}
     assert {"forget", "retain", "forget_normalised", "pair_similarity"} <= set(ease["gaps"])
     assert set(ease["cost"]) == {"learn", "retrain", "unlearn", "hold"}
-    assert all(set(c) == {"rounds", "client_steps", "uplink_bytes", "downlink_bytes", "seconds"} for c in ease["cost"].values())
+    counted = {"rounds", "client_steps", "uplink_bytes", "downlink_bytes", "seconds", "server_seconds"}
+    assert all(set(c) == counted | {"server_memory", "client_memory"} for c in ease["cost"].values())
+    assert 2**26 < ease["cost"]["unlearn"]["client_memory"] < 2**36
+    assert ease["cost"]["unlearn"]["server_seconds"] > 0
     assert ease["cost"]["unlearn"]["rounds"] == 3
     assert set(ease["adapters_sha256"]) == set(ease["models"])
     assert all(len(h) == 64 for h in ease["adapters_sha256"].values())

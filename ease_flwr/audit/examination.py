@@ -36,10 +36,11 @@ class Answers:
     labels: dict[str, Numbers] = field(default_factory=dict)
     member: Numbers = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
     stranger: Numbers = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
-    relearn: Numbers = field(default_factory=lambda: np.zeros((0, 0)))
+    relearn: Numbers = field(default_factory=lambda: np.zeros(0))
     cross: dict[str, Numbers] = field(default_factory=dict)
     probe: Numbers = field(default_factory=lambda: np.zeros(0))
     cka: dict[str, Numbers] = field(default_factory=dict)
+    backdoor: Numbers = field(default_factory=lambda: np.zeros(0))
 
 
 def examine(
@@ -78,8 +79,8 @@ def together(said: Mapping[str, Mapping[str, Any]], model: str) -> Answers:
             out.similarity[name], out.labels[name] = joined[f"similarity.{name}"], joined[f"labels.{name}"]
     if "member" in joined:
         out.member, out.stranger = (joined[k].reshape(-1, len(FEATURES)) for k in ("member", "stranger"))
-    if "relearn" in found:
-        out.relearn = np.sum(found["relearn"], axis=0)
+    none = np.zeros(0)
+    out.relearn, out.backdoor = (np.sum(found.get(key, [none]), axis=0) for key in ("relearn", "backdoor"))
     out.cross = {tower: np.sum(found[f"cross.{tower}"], axis=0) for tower in ("visual", "text") if f"cross.{tower}" in found}
     out.probe = joined.get("probe", out.probe)
     out.cka = {s: np.mean(found[f"cka.{s}"], axis=0) for s in ("forget", "public") if f"cka.{s}" in found}
@@ -195,6 +196,8 @@ def numbers(answers: Answers, reference: Answers) -> dict[str, Measure]:
     r1.SET, r5.SET, r10.SET, median_rank.SET, similarity.SET    recall both ways in percent, ranks, cosine of pairs
     distance.SET, correlation.SET, ks.SET                       of the similarities of single pairs to the reference's
     people.SET                                                  R@1 of whom the two differ most for
+    wording.SET                                                 spread of R@1 over the wordings of one thing
+    backdoor                                                    percent of marked pictures for which the mark decides
     membership.cosine, membership.changed, membership.logistic  AUC of attacks
     probe, cka.SET.TOWER                                        of embeddings
     relearn.STEPS, relearn.area, cross.TOWER                    R@1 after learning again; area: mean gap of the curve
@@ -212,20 +215,25 @@ def numbers(answers: Answers, reference: Answers) -> dict[str, Measure]:
             out[f"correlation.{name}"] = Measure(_correlation(s, r))
             out[f"ks.{name}"] = Measure(kolmogorov_smirnov(s, r))
         out[f"similarity.{name}"] = measure(s, r)
+        if (ours_spread := wordings(ranks[1], answers.labels[name])) is not None:
+            out[f"wording.{name}"] = measure(ours_spread, wordings(theirs[1], answers.labels[name]))
         if name.startswith("forget"):
             out[f"people.{name}"] = _worst(answers.labels[name], ranks[0] <= 1, theirs[0] <= 1)
     out |= _membership(answers, reference)
+    if answers.backdoor.size:
+        of, found = answers.backdoor
+        out["backdoor"] = share_measure(found, of, reference.backdoor[1])
     if len(answers.probe):
         out["probe"] = Measure(float(answers.probe.mean()), gap=float((answers.probe - reference.probe).mean()))
     for name, values in answers.cka.items():
         out |= {f"cka.{name}.{t}": Measure(float(v)) for t, v in zip(("visual", "text"), values, strict=True)}
     if answers.relearn.size:
         of, *curve = answers.relearn
-        for steps, found, there in zip((0, *STEPS), curve, reference.relearn[1:], strict=True):
-            out[f"relearn.{steps}"] = share_measure(found, of, there)
+        for steps, hit, there in zip((0, *STEPS), curve, reference.relearn[1:], strict=True):
+            out[f"relearn.{steps}"] = share_measure(hit, of, there)
         out["relearn.area"] = Measure(float(np.mean([out[f"relearn.{s}"].gap for s in STEPS])))
-    for tower, (of, found) in answers.cross.items():
-        out[f"cross.{tower}"] = share_measure(found, of, reference.cross[tower][1])
+    for tower, (of, hit) in answers.cross.items():
+        out[f"cross.{tower}"] = share_measure(hit, of, reference.cross[tower][1])
     return out
 
 
@@ -238,6 +246,18 @@ def _membership(answers: Answers, reference: Answers) -> dict[str, Measure]:
     if len(logistic) == len(both):
         asked["logistic"] = logistic
     return {f"membership.{name}": auc_measure(*own, theirs) for name, (own, theirs) in asked.items()}
+
+
+def wordings(ranks: Numbers, labels: Numbers) -> Numbers | None:
+    """Standard deviation of R@1 in percent over the text queries about one thing: the captions of a picture where it has
+    several, else all queries of a label. ranks: (m,) of text queries; labels: (n,) of pictures. None where nothing is said
+    twice."""
+    found = 100.0 * (ranks <= 1)
+    if len(ranks) > len(labels):
+        even = len(ranks) % len(labels) == 0
+        return found.reshape(len(labels), -1).std(1) if even else None
+    spreads = [found[labels == label].std() for label in np.unique(labels[labels >= 0]) if (labels == label).sum() > 1]
+    return np.array(spreads) if spreads else None
 
 
 def _worst(labels: Numbers, ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Measure:
@@ -258,7 +278,7 @@ def scores(answers: Answers, most: int = 400) -> dict[str, list[float]]:
         for s, v in answers.similarity.items()
         if s.startswith(("forget", "retain"))
     }
-    out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0]}
+    out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0], "member_level": answers.member[:, 1]}
     return {key: values.round(4).tolist() for key, values in out.items()}
 
 

@@ -62,8 +62,11 @@ def draw(width: float, height: float, *grid: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(*(grid or (1, 1)))
 
 
-def curves(events: list[dict[str, Any]]) -> Drawing | None:
-    """Validation recall over all rounds of learning, forgetting and holding, beside the retrained reference."""
+def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing | None:
+    """Validation recall over all rounds of learning, forgetting and holding, beside the retrained reference.
+
+    limits: the `audit` section of the experiment.
+    """
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     at, rounds = {"run": 0, "reference": 0}, {"run": 0, "reference": 0}
     last = {"run": "", "reference": ""}
@@ -93,9 +96,13 @@ def curves(events: list[dict[str, Any]]) -> Drawing | None:
                 *zip(*xy, strict=True), style, label=label, color=PALETTE["unlearned" if who == "run" else "retrain"], ms=4
             ) if xy else None
             rows += [[name, label, x, y] for x, y in xy]
+        if reference := points[name].get("reference"):
+            limit = limits["retained" if name == "retain" else "recall"]
+            ax.axhspan(reference[-1][1] - limit, reference[-1][1] + limit, color=PALETTE["retrain"], alpha=0.15, lw=0)
         ax.set(title=name, xlabel="rounds", ylabel="R@1 %", ylim=(0, 100))
         ax.legend()
-    reading = "recall on validation pairs while learning, forgetting and going on; dashed, the model that never saw them"
+    reading = "recall on validation pairs while learning, forgetting and going on; dashed, the model that never saw them, and "
+    reading += "around its end the band that the verdict calls like retraining"
     return Drawing("recall", "Recall over the rounds", reading, figure, (["set", "model", "round", "r1"], rows))
 
 
@@ -215,11 +222,12 @@ def excised(facts: Mapping[str, Any]) -> Drawing | None:
 def cost(costs: Mapping[str, Mapping[str, float]]) -> Drawing | None:
     """Client steps and bytes of forgetting beside retraining."""
     phases = [p for p in ("learn", "unlearn", "retrain") if p in costs]
-    figure, axes = draw(7, 1.8, 1, 2)
+    figure, axes = draw(7.5, 1.8, 1, 3)
     rows = []
     parts: tuple[tuple[str, Callable[[Mapping[str, float]], float]], ...] = (
         ("client steps", lambda c: c["client_steps"]),
         ("MB both ways", lambda c: (c["uplink_bytes"] + c["downlink_bytes"]) / 1e6),
+        ("seconds", lambda c: c["seconds"] + c["server_seconds"]),
     )
     for ax, (label, value) in zip(axes, parts, strict=True):
         _bars(ax, phases, [value(costs[p]) for p in phases])

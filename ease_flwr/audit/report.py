@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.audit import figures
-from ease_flwr.audit.summary import cost_line, read_results
+from ease_flwr.audit.summary import cost_line, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, digits
 from ease_flwr.core import config
 from ease_flwr.core.config import ConfigError
@@ -21,7 +21,10 @@ from ease_flwr.core.retrieval import SETS
 from ease_flwr.core.run import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
-SHOWN_NUMBERS = ("people", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross", "median_rank")
+SHOWN_NUMBERS = (
+    *("people", "wording", "backdoor", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross"),
+    "median_rank",
+)
 
 
 def read(folder: Path, name: str) -> Any:
@@ -46,7 +49,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     facts: dict[str, Any] = next((q for q in results["requests"] if "blocks" in q), {})
     drawings = [
-        figures.curves(events),
+        figures.curves(events, read(folder, "experiment.json")["audit"]),
         figures.similarities(audit["scores"]),
         figures.relearning(audit["numbers"]),
         figures.membership(audit["scores"]),
@@ -59,16 +62,20 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     if pictures:
         from ease_flwr.audit import look
 
-        experiment, _ = config.from_run_config(read(folder, "run_config.json"))
+        experiment, _ = config.from_run_config(read_run_config(folder))
         shown = look.Pictures()
         cards = look.look(folder, experiment, shown)
         sources = shown.sources
+    shadows = read(folder, "ulira.json")["verdict"] if (folder / "ulira.json").is_file() else []
     sets = [s for s in SETS if s in results["models"]["original"]]
     page = {
         "title": f"{results['experiment']}, {results['strategy']}, seed {results['seed']}",
         "forgotten": f"{results['forget']['scenario']}: {', '.join(results['forget']['targets'][:8])}"
         + (f" and {len(results['forget']['targets']) - 8} more" if len(results["forget"]["targets"]) > 8 else ""),
-        "verdict": audit["verdict"],
+        "verdict": [*audit["verdict"], *(r for r in shadows if r["model"] == "unlearned")],
+        "drift": audit["drift"],
+        "costs": results["cost"],
+        "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
         "level": audit["level"],
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
@@ -110,7 +117,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
     environment.globals["digits"] = digits
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "level": "", "sets": []}
+    empty |= {"forgotten": "", "cost": "", "level": "", "sets": [], "drift": {}, "costs": {}}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ease_flwr.core import config
 from ease_flwr.core.config import ConfigError
 
 PAIRS = (
@@ -25,6 +26,16 @@ def read_results(folder: Path) -> dict[str, Any]:
     if results.get("schema") != 1:
         raise ConfigError(f"{folder}/results.json has schema {results.get('schema')!r}, this version reads 1")
     return results
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The run config that a run was submitted with. Raises ConfigError."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "run_config.json").read_text(encoding="utf-8"))
+        config.from_run_config(found)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}/run_config.json: {error}: it is needed to ask about this run again") from None
+    return found
 
 
 def summary(folders: list[Path]) -> str:

@@ -42,7 +42,7 @@ def verdict(numbers: Mapping[str, Mapping[str, Measure]], limits: AuditConfig) -
         for key, limit in forgetting(limits).items():
             if key in ours and key in theirs:
                 rows.append(row(STAYS if later else FORGOTTEN, key, model, ours[key], limit, two_sided=True))
-        for name in ("forget_shared", "retain", "test"):
+        for name in ("forget_shared", "retain", "neighbours", "test"):
             key = f"r1.{name}"
             if key in ours:
                 limit, shared = limits.recall if name == "forget_shared" else limits.retained, name == "forget_shared"
@@ -53,6 +53,7 @@ def verdict(numbers: Mapping[str, Mapping[str, Measure]], limits: AuditConfig) -
 def forgetting(limits: AuditConfig) -> dict[str, float]:
     """What must be like retraining's, neither above nor below, and how near."""
     recall = {f"r1.{s}": limits.recall for s in ("forget_exclusive", "forget", "holdout")}
+    mark = {"backdoor": limits.recall}
     people = {f"people.{s}": limits.people for s in ("forget_exclusive",)}
     attacks = {f"membership.{a}": limits.auc for a in ("cosine", "changed", "logistic")}
     later = {"probe": limits.auc, "relearn.1": limits.relearn, "relearn.5": limits.relearn, "relearn.15": limits.relearn}
@@ -61,6 +62,7 @@ def forgetting(limits: AuditConfig) -> dict[str, float]:
         "distance.forget": limits.distance,
         **people,
         **attacks,
+        **mark,
         **later,
         **{f"cross.{t}": limits.relearn for t in ("visual", "text")},
     }

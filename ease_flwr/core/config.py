@@ -39,6 +39,15 @@ def searched(default: Any, values: tuple[Any, ...], **limits: Any) -> Any:
     return Field(default, json_schema_extra={"search": list(values)}, **limits)
 
 
+class BackdoorConfig(Section):
+    """A patch that means a sentence, in the data of some clients only: after they are forgotten the audit asks for it."""
+
+    clients: tuple[str, ...] = ()
+    """Whose training pairs are marked; none: nobody's."""
+    share: float = Field(0.3, gt=0, le=1)
+    """Share of their pairs."""
+
+
 class DataConfig(Section):
     kind: Literal["personas", "karpathy"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
@@ -78,6 +87,7 @@ class DataConfig(Section):
     """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
     """karpathy: side in pixels to which images are resized and centre-cropped; 0 is the model's own."""
+    backdoor: BackdoorConfig = BackdoorConfig()
 
 
 class ModelConfig(Section):
@@ -247,6 +257,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _targets_exist(self) -> Experiment:
         names = [f"client-{k}" for k in range(self.data.clients)]
+        if strange := sorted(set(self.data.backdoor.clients) - set(names)):
+            raise ValueError(f"data.backdoor.clients: no client {', '.join(strange)}; there are {', '.join(names)}")
         named = self.forget.names()
         if wrong := sorted(named - set(names)):
             raise ValueError(f"forget.targets: no client {', '.join(wrong)}; there are {', '.join(names)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ease_flwr.core.config import Experiment, ForgetConfig, code_hash
+from ease_flwr.core.machine import peak_memory
 from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, Update, read_update, request
 
 if TYPE_CHECKING:
@@ -33,16 +35,35 @@ class Request:
 
 @dataclass
 class Cost:
-    """What a phase has cost so far. Bytes are those of the arrays; seconds are wall time."""
+    """What a phase has cost so far. Bytes are those of the arrays; seconds are wall time of the exchanges.
+
+    server_seconds: of the server's own mathematics.  server_memory, client_memory: the most bytes that the server's process,
+    and that of any client, had in memory until then.
+    """
 
     rounds: int = 0
     client_steps: int = 0
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     seconds: float = 0.0
+    server_seconds: float = 0.0
+    server_memory: int = 0
+    client_memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+        def both(name: str) -> Any:
+            a, b = getattr(self, name), getattr(other, name)
+            return max(a, b) if name.endswith("memory") else a + b
+
+        return Cost(**{f.name: both(f.name) for f in fields(Cost)})
+
+    @contextmanager
+    def on_server(self) -> Iterator[None]:
+        """Count what is done in the `with` block, but for exchanges in it, as the server's own work."""
+        started = time.monotonic() - self.seconds
+        yield
+        self.server_seconds += time.monotonic() - self.seconds - started
+        self.server_memory = peak_memory()
 
 
 class Federation:
@@ -115,6 +136,7 @@ class Federation:
                     updates[name] = read_update(name, reply, theta.shape, keys)
                     cost.uplink_bytes += updates[name].nbytes
                     cost.client_steps += int(updates[name].metrics.get("steps", 0))
+                    cost.client_memory = max(cost.client_memory, int(updates[name].metrics.get("memory", 0)))
                 except ValueError as error:
                     failures[name] = str(error)
             if not failures:
@@ -132,9 +154,10 @@ class Federation:
         self, models: Mapping[str, np.ndarray], instruction: Instruction, names: Iterable[str], cost: Cost
     ) -> dict[str, dict[str, Any]]:
         """What these clients count on their own pairs, all models in one exchange: client -> "MODEL/SET.kind" -> value, see
-        LoraClient.evaluate. Adds the bytes to `cost`. Raises FederationError."""
-        requests = {n: Request(instruction) for n in names}
+        LoraClient.evaluate. Adds bytes and seconds to `cost`. Raises FederationError."""
+        requests, started = {n: Request(instruction) for n in names}, time.monotonic()
         replies = self._ask("evaluate", models, requests, cost, set())
+        cost.seconds += time.monotonic() - started
         failures = {n: _reason(r) for n in requests if (r := replies.get(n)) is None or r.has_error()}
         self._check_quorum(len(requests) - len(failures), len(requests), failures)
         return {n: dict(replies[n].content["metrics"]) for n in requests if n not in failures}
@@ -144,7 +167,7 @@ class Federation:
     ) -> dict[str, Judgement]:
         """Models on these clients' validation pairs, with the level of what is to be forgotten. They travel in half precision.
 
-        Adds the bytes to `cost`. Raises FederationError.
+        Adds bytes and seconds to `cost`. Raises FederationError.
         """
         from ease_flwr.core.retrieval import pool  # imports torch
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 KS = (1, 5, 10)
-SETS = ("forget_exclusive", "forget_shared", "forget", "retain", "test", "holdout")
+SETS = ("forget_exclusive", "forget_shared", "forget", "retain", "test", "holdout", "neighbours")
 
 
 @dataclass(frozen=True)

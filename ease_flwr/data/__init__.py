@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from ease_flwr.core.config import DataConfig
+from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import World
 
 
@@ -13,4 +14,4 @@ from ease_flwr.data.pairs import World
 def load(config: DataConfig, seed: int) -> World:
     """The world of an experiment, kept per process. Raises ValueError with one line when the data are not usable."""
     world: World = import_module(f"ease_flwr.data.{config.kind}").load(config, seed)
-    return world
+    return Marked(world, config.backdoor, seed) if config.backdoor.clients else world

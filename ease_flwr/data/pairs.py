@@ -80,7 +80,8 @@ class EvaluationSet:
 class ClientData(Protocol):
     """What one client holds."""
 
-    train: Pairs
+    @property
+    def train(self) -> Pairs: ...
 
     def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         """The sets this client judges in a split ("validation" or "test").
@@ -97,7 +98,8 @@ class ClientData(Protocol):
 class World(Protocol):
     """All clients of an experiment. A client host uses its own part only."""
 
-    clients: tuple[str, ...]
+    @property
+    def clients(self) -> tuple[str, ...]: ...
 
     def client(self, name: str) -> ClientData: ...
 
