@@ -6,13 +6,13 @@ Everything here works without torch and flwr in memory, so that help and mistake
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ease_flwr import cli_operator
+from ease_flwr.cli_shared import CPUS, GPUS, SUPERLINK, mistakes
 from ease_flwr.core import config
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -26,17 +26,22 @@ def run(
     run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
     fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
     set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment; may be repeated.")] = None,
-    client_cpus: Annotated[int, typer.Option(help="CPU cores of one simulated client.", min=1)] = 1,
-    client_gpus: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves for one simulated client.", min=0)] = 0.0,
+    until: Annotated[str, typer.Option(help="learn: end when it has learnt; `ease forget` does the rest later.")] = "",
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
 ) -> None:
-    """Learn, forget, hold and audit in a simulation on this machine; ends with a table.
+    """Learn, forget, hold and audit, in a simulation on this machine or on a deployed federation; ends with a table.
 
     KEY of --set is the dotted path of a field, for example forget.targets=client-4, data.root=DIR, learn.rounds=3.
     """
     from ease_flwr import launcher
 
-    with _mistakes("run"):
-        raise typer.Exit(launcher.run(experiment, strategy, seed, run_dir, fresh, set or [], client_cpus, client_gpus))
+    with mistakes("run"):
+        if until not in ("", "learn"):
+            raise config.ConfigError(f"--until {until!r}: expected learn")
+        where = launcher.Where(superlink, client_cpus, client_gpus)
+        raise typer.Exit(launcher.run(experiment, strategy, seed, run_dir, fresh, set or [], where, until))
 
 
 @app.command()
@@ -48,17 +53,18 @@ def audit(
     shadows: Annotated[
         int, typer.Option(help="Instead, run so many federations like it and attack with them (U-LiRA); for small worlds.")
     ] = 0,
-    client_cpus: Annotated[int, typer.Option(help="CPU cores of one simulated client.", min=1)] = 1,
-    client_gpus: Annotated[float, typer.Option(help="Share of a GPU that Ray reserves for one simulated client.", min=0)] = 0.0,
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
 ) -> None:
     """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
     from ease_flwr import launcher
 
-    with _mistakes("audit"):
+    with mistakes("audit"):
         if level not in ("quick", "full"):
             raise config.ConfigError(f"--level {level!r}: expected quick or full")
         if not shadows:
-            raise typer.Exit(launcher.audit(run, level, client_cpus, client_gpus))
+            raise typer.Exit(launcher.audit(run, level, launcher.Where(superlink, client_cpus, client_gpus)))
         from ease_flwr.sweep import shadows as federations
 
         print(f"{federations.attack(run, shadows, _say)}\nin {run}")
@@ -70,7 +76,7 @@ def report(
     pictures: Annotated[bool, typer.Option(help="Show what searches find: with pictures of the run's own world.")] = True,
 ) -> None:
     """One page to look at: report.html in the folder, with every figure by itself in figures/."""
-    with _mistakes("report"):
+    with mistakes("report"):
         from ease_flwr.audit import report as pages
 
         pages.installed()
@@ -103,7 +109,7 @@ def ablate(
     """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
     from ease_flwr.sweep import ablation, cells
 
-    with _mistakes("ablate"):
+    with mistakes("ablate"):
         wanted = [g.strip() for g in groups.split(",")]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
             raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
@@ -129,7 +135,7 @@ def compare(
     """
     from ease_flwr.sweep import comparison
 
-    with _mistakes("compare"):
+    with mistakes("compare"):
         if budget not in ("rounds", "bytes"):
             raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
         equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
@@ -154,7 +160,7 @@ def tune(
     """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
     from ease_flwr.sweep import tuning
 
-    with _mistakes("tune"):
+    with mistakes("tune"):
         names = _strategies(strategies, experiment, set or [])
         found = tuning.tune(experiment, names, _numbers(seeds), budget, folder.absolute(), set or [], _say, jobs)
     _finish(folder, "tuning", {"md": tuning.table(found, budget)}, {"": found})
@@ -165,18 +171,8 @@ def methods(show: Annotated[str, typer.Option(help="Name of one, to print both o
     """List the methods of unlearning: what each does, forgets, keeps on the server, and asks of whom it forgets."""
     from ease_flwr import methods as listed
 
-    with _mistakes("methods"):
+    with mistakes("methods"):
         print(listed.source(show) if show else listed.listing())
-
-
-@contextmanager
-def _mistakes(command: str) -> Iterator[None]:
-    """One line and exit status 2 for a wrong setting."""
-    try:
-        yield
-    except config.ConfigError as error:
-        print(f"ease {command}: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
 
 
 def _say(line: str) -> None:
@@ -199,7 +195,7 @@ def _strategies(names: str, experiment: str, assignments: list[str]) -> list[str
 
 def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, Any]) -> None:
     """Write what was found, print it, and exit with 1 if a cell failed."""
-    from ease_flwr.core.run import write_json, write_text
+    from ease_flwr.core.paths import write_json, write_text
 
     write_json(folder / f"{name}.json", tables.get("", tables))
     for ending, text in texts.items():
@@ -231,5 +227,9 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
     """Print several runs side by side as Markdown, with mean and spread of the gaps to the reference."""
     from ease_flwr.audit import summary as runs_summary
 
-    with _mistakes("summary"):
+    with mistakes("summary"):
         print(runs_summary.summary(runs), end="")
+
+
+for command in cli_operator.COMMANDS:
+    app.command()(command)

@@ -123,7 +123,7 @@ class Unlearning:
 
         While forgetting, the server projects; the clients' half begins with the hold phase.
         """
-        lock, packed = self._packed_lock() if phase == "hold" else ("", {})
+        lock, packed = self._packed_lock() if phase.startswith("hold") else ("", {})
         proximal = getattr(self.flower, "proximal_mu", 0.0)
         requests = {}
         for i, name in enumerate(self.setting.clients):
@@ -169,7 +169,7 @@ class Unlearning:
             return "", {}
         from safetensors.torch import save
 
-        packed = np.frombuffer(save(self.lock.tensors()), dtype=np.uint8)
+        packed = np.frombuffer(save(self.lock.tensors(half=True)), dtype=np.uint8)
         return hashlib.sha256(packed.tobytes()).hexdigest(), {"lock": packed}
 
     def learning(self) -> Unlearning:

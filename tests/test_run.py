@@ -72,13 +72,14 @@ def test_files_of_a_run(ease, home):
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [e["round"] for e in events if e.get("model") == "learn"] == list(range(1, 15))
     assert (folder / "adapters" / "unlearned" / "adapter_model.safetensors").is_file()
-    lock = ForgetLock.from_tensors(load_file(folder / "lock.safetensors"))
+    lock = ForgetLock.from_tensors(load_file(folder / "phases" / "forget" / "lock.safetensors"))
     assert lock.dimension > 0
     assert (
         f"{lock.dimension} directions locked, derived from what was forgotten; {lock.nbytes} bytes to each"
         in (folder / "log.txt").read_text()
     )
     assert not list(folder.rglob("*.partial"))
+    assert not list(folder.glob("journal/*"))
 
 
 def test_same_seed_and_other_arrival_order_give_the_same_adapters(ease, home):
@@ -126,14 +127,18 @@ def test_cache_knows_what_decides_a_phase(home, tmp_path):
         made.append(folder)
         return PhaseResult(np.arange(3, dtype=np.float32), Cost(rounds=2))
 
-    first = run.cached(("a", 1), compute)
-    assert run.cached(("a", 1), compute).cost == first.cost
+    first = run.phase("one", compute, ("a", 1))
+    assert run.phase("one", compute, ("a", 1)).cost == first.cost
+    assert run.phase("two", compute, ("a", 1)).cost == first.cost
     assert len(made) == 1
-    run.cached(("a", 2), compute)
+    run.phase("three", compute, ("a", 2))
     assert len(made) == 2
+    run.phase("four", compute)  # decided by more than settings
+    run.phase("five", compute)
+    assert len(made) == 4
     run.fresh = True
-    assert np.array_equal(run.cached(("a", 1), compute).theta, first.theta)
-    assert len(made) == 3
+    assert np.array_equal(run.phase("six", compute, ("a", 1)).theta, first.theta)
+    assert len(made) == 5
 
 
 def test_every_objective_a_strategy_names_exists():

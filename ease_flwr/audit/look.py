@@ -15,7 +15,7 @@ from PIL import Image
 from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.audit.summary import read_results
-from ease_flwr.core import adapters
+from ease_flwr.core import adapters, agenda
 from ease_flwr.core.config import Experiment
 
 MODELS = ("original", "unlearned", "retrain")
@@ -55,7 +55,7 @@ class Card:
 def look(folder: Path, experiment: Experiment, pictures: Pictures, count: int = 12) -> list[Card]:
     """A dozen pairs of what is forgotten and of what is kept, evenly chosen, within their own galleries."""
     world = data.load(experiment.data, experiment.seed)
-    forget = world.request(experiment.forget).together()
+    forget = agenda.everything(agenda.read(folder))
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     names = [m for m in MODELS if m in read_results(folder)["models"]]
     thetas = {m: adapters.read(folder / "adapters" / m, model.blocks) for m in names}

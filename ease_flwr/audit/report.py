@@ -17,8 +17,8 @@ from ease_flwr.audit.summary import cost_line, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, digits
 from ease_flwr.core import config
 from ease_flwr.core.config import ConfigError
+from ease_flwr.core.paths import write_text
 from ease_flwr.core.retrieval import SETS
-from ease_flwr.core.run import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (
@@ -50,9 +50,9 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     facts: dict[str, Any] = next((q for q in results["requests"] if "blocks" in q), {})
     drawings = [
         figures.curves(events, read(folder, "experiment.json")["audit"]),
-        figures.similarities(audit["scores"]),
+        figures.similarities(audit["scores"]) if audit["scores"] else None,
         figures.relearning(audit["numbers"]),
-        figures.membership(audit["scores"]),
+        figures.membership(audit["scores"]) if audit["scores"] else None,
         figures.spectrum(facts),
         figures.overlap(facts),
         figures.excised(facts),

@@ -14,7 +14,7 @@ from ease_flwr.core.retrieval import SETS, Judgement, pool
 
 
 def judge(
-    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig, split: str = "test"
+    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig | None, split: str = "test"
 ) -> dict[str, Judgement]:
     """Ask every client to judge its own pairs under these models."""
     train = federation.experiment.learn
@@ -26,16 +26,16 @@ def judge(
 def gaps(models: dict[str, Judgement], unlearned: str, reference: str) -> dict[str, float | None]:
     """Distance of a model to its reference, in points of R@1; forget gaps are absolute, others reference minus model.
 
-    forget_normalised is |F_u - F_R| / |F_original - F_R|, None where the headroom is below one point;
+    forget_normalised is |F_u - F_R| / |F_original - F_R|, None where the headroom is below one point or original was purged;
     pair_similarity is the mean |s_u - s_R| over the forget pairs.
     """
-    u, r, o = models[unlearned], models[reference], models["original"]
+    u, r, o = models[unlearned], models[reference], models.get("original")
     out: dict[str, float | None] = {}
     for name in u.sets:
         signed = r.r1(name) - u.r1(name)
         out[name] = abs(signed) if name.startswith(("forget", "holdout")) else signed
     if "forget" in u.sets:  # nobody can judge it where the forgotten client is gone
-        headroom = abs(o.r1("forget") - r.r1("forget"))
+        headroom = abs(o.r1("forget") - r.r1("forget")) if o else 0.0
         out["forget_normalised"] = abs(u.r1("forget") - r.r1("forget")) / headroom if headroom >= 1 else None
         out["pair_similarity"] = float(np.abs(u.similarity["forget"] - r.similarity["forget"]).mean())
     return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,7 @@ APP = Path(__file__).resolve().parents[2]
 """The folder that holds conf/, strategies/ and clients/: a checkout, or the unpacked app on a Flower host."""
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SAMPLE = re.compile(r"[^/\s]+/(\d+|\d*:\d*(:\d+)?)")
 """A target of the sample scenario: CLIENT/POSITION or CLIENT/START:STOP:STEP."""
 
@@ -49,10 +50,12 @@ class BackdoorConfig(Section):
 
 
 class DataConfig(Section):
-    kind: Literal["personas", "karpathy"] = "personas"
+    kind: Literal["personas", "karpathy", "folder"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
     clients: int = Field(8, ge=2)
     """Number of clients; they are named client-0, client-1, ..."""
+    names: tuple[str, ...] = ()
+    """folder: what the clients' hosts call themselves."""
     root: str = ""
     """karpathy: folder with dataset.json and images/."""
     alpha: float = Field(0.5, gt=0)
@@ -151,6 +154,8 @@ class ForgetConfig(Section):
 
     then: tuple[str, ...] = ()
     """client: names of clients that ask to be forgotten after the targets have been, each a request of its own."""
+    also: tuple[ForgetConfig, ...] = ()
+    """Requests of other scenarios that hold as well, see `together`."""
 
     @model_validator(mode="after")
     def _targets_are_well_formed(self) -> ForgetConfig:
@@ -172,9 +177,31 @@ class ForgetConfig(Section):
         """One after the other: what the targets ask, then each client of `then`."""
         return [self.model_copy(update={"targets": t, "then": ()}) for t in (self.targets, *((n,) for n in self.then))]
 
-    def together(self) -> ForgetConfig:
-        """All requests as one."""
-        return self.model_copy(update={"targets": (*self.targets, *self.then), "then": ()})
+    def leaving(self) -> set[str]:
+        """Clients of whom everything is forgotten."""
+        return {t for part in (self, *self.also) if part.scenario == "client" for t in part.targets}
+
+    def told(self, client: str) -> ForgetConfig:
+        """What this client is told: of single pairs, its own only."""
+        also = tuple(part.told(client) for part in self.also)
+        if self.scenario != "sample":
+            return self.model_copy(update={"also": also}) if also else self
+        return self.model_copy(update={"targets": tuple(t for t in self.targets if t.startswith(f"{client}/")), "also": also})
+
+    @staticmethod
+    def together(requests: Sequence[ForgetConfig]) -> ForgetConfig | None:
+        """All requests as one; None if there are none."""
+        scenarios = dict.fromkeys(r.scenario for r in requests)
+        joined = [
+            ForgetConfig(scenario=s, targets=tuple(t for r in requests if r.scenario == s for t in r.targets))
+            for s in scenarios
+        ]
+        return joined[0].model_copy(update={"also": tuple(joined[1:])}) if joined else None
+
+    def described(self) -> dict[str, Any]:
+        """For results and people: {"scenario", "targets"}."""
+        scenario = self.scenario if not self.also else "several"
+        return {"scenario": scenario, "targets": [t for part in (self, *self.also) for t in part.targets]}
 
 
 class HistoryConfig(Section):
@@ -192,6 +219,8 @@ class HoldConfig(Section):
 
 
 class FederationConfig(Section):
+    norm_bound: float = Field(20.0, gt=1)
+    """An update is refused when it is so many times longer than the median of its round."""
     quorum: float = Field(1.0, gt=0, le=1)
     """Share of the asked clients that must answer; below it the run stops."""
     deadline: float = Field(600, gt=0)
@@ -256,13 +285,15 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Experiment:
-        names = [f"client-{k}" for k in range(self.data.clients)]
+        names = list(self.data.names) or [f"client-{k}" for k in range(self.data.clients)]
+        if bad := [n for n in names if not NAME.fullmatch(n)]:
+            raise ValueError(f"data.names: {bad[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
         if strange := sorted(set(self.data.backdoor.clients) - set(names)):
             raise ValueError(f"data.backdoor.clients: no client {', '.join(strange)}; there are {', '.join(names)}")
         named = self.forget.names()
         if wrong := sorted(named - set(names)):
             raise ValueError(f"forget.targets: no client {', '.join(wrong)}; there are {', '.join(names)}")
-        if self.forget.scenario == "client" and len(named) >= self.data.clients:
+        if self.forget.scenario == "client" and len(named) >= len(names):
             raise ValueError("forget.targets: all clients are to be forgotten, nobody would be left")
         return self
 
@@ -351,13 +382,17 @@ class Submission(Section):
     """Whether to compute learn phases again instead of taking them from the cache."""
     audit: Literal["", "quick", "full"] = ""
     """Instead of a new run, audit the finished one whose folder is the parent of run_dir."""
+    resume: bool = False
+    """Do what is left of the agenda of the run in run_dir, instead of a new run."""
+    until: Literal["", "learn"] = ""
+    """learn: a new run ends when it has learnt; what it forgets is asked later."""
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submission]:
     """Read the run config of pyproject.toml, as changed by `flwr run -c`. Raises ConfigError.
 
-    Keys: experiment, strategy, seed, run-dir, fresh, audit; the dotted keys that pyproject.toml lists; and `set`, a string with
-    any others, "learn.rounds=3 hold.rounds=2". An empty string means: not set.
+    Keys: experiment, strategy, seed, run-dir, fresh, audit, resume, until; the dotted keys that pyproject.toml lists; and
+    `set`, a string with any others, "learn.rounds=3 hold.rounds=2". An empty string means: not set.
     """
     values = dict(run_config)
     submission = Submission(
@@ -365,6 +400,8 @@ def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submissi
         run_dir=str(values.pop("run-dir")),
         fresh=bool(values.pop("fresh")),
         audit=values.pop("audit", ""),
+        resume=bool(values.pop("resume", False)),
+        until=values.pop("until", ""),
     )
     name, extra = str(values.pop("experiment")), str(values.pop("set"))
     overrides = {k: v for k, v in values.items() if v != ""} | parse_assignments(extra.split())

@@ -101,23 +101,27 @@ class ForgetLock:
         """
         return self.shift(theta, lr * self.strength / (1 + lr * self.strength))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it as named tensors, bases in half precision: for the wire and the disk."""
+    def tensors(self, half: bool = False) -> dict[str, Tensor]:
+        """All of it as named tensors. half: bases in half precision, which is enough for the wire."""
         rules = torch.tensor([self.strength, self.share, self.halving, self.release], dtype=torch.float64)
         out = {"rules": rules, "starts": torch.tensor(self.starts)}
         for i, (b, a) in enumerate(zip(self.bases, self.anchors, strict=True)):
-            out[f"basis.{i}"], out[f"anchor.{i}"] = b.half().contiguous(), a.float()
+            out[f"basis.{i}"], out[f"anchor.{i}"] = (b.half() if half else b).contiguous(), a.float() if half else a
         return out
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> ForgetLock:
-        """Inverse of `tensors`."""
+        """Inverse of `tensors`; what came in half precision is single afterwards."""
+
+        def precise(t: Tensor) -> Tensor:
+            return t.float() if t.dtype == torch.float16 else t
+
         n = len(tensors["starts"])
         strength, share, halving, release = tensors["rules"].tolist()
         return cls(
             tuple(tensors["starts"].tolist()),
-            tuple(tensors[f"basis.{i}"].float() for i in range(n)),
-            tuple(tensors[f"anchor.{i}"].float() for i in range(n)),
+            tuple(precise(tensors[f"basis.{i}"]) for i in range(n)),
+            tuple(tensors[f"anchor.{i}"] for i in range(n)),
             strength,
             share,
             int(halving),

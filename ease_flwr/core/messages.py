@@ -7,7 +7,7 @@ and, where a second job was asked for, its change of the adapters as `step`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ease_flwr.core.config import ForgetConfig, Section, TrainConfig
+from ease_flwr.core.config import NAME, ForgetConfig, Section, TrainConfig
 
 ADAPTERS, STEP = "adapters", "step"
+MANY = 2**62
 
 
 class Instruction(Section):
@@ -109,22 +110,70 @@ def read_instruction(config: dict[str, Any]) -> Instruction:
         raise ValueError(f"instruction not understood: {' '.join(str(error).split())}") from None
 
 
-def read_update(client: str, reply: Message, expected: tuple[int, ...], keys: tuple[str, ...] = (ADAPTERS,)) -> Update:
-    """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, example count."""
+def read_update(
+    client: str, reply: Message, expected: tuple[int, ...], keys: tuple[str, ...] = (ADAPTERS,), most: int = MANY
+) -> Update:
+    """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, counts, metric types.
+
+    most: pairs the client has, so many examples it can have trained on.
+    """
     records = list(reply.content.array_records.values())
-    metrics: dict[str, Any] = dict(reply.content["metrics"]) if "metrics" in reply.content else {}
     if len(records) != 1 or tuple(records[0]) != keys:
         raise ValueError(f"expected one record of {', '.join(keys)}, got {[list(a) for a in records]}")
-    arrays = unpack(records[0])
+    try:
+        arrays = unpack(records[0])
+    except Exception as error:  # whatever NumPy makes of bytes that are not an array
+        raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
     for name, values in arrays.items():
         if values.shape != expected or values.dtype != np.float32:
             raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {expected} float32")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} not finite")
+    metrics = read_metrics(reply)
     examples = metrics.get("num-examples")
-    if not isinstance(examples, int) or examples < 1:
-        raise ValueError(f"num-examples is {examples!r}, expected a positive number")
+    if not isinstance(examples, int) or not 1 <= examples <= most:
+        raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
+    if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
+        raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
     return Update(client, arrays[ADAPTERS], arrays.get(STEP), metrics)
+
+
+def read_metrics(reply: Message) -> dict[str, Any]:
+    """The numbers of an answer. Raises ValueError where there are none, or one is not finite."""
+    if "metrics" not in reply.content.metric_records:
+        raise ValueError(f"no metrics in the answer, but {sorted(reply.content)}")
+    metrics = dict(reply.content.metric_records["metrics"])
+    for name, value in metrics.items():
+        if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+            raise ValueError(f"metric {name[:60]!r} is not finite")
+    return metrics
+
+
+def read_answers(reply: Message, models: Container[str]) -> dict[str, Any]:
+    """Check an answer to an evaluation: "MODEL/SET.kind" -> numbers. Raises ValueError."""
+    metrics = read_metrics(reply)
+    for key, value in metrics.items():
+        if key == "num-examples":
+            continue
+        model, slash, about = key.partition("/")
+        if not slash or model not in models:
+            raise ValueError(f"metric {key[:60]!r} is about no model that was sent")
+        if about.endswith(".counts"):
+            counts = value if isinstance(value, list) and len(value) == 8 and all(isinstance(v, int) for v in value) else [-1]
+            if min(counts) < 0 or max(counts[2:5]) > counts[0] or max(counts[5:]) > counts[1]:
+                raise ValueError(f"metric {key[:60]!r} holds no counts of hits: {str(value)[:60]}")
+    return metrics
+
+
+def read_hello(reply: Message) -> dict[str, Any]:
+    """Check an answer to a roll call. Raises ValueError."""
+    said: dict[str, Any] = dict(reply.content.config_records["info"]) if "info" in reply.content.config_records else {}
+    kinds = {"name": str, "pairs": int, "forget": int, "code": str}
+    if wrong := [k for k, kind in kinds.items() if not isinstance(said.get(k), kind)]:
+        raise ValueError(f"a node answered the roll call without a usable {wrong[0]!r}: is it a client of this app?")
+    if not NAME.fullmatch(said["name"]) or not 0 <= said["forget"] <= said["pairs"]:
+        raise ValueError(f"a node calls itself {said['name'][:80]!r}, with {said['pairs']} pairs: neither can be used")
+    return said
 
 
 def metric_record(metrics: dict[str, Any]) -> MetricRecord:

@@ -1,10 +1,12 @@
-"""Where runs and the cache live. Apart from the rest, so that the launcher can ask without importing flwr."""
+"""Where runs and the cache live, and how files are written there. Without flwr and torch, so that the launcher is quick."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from ease_flwr.core.config import Experiment
 
@@ -18,3 +20,15 @@ def default_folder(experiment: Experiment, strategy: str) -> Path:
     """A new folder name for a run: what it is, and when it began."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return home() / f"{experiment.name}-{strategy}-seed{experiment.seed}-{stamp}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -122,10 +122,12 @@ def withdrawn(forget: ForgetConfig | None, client: str, labels: Sequence[str]) -
     mask = np.zeros(n, dtype=np.bool_)
     if forget is None:
         return mask
+    for also in forget.also:
+        mask |= withdrawn(also, client, labels)
     if forget.scenario == "client":
-        return np.full(n, client in forget.targets)
+        return mask | (client in forget.targets)
     if forget.scenario == "class":
-        return np.isin(np.array(labels, dtype=np.str_), forget.targets)
+        return mask | np.isin(np.array(labels, dtype=np.str_), forget.targets)
     for target in forget.targets:
         name, _, where = target.rpartition("/")
         if name == client:

@@ -20,7 +20,7 @@ from ease_flwr.audit import verdict
 from ease_flwr.audit.examination import DRAWS, Measure, auc
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.core import config
-from ease_flwr.core.run import write_json, write_text
+from ease_flwr.core.paths import write_json, write_text
 from ease_flwr.sweep import cells
 
 Numbers = NDArray[np.float64]
