@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import psutil
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
@@ -110,6 +111,7 @@ class LoraClient(NumPyClient):
         """Train the adapters as instructed. `extras` in config names the arrays after the first."""
         import torch
 
+        began = time.time() - psutil.Process().create_time()
         started = time.perf_counter()
         instruction = read_instruction(config)
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
@@ -125,7 +127,7 @@ class LoraClient(NumPyClient):
         self._free(instruction.tensors)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
-        plan, losses = instruction.train, []
+        plan, losses, loaded = instruction.train, [], time.perf_counter() - started
         for loss in self._descend(plan, rng, instruction.proximal):
             if lock:
                 self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
@@ -134,7 +136,7 @@ class LoraClient(NumPyClient):
                 break
         extra_metrics = self.finish(theta)
         metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "memory": peak_memory()}
-        metrics["seconds"] = time.perf_counter() - started
+        metrics |= {"seconds": time.perf_counter() - started, "load_seconds": loaded, "process_seconds": began}
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:

@@ -233,3 +233,5 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
 
 for command in cli_operator.COMMANDS:
     app.command()(command)
+for name, group in cli_operator.GROUPS.items():
+    app.add_typer(group, name=name)

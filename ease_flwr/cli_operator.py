@@ -115,4 +115,61 @@ def _lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+deploy = typer.Typer(no_args_is_help=True, help="A federation of real hosts: what it needs, and a proof on this machine.")
+
+
+@deploy.command("init")
+def deploy_init(
+    folder: Annotated[Path, typer.Argument(help="New folder; it will hold private keys.")],
+    hosts: Annotated[str, typer.Option(help="Names of the clients' hosts, with commas.")],
+    address: Annotated[str, typer.Option(help="Name or IP address of the server, as the hosts reach it.")],
+    port: Annotated[int, typer.Option(help="Of the server.", min=1, max=65535)] = 9092,
+    user: Annotated[str, typer.Option(help="Account that the units run under.")] = "ease",
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no keys; on loopback only.")] = False,
+) -> None:
+    """Write certificates, keys, systemd units, a Compose file and the commands of a federation."""
+    with mistakes("deploy init"):
+        from ease_flwr import deploy as deployment
+
+        deployment.init(folder, [h.strip() for h in hosts.split(",")], address, port, insecure, user)
+        print(f"written to {folder}; what to do with it is in docs/deploy.md")
+
+
+@deploy.command("demo")
+def deploy_demo(
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for keys, logs and runs.")] = None,
+) -> None:
+    """A SuperLink and three SuperNodes with TLS and keys on this machine; the adapters must be those of a simulation."""
+    import time
+
+    from ease_flwr.core.paths import home
+
+    with mistakes("deploy demo"):
+        from ease_flwr import deploy as deployment
+
+        folder = (run_dir or home() / f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+        if folder.exists() and any(folder.iterdir()):
+            raise config.ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
+        raise typer.Exit(deployment.demo(folder, lambda line: print(line, flush=True)))
+
+
+data = typer.Typer(no_args_is_help=True, help="A host's own data.")
+
+
+@data.command("check")
+def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")]) -> None:
+    """Read every image and every caption of a folder; say what is wrong with it, and how many there are."""
+    with mistakes("data check"):
+        from ease_flwr.data import karpathy
+
+        counts, problems = karpathy.check(str(root.absolute()))
+    for problem in problems[:20]:
+        print(problem)
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    if problems:
+        print(f"ease data check: {len(problems)} problems" + (", the first 20 are above" if len(problems) > 20 else ""))
+        raise typer.Exit(1)
+
+
+GROUPS = {"deploy": deploy, "data": data}
 COMMANDS = (resume, forget, learn, purge, receipt, verify)

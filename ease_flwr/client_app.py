@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,19 @@ def client_name(context: Context) -> str:
     return str(node["client-name"]) if "client-name" in node else f"client-{node['partition-id']}"
 
 
+def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
+    """The experiment with this host's own paths: `data-root` and `base-model` of its node config."""
+    changes: dict[str, Any] = {}
+    if root := node.get("data-root"):
+        changes["data"] = experiment.data.model_copy(update={"root": str(root)})
+    if weights := node.get("base-model"):
+        changes["model"] = experiment.model.model_copy(update={"weights": str(weights)})
+    return experiment.model_copy(update=changes)
+
+
 def make_client(context: Context, objective: str = "") -> LoraClient:
     """The NumPyClient of an objective, or the one every objective is built on."""
-    experiment, _ = config.from_run_config(context.run_config)
+    experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config)
     world = data.load(experiment.data, experiment.seed)
     kind = clients.load(objective) if objective else LoraClient
     return kind(experiment, client_name(context), world, ContextState(context))
@@ -95,4 +106,5 @@ def hello(message: Message, context: Context) -> Message:
     client = make_client(context)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     said = {**client.get_properties(dict(message.content["config"])), "code": config.code_hash(), "threads": threads}
+    said["base"] = config.weights_sha256(client.experiment.model)
     return Message(RecordDict({"info": ConfigRecord(said)}), reply_to=message)

@@ -359,6 +359,7 @@ def tell(story: Story, p: Progress, label: str) -> None:
     """One line about a round, with recall on validation pairs now and then."""
     losses = [u.metrics["loss"] for u in p.updates.values()]
     values: dict[str, Any] = {"model": label, "phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
+    values["timing"] = [[round(float(u.metrics.get(k, 0)), 3) for k in TIMES] for u in p.updates.values()]
     line = f"[{label} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
     every = story.experiment.evaluation.every
     if p.round == p.last or (every and p.round % every == 0):
@@ -367,6 +368,10 @@ def tell(story: Story, p: Progress, label: str) -> None:
         line += "  R@1 " + " ".join(f"{s} {found.r1(s):.1f}" for s in found.sets)
     eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
     story.run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
+
+
+TIMES = ("process_seconds", "load_seconds", "seconds")
+"""Of each client's answer: the age of its process when it began, what loading took, and all of the work."""
 
 
 def who_helps(run: Run, federation: Federation, phase: str, asking: tuple[str, ...]) -> tuple[str, ...]:

@@ -97,12 +97,12 @@ def broken(tmp_path, change):
 
 def test_broken_roots_say_what_is_expected_where(tmp_path):
     for root in ("", "relative/folder", str(tmp_path / "nowhere")):
-        with pytest.raises(ConfigError, match=r"is not an absolute path of a folder: expected dataset.json"):
+        with pytest.raises(ConfigError, match=r"is not an absolute path of a folder: expected images/ and dataset.json"):
             karpathy.read_index(root)
-    with pytest.raises(ConfigError, match=r"no dataset.json there: expected dataset.json"):
+    with pytest.raises(ConfigError, match=r"no index there: expected images/ and dataset.json"):
         karpathy.read_index(str(tmp_path))
     (tmp_path / "dataset.json").write_text('{"images": [')
-    with pytest.raises(ConfigError, match=r"dataset.json: not a Karpathy file \(JSONDecodeError"):
+    with pytest.raises(ConfigError, match=r"dataset.json: not such an index \(JSONDecodeError"):
         karpathy.read_index(str(tmp_path))
 
 

@@ -57,7 +57,7 @@ class DataConfig(Section):
     names: tuple[str, ...] = ()
     """folder: what the clients' hosts call themselves."""
     root: str = ""
-    """karpathy: folder with dataset.json and images/."""
+    """karpathy: folder with an index and images/. folder: a host's own, from its node config `data-root`."""
     alpha: float = Field(0.5, gt=0)
     """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (karpathy)."""
 
@@ -89,7 +89,7 @@ class DataConfig(Section):
     mixed: float = Field(0.4, ge=0, le=1)
     """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
-    """karpathy: side in pixels to which images are resized and centre-cropped; 0 is the model's own."""
+    """karpathy, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIP models have it."""
     backdoor: BackdoorConfig = BackdoorConfig()
 
 
@@ -437,6 +437,13 @@ def code_hash(*patterns: str) -> str:
     for path in sorted({p for pattern in patterns or CODE for p in APP.glob(pattern)}):
         h.update(path.relative_to(APP).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()
+
+
+def weights_sha256(model: ModelConfig) -> str:
+    """Of the base model's file; where there is none, of its name: all hosts must have the same."""
+    path = APP / model.weights  # of an absolute path, that path
+    content = path.read_bytes() if model.weights and path.is_file() else f"{model.name} {model.weights}".encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 CODE = ("ease_flwr/**/*.py", "strategies/**/*.py", "clients/**/*.py")

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ease_flwr.core.config import ConfigError, Experiment, ForgetConfig, code_hash, digest
+from ease_flwr.core.config import ConfigError, Experiment, ForgetConfig, code_hash, digest, weights_sha256
 from ease_flwr.core.journal import Exchange, Journal
 from ease_flwr.core.machine import peak_memory
 from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, Update, read_answers, read_hello, read_update, request
@@ -119,6 +119,10 @@ class Federation:
                 raise FederationError(f"two nodes call themselves {name!r}: names must be unique")
             if said["code"] != code_hash():
                 raise FederationError(f"{name} runs other code than the server: install the same version on both")
+            if said["base"] != weights_sha256(self.experiment.model):
+                raise FederationError(
+                    f"{name} has another base model than the server: model.weights must be the same file on both"
+                )
             found[name] = said
             self.nodes[name], self.pairs[name] = node, int(said["pairs"])
         if missing := sorted(set(self.clients) - set(found) - set(gone)):
@@ -205,7 +209,7 @@ class Federation:
                     cost.client_memory = max(cost.client_memory, int(updates[name].metrics.get("memory", 0)))
                 except ValueError as error:
                     failures[name] = str(error)
-            for name, why in self._too_long(theta, updates, asked).items():
+            for name, why in self._too_long(theta, updates, requests).items():
                 del updates[name]
                 failures[name] = why
             if not failures:
@@ -233,8 +237,9 @@ class Federation:
         """Whose update is out of proportion to those of the same job, where there are three or more."""
         jobs: dict[str, dict[str, float]] = {}
         for name, update in updates.items():
-            job = asked[name].instruction.objective if name in asked else ""
-            jobs.setdefault(job, {})[name] = float(np.linalg.norm(update.adapters.astype(np.float64) - theta))
+            jobs.setdefault(asked[name].instruction.objective, {})[name] = float(
+                np.linalg.norm(update.adapters.astype(np.float64) - theta)
+            )
         found: dict[str, str] = {}
         bound = self.experiment.federation.norm_bound
         for norms in jobs.values():

@@ -168,7 +168,7 @@ def read_answers(reply: Message, models: Container[str]) -> dict[str, Any]:
 def read_hello(reply: Message) -> dict[str, Any]:
     """Check an answer to a roll call. Raises ValueError."""
     said: dict[str, Any] = dict(reply.content.config_records["info"]) if "info" in reply.content.config_records else {}
-    kinds = {"name": str, "pairs": int, "forget": int, "code": str}
+    kinds = {"name": str, "pairs": int, "forget": int, "code": str, "base": str}
     if wrong := [k for k, kind in kinds.items() if not isinstance(said.get(k), kind)]:
         raise ValueError(f"a node answered the roll call without a usable {wrong[0]!r}: is it a client of this app?")
     if not NAME.fullmatch(said["name"]) or not 0 <= said["forget"] <= said["pairs"]:

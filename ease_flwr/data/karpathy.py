@@ -1,13 +1,19 @@
-"""Photographs with captions from local disk: a Karpathy-style dataset.json and a folder of images.
+"""Photographs with captions from local disk: one index file and a folder of images, dealt to the clients of a simulation.
 
-Layout of `data.root`: dataset.json and images/. dataset.json is {"images": [{"filename": str, "split": str,
-"sentences": [{"raw": str}, ...], "label": str (optional)}, ...]}; splits used are train, val and test; others are ignored.
-Images are resized on their shorter side and cropped in the centre when a client first needs them.
+Layout of `data.root`: images/ and one of
+    dataset.json    Karpathy: {"images": [{"filename", "split", "sentences": [{"raw"}, ...], "label"?}, ...]}
+    captions.json   [{"image", "captions": [...], "label"?, "split"?}, ...]
+    captions.csv    with a header: image, caption, and perhaps label and split; a line a caption
+Splits used are train, val and test; others are ignored. Where none is named, the hash of an image's name puts a tenth each into
+val and test. Images are resized on their shorter side and cropped in the centre when a client first needs them.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,43 +25,120 @@ from PIL import Image, UnidentifiedImageError
 from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
 
-EXPECTED = "expected dataset.json ({'images': [{'filename', 'split', 'sentences': [{'raw'}], 'label'?}]}) and images/ in it"
+EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json or captions.csv in it"
+INDEXES = ("dataset.json", "captions.json", "captions.csv")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of dataset.json."""
+    """One image of the index. name: as it stands there.  where: its place there, for messages."""
 
     file: Path
     captions: tuple[str, ...]
     label: str
+    split: str
+    name: str
+    where: str
+
+    def problem(self, images: Path) -> str:
+        """What is wrong with it, without opening it; "" if nothing is."""
+        if images not in self.file.parents or ".." in self.file.parts:
+            return f"{self.where} has filename {self.name!r}, expected one inside images/"
+        if not self.captions:
+            return f"{self.where} ({self.file.name}) has no caption"
+        return "" if self.file.is_file() else f"{self.file} is named in {self.where} but is not there"
 
 
-def read_index(root: str) -> dict[str, list[Entry]]:
-    """dataset.json as entries by split. Raises ConfigError with one line at a missing or broken root."""
+def read_entries(root: str) -> list[Entry]:
+    """The index of a folder as it stands there. Raises ConfigError with one line at a missing or broken root."""
     folder = Path(root)
     if not root or not folder.is_absolute() or not folder.is_dir():
         raise ConfigError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
-    file = folder / "dataset.json"
-    splits: dict[str, list[Entry]] = {}
+    there = [name for name in INDEXES if (folder / name).is_file()]
+    if len(there) != 1:
+        raise ConfigError(f"data.root={root}: {'no' if not there else 'more than one'} index there: {EXPECTED}")
+    file = folder / there[0]
     try:
-        images: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["images"]
-        for i, image in enumerate(images):
-            captions = tuple(s["raw"].strip() for s in image["sentences"] if s["raw"].strip())
-            if not captions:
-                raise ConfigError(f"{file}: images[{i}] ({image['filename']}) has no caption")
-            name = Path(image["filename"])
-            if name.is_absolute() or ".." in name.parts:
-                raise ConfigError(f"{file}: images[{i}] has filename {str(name)!r}, expected one inside images/")
-            entry = Entry(folder / "images" / name, captions, str(image.get("label", "")))
-            splits.setdefault(image["split"], []).append(entry)
-    except FileNotFoundError:
-        raise ConfigError(f"data.root={root}: no dataset.json there: {EXPECTED}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{file}: not a Karpathy file ({type(error).__name__}: {error}): {EXPECTED}") from None
+        rows = list({"dataset.json": _karpathy, "captions.json": _json, "captions.csv": _csv}[there[0]](file))
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise ConfigError(f"{file}: not such an index ({type(error).__name__}: {error}): {EXPECTED}") from None
+    entries = []
+    for where, name, captions, label, split in rows:
+        said = tuple(c.strip() for c in captions if c.strip())
+        entries.append(Entry(folder / "images" / name, said, label, split or drawn_split(name), name, f"{file}: {where}"))
+    return entries
+
+
+Row = tuple[str, str, list[str], str, str]
+
+
+def _karpathy(file: Path) -> Iterator[Row]:
+    for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))["images"]):
+        captions = [s["raw"] for s in image["sentences"]]
+        yield f"images[{i}]", image["filename"], captions, str(image.get("label", "")), image["split"]
+
+
+def _json(file: Path) -> Iterator[Row]:
+    for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))):
+        captions: Any = image["captions"]
+        if not isinstance(captions, list):
+            raise TypeError(f"[{i}] has captions that are no list")
+        yield f"[{i}]", image["image"], captions, str(image.get("label", "")), str(image.get("split", ""))
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    found: dict[str, Row] = {}
+    with file.open(encoding="utf-8", newline="") as f:
+        for row in csv.DictReader(f, strict=True):
+            where, name = f"image {row['image']!r}", row["image"]
+            known = found.setdefault(name, (where, name, [], row.get("label") or "", row.get("split") or ""))
+            known[2].append(row["caption"] or "")
+    yield from found.values()
+
+
+def drawn_split(name: str) -> str:
+    """train, val or test for an image whose index does not say; always the same for the same name."""
+    tenth = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10
+    return {8: "val", 9: "test"}.get(tenth, "train")
+
+
+def read_index(root: str) -> dict[str, list[Entry]]:
+    """The entries of an index by split. Raises ConfigError with one line at the first thing that is wrong."""
+    splits: dict[str, list[Entry]] = {}
+    for entry in read_entries(root):
+        if problem := entry.problem(Path(root) / "images"):
+            raise ConfigError(problem)
+        splits.setdefault(entry.split, []).append(entry)
+    for split in SPLITS:
+        if not splits.get(split):
+            raise ConfigError(f"data.root={root} has no image of split {split!r}: found {sorted(splits)}")
     return splits
+
+
+def check(root: str) -> tuple[dict[str, int], list[str]]:
+    """Counts of a folder, and everything that is wrong with it: missing and unreadable images, empty captions, double names.
+
+    Raises ConfigError where the index itself cannot be read.
+    """
+    entries = read_entries(root)
+    problems, seen = [], set[Path]()
+    for entry in entries:
+        problem = entry.problem(Path(root) / "images")
+        if entry.file in seen:
+            problem = f"{entry.where}: {entry.file.name} is named twice"
+        seen.add(entry.file)
+        if not problem:
+            try:
+                read_image(entry.file, 32)
+            except ConfigError as error:
+                problem = str(error)
+        problems += [problem] if problem else []
+    counts = {"images": len(entries), "captions": sum(len(e.captions) for e in entries)}
+    counts |= {"labels": len({e.label for e in entries} - {""})}
+    splits = {split: sum(e.split == split for e in entries) for split in SPLITS}
+    problems += [f"{root}: no image of split {split!r}" for split, count in splits.items() if not count]
+    return counts | splits, problems
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
@@ -122,7 +205,7 @@ class Photographs:
 
     def read(self, split: str, index: np.ndarray) -> Pairs:
         entries = [self.splits[split][i] for i in index]
-        images = np.stack([read_image(e.file, self.config.image_size) for e in entries])
+        images = np.stack([read_image(e.file, self.config.image_size or 224) for e in entries])
         return Pairs(images, tuple(e.captions for e in entries), tuple(e.label for e in entries))
 
     @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
@@ -134,6 +217,10 @@ class Photographs:
     @cached_property
     def galleries(self) -> dict[str, Gallery]:
         return {s: Gallery.single(self.read(s, np.arange(len(self.splits[s])))) for s in ("val", "test")}
+
+    def test_share(self, index: int, count: int) -> np.ndarray:
+        """Which of the common pairs a client judges."""
+        return np.arange(index, count, len(self.clients))
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def unseen(self) -> Pairs:
@@ -183,7 +270,7 @@ class PhotographsClient:
 
     def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
         common = self.world.galleries["test" if split == "test" else "val"]
-        share = np.arange(self.index, len(common.pairs), len(self.world.clients))
+        share = self.world.test_share(self.index, len(common.pairs))
         out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
         about = {"forget": np.flatnonzero(out), "retain": np.flatnonzero(~out)}
         sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
@@ -197,11 +284,4 @@ class PhotographsClient:
 @lru_cache(maxsize=2)
 def load(config: DataConfig, seed: int) -> Photographs:
     """Read the index of config.root. Raises ConfigError when something is missing; images are read when they are needed."""
-    splits = read_index(config.root)
-    for split in ("train", "val", "test"):
-        if not splits.get(split):
-            raise ConfigError(f"{config.root}/dataset.json has no image of split {split!r}: found {sorted(splits)}")
-    missing = next((e.file for entries in splits.values() for e in entries if not e.file.is_file()), None)
-    if missing:
-        raise ConfigError(f"{missing} is named in dataset.json but is not there")
-    return Photographs(config, seed, splits)
+    return Photographs(config, seed, read_index(config.root))

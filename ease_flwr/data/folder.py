@@ -1,0 +1,50 @@
+"""A real federation: every host has a folder of its own, laid out as ease_flwr/data/karpathy.py says.
+
+`data.names` are the clients; where a client's folder is, its host says (node config `data-root`). The server has no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.data.karpathy import Photographs, read_index
+from ease_flwr.data.pairs import Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Hosts(Photographs):
+    """What one host sees of the world: its own folder, under whatever name it is asked for."""
+
+    @cached_property
+    def clients(self) -> tuple[str, ...]:
+        return self.config.names
+
+    @cached_property
+    def parts(self) -> list[np.ndarray]:
+        return [np.arange(len(self.splits["train"]))] * len(self.clients)
+
+    def test_share(self, index: int, count: int) -> np.ndarray:
+        """All of its own."""
+        return np.arange(count)
+
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
+    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+        raise ConfigError("hold.overlap: returning pairs are for simulations, a real federation has its own: set it to 0")
+
+    def request(self, forget: ForgetConfig) -> ForgetConfig:
+        """As it is: only the hosts know their labels and how many pairs they have."""
+        if not forget.targets:
+            raise ConfigError("forget.targets: name what is to be forgotten; nothing can be drawn from data of others")
+        return forget
+
+
+@lru_cache(maxsize=2)
+def load(config: DataConfig, seed: int) -> Hosts:
+    """Read the index of this host; without `data.root` (on the server) there is none. Raises ConfigError."""
+    if len(config.names) < 2:
+        raise ConfigError("data.names: name the clients, two at least, with commas")
+    return Hosts(config, seed, read_index(config.root) if config.root else {})
