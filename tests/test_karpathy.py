@@ -113,7 +113,8 @@ def test_broken_entries_are_named(tmp_path):
     outside = broken(tmp_path / "c", lambda d: d["images"][0].update(filename="../secret.png"))
     assert "images[0] has filename '../secret.png', expected one inside images/" in outside
     missing = broken(tmp_path / "d", lambda d: d["images"][0].update(filename="gone.png"))
-    assert "gone.png is named in dataset.json but is not there" in missing
+    assert "gone.png is named in " in missing
+    assert "dataset.json: images[0] but is not there" in missing
     no_test = broken(tmp_path / "e", lambda d: [i.update(split="train") for i in d["images"]])
     assert "no image of split 'val': found ['train']" in no_test
 

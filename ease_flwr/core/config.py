@@ -89,7 +89,7 @@ class DataConfig(Section):
     mixed: float = Field(0.4, ge=0, le=1)
     """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
-    """karpathy, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIP models have it."""
+    """karpathy, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
     backdoor: BackdoorConfig = BackdoorConfig()
 
 
