@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ease_flwr.core import config
 from ease_flwr.core.machine import peak_memory
 from ease_flwr.core.messages import Instruction, read_instruction
+from ease_flwr.core.paths import kept_array
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 
 if TYPE_CHECKING:
@@ -180,7 +181,11 @@ class LoraClient(NumPyClient):
 
     def encode(self, pairs: Pairs) -> Encoded:
         """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are."""
-        return encode(self.model, pairs)
+        e, key = self.experiment, ""
+        if e.data.cache:
+            images = hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
+            key = config.digest("trunk", config.weights_sha256(e.model), e.lora, images)
+        return encode(self.model, pairs, e.data.cache, key)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit-length embeddings of a batch of the training data, (b, d) each, with gradients."""
@@ -284,18 +289,24 @@ MODELS_KEPT = 12
 """Models whose embeddings a process keeps: clients that share a process judge the same models and partly the same pairs."""
 
 
-def encode(model: AdaptedModel, pairs: Pairs) -> Encoded:
+def encode(model: AdaptedModel, pairs: Pairs, cache: str = "", key: str = "") -> Encoded:
     """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are. A caption list that is shorter
-    than the longest one is filled by repeating it."""
+    than the longest one is filled by repeating it. cache, key: folder and name under which the trunk's output is kept."""
     import torch
 
     if pairs in _encoded and _encoded[pairs][0] is model:
         return _encoded[pairs][1]
     captions = max(len(c) for c in pairs.captions)
     texts = [c[i % len(c)] for c in pairs.captions for i in range(captions)]
-    with torch.no_grad():
-        parts = [model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)]
-    result = Encoded(torch.cat(parts), model.base.tokenize(texts).view(len(pairs), captions, -1))
+
+    def through() -> NDArray[Any]:
+        with torch.no_grad():
+            parts = [model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)]
+        return torch.cat(parts).numpy()
+
+    result = Encoded(
+        torch.from_numpy(kept_array(cache, key, through)), model.base.tokenize(texts).view(len(pairs), captions, -1)
+    )
     _encoded[pairs] = (model, result)
     return result
 

@@ -46,10 +46,9 @@ def client_name(context: Context) -> str:
 
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
-    """The experiment with this host's own paths: `data-root` and `base-model` of its node config."""
-    changes: dict[str, Any] = {}
-    if root := node.get("data-root"):
-        changes["data"] = experiment.data.model_copy(update={"root": str(root)})
+    """The experiment with this host's own paths: `data-root`, `cache` and `base-model` of its node config."""
+    own = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
+    changes: dict[str, Any] = {"data": experiment.data.model_copy(update=own)}
     if weights := node.get("base-model"):
         changes["model"] = experiment.model.model_copy(update={"weights": str(weights)})
     return experiment.model_copy(update=changes)

@@ -130,7 +130,6 @@ def init(
         if not insecure:
             node_key(home / "node.key")
             write_text(home / "ca.crt", (folder / "ca" / "ca.crt").read_text())
-        write_text(home / "host.json", json.dumps({"client-name": host, "data-root": "", "base-model": ""}, indent=1) + "\n")
         node = unquoted(supernode(home, host, f"{address}:{port}", 9094, insecure, data_root="/data"))
         unit = Template(SUPERNODE).substitute(user=user, folder=f"/opt/ease/{host}", bin=BIN, command=node)
         write_text(home / "ease-supernode.service", unit.replace(str(home), f"/opt/ease/{host}"))
@@ -166,12 +165,10 @@ def superlink(server: Path, host: str, port: int, insecure: bool) -> list[str]:
     ]
 
 
-def supernode(
-    home: Path, host: str, server: str, port: int, insecure: bool, data_root: str = "", base_model: str = ""
-) -> list[str]:
+def supernode(home: Path, host: str, server: str, port: int, insecure: bool, data_root: str = "", cache: str = "") -> list[str]:
     """The command of a host's SuperNode. port: its own, on 127.0.0.1."""
     safe = ["--root-certificates", str(home / "ca.crt"), "--auth-supernode-private-key", str(home / "node.key")]
-    told = {"client-name": host, "data-root": data_root, "base-model": base_model}
+    told = {"client-name": host, "data-root": data_root, "cache": cache}
     node = " ".join(f"{k}={json.dumps(v)}" for k, v in told.items() if v)
     return [
         *("flower-supernode", *(["--insecure"] if insecure else safe), "--superlink", server),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -48,8 +49,12 @@ def main(grid: Grid, context: Context) -> None:
             Story(grid, run, experiment).tell()
         run.state("finished")
     except BaseException as error:
-        run.state("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
-        run.event(f"failed: {error}")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "No space left on device" in why:
+            why = f"the disk of {folder} is full: make room, then `ease resume {folder}`; nothing that was done is lost"
+        with contextlib.suppress(OSError):  # of a full disk too
+            run.state("failed", why)
+            run.event(f"failed: {why}")
         raise
     finally:
         run.close()

@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 import stat
 import subprocess
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from PIL import Image
 from typer.testing import CliRunner
 
+from clients.contrastive import Contrastive
 from ease_flwr import cli, deploy
 from ease_flwr.client_app import on_host
 from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
@@ -19,6 +23,7 @@ from ease_flwr.data import folder as hosts_data
 from ease_flwr.data import karpathy
 from tests.photographs import write_photographs
 from tests.small import small_experiment
+from tests.test_bilateral import Memory
 
 HOSTS = ["hospital-1", "hospital-2", "clinic_3"]
 
@@ -184,3 +189,27 @@ def test_three_supernodes_with_tls_give_the_adapters_of_the_simulation(tmp_path,
     assert any("TLS and node authentication" in line for line in said)
     assert any(line.startswith("a training message took") for line in said)
     assert not deploy.listens(int(said[0].split(":")[1].split(",")[0]))
+
+
+def test_what_a_host_keeps_on_disk_changes_nothing(tmp_path):
+    write_photographs(tmp_path / "data", train=9, val=3, test=4)
+    text = (tmp_path / "data" / "dataset.json").read_text()
+    (tmp_path / "data" / "dataset.json").write_text(re.sub(r'"raw": "[^"]*"', '"raw": "red circle"', text))
+    config = {"data.kind": "folder", "data.names": "north,south", "forget.targets": "south", "data.image_size": 64}
+    node = {"data-root": str(tmp_path / "data")}
+    found = []
+    for cache in ("", str(tmp_path / "cache"), str(tmp_path / "cache")):
+        hosts_data.load.cache_clear()
+        experiment = on_host(small_experiment(**config), {**node, "cache": cache})
+        client = Contrastive(experiment, "north", hosts_data.load(experiment.data, 0), Memory())
+        found.append((client.data.train.images, client.encode(client.data.train).images))
+        kept = sorted(p.name for p in (tmp_path / "cache").glob("*"))
+        assert len(kept) == (0 if not cache else 2)
+    for images, activations in found[1:]:
+        assert (images == found[0][0]).all()
+        assert torch.equal(activations, found[0][1])
+    assert isinstance(found[2][0], np.memmap)
+    (tmp_path / "data" / "images" / "train-0.png").touch()  # changed: read again
+    hosts_data.load.cache_clear()
+    _ = hosts_data.load(experiment.data, 0).client("north").train
+    assert len(list((tmp_path / "cache").glob("*"))) == 3

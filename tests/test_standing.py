@@ -3,9 +3,12 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from ease_flwr import launcher, server_app
 from ease_flwr.audit import receipt
@@ -156,16 +159,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path, moment
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(5))
 def test_killed_again_and_again_at_random_moments(whole, tmp_path, seed, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     draw = random.Random(seed)
     run_config = settings(tmp_path / "run", **{"forget.then": "client-1"})
     deaths = 0
-    while die(run_config, draw.randint(3, 8)):
+    while die(run_config, draw.randint(3, 7)):
         deaths += 1
         run_config = {**run_config, "resume": True} if (tmp_path / "run" / "agenda.json").is_file() else run_config
-    assert deaths >= 3
+    assert deaths >= 4
     assert hashes(tmp_path / "run") == hashes(whole)
 
 
@@ -195,6 +198,42 @@ def test_every_kept_file_is_checked(whole, tmp_path, monkeypatch):
             assert {p: p.read_bytes() for p in files} == kept  # nothing is overwritten
         file.write_bytes(good)
     launcher.resume(run, Where())
+
+
+@pytest.fixture
+def little_room(tmp_path):
+    """A file system of half a megabyte."""
+    place = tmp_path / "little"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(whole, little_room, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    run = little_room / "run"
+    with pytest.raises((OSError, SafetensorError), match="No space left on device"):
+        submit(settings(run, **{"forget.then": "client-1"}))
+    state = json.loads((run / "state.json").read_text())
+    assert state["status"] == "running" or state["error"].startswith(f"the disk of {run} is full: make room, then `ease resume")
+    subprocess.run(["mount", "-o", "remount,size=200m", str(little_room)], check=True)
+    launcher.resume(run, Where())
+    assert hashes(run) == hashes(whole)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    now = [2e9]
+
+    def earlier():
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr("time.time", earlier)
+    submit(settings(tmp_path / "run", **{"forget.then": "client-1"}))
+    assert hashes(tmp_path / "run") == hashes(whole)
 
 
 def test_other_settings_and_other_code_are_refused(tmp_path, monkeypatch):
@@ -389,3 +428,10 @@ def test_requests_join_and_are_told_apart():
     assert withdrawn(both, "c", [""] * 5).all()
     assert config.NAME.fullmatch("hospital-2")
     assert not config.NAME.fullmatch("../x")
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path):
+    command = [sys.executable, "-m", "tests.kill_9", str(tmp_path), "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=config.APP)
+    assert done.stdout.splitlines()[-1].endswith("every run as without"), done.stdout + done.stderr

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from ease_flwr.audit.summary import read_results
 from ease_flwr.core import agenda, purge
-from ease_flwr.core.config import ConfigError, code_hash
+from ease_flwr.core.config import ConfigError, ModelConfig, code_hash, weights_sha256
 from ease_flwr.core.paths import write_text
 from ease_flwr.core.run import file_sha256, read_phase_file
 
@@ -184,6 +184,7 @@ def told(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     if not requests:
         raise ConfigError(f"{run}: nothing was forgotten there, so there is nothing to give a receipt for")
     experiment = json.loads((run / "experiment.json").read_text(encoding="utf-8"))
+    model = ModelConfig(**experiment["model"])
     full = run / "audit-full" / "audit.json"
     audit = full if full.is_file() else run / "audit.json"
     found = json.loads(audit.read_text(encoding="utf-8")) if audit.is_file() else {"level": "none", "verdict": []}
@@ -194,7 +195,7 @@ def told(run: Path, results: dict[str, Any]) -> dict[str, Any]:
         "roster": sorted(results["clients"].get("unlearned", {})),
         "code": {"run": experiment.get("code", ""), "receipt": code_hash()},
         "config": file_sha256(run / "experiment.json"),
-        "base_model": {"name": experiment["model"]["name"], "weights": experiment["model"]["weights"]},
+        "base_model": {**{k: experiment["model"][k] for k in ("name", "weights")}, "sha256": weights_sha256(model)},
         "audit": {"level": found["level"], "limits": experiment["audit"], "verdict": found["verdict"]},
         "residual": residual,
         "not_shown": NOT_SHOWN,

@@ -90,6 +90,9 @@ class DataConfig(Section):
     """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
     """karpathy, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
+    cache: str = ""
+    """Folder of a host (node config `cache`) where decoded images and what the frozen trunk makes of them are kept for the
+    process of the next message; "" is nowhere."""
     backdoor: BackdoorConfig = BackdoorConfig()
 
 

@@ -21,7 +21,7 @@ LOCK = "holds the gap shut while training goes on: directions derived from what 
 MIXED = "updates of a client that stays, made of forgotten and kept pairs together: later requests of others need them"
 OUTSIDE = {
     "database and logs of the SuperLink": "not in this folder: messages may be in them until they are deleted there",
-    "hosts of the clients": "nothing of a message is written to disk there by this app; the data themselves are their owner's",
+    "hosts of the clients": "their data are their owners', with the cache folder if their node config names one",
     "backups": "not known to this app",
 }
 

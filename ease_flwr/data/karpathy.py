@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig, digest
+from ease_flwr.core.paths import kept_array
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
 
 EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json or captions.csv in it"
@@ -205,7 +206,11 @@ class Photographs:
 
     def read(self, split: str, index: np.ndarray) -> Pairs:
         entries = [self.splits[split][i] for i in index]
-        images = np.stack([read_image(e.file, self.config.image_size or 224) for e in entries])
+        side = self.config.image_size or 224
+        found = [(e.file.name, e.file.stat().st_size, e.file.stat().st_mtime_ns) for e in entries] if self.config.cache else []
+        images = kept_array(
+            self.config.cache, digest("images", side, found), lambda: np.stack([read_image(e.file, side) for e in entries])
+        )
         return Pairs(images, tuple(e.captions for e in entries), tuple(e.label for e in entries))
 
     @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
