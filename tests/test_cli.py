@@ -50,7 +50,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, flickr8k_sample, personas"),
+        (["run", "persona"], "ease run: no experiment 'persona': there are flickr8k, flickr8k_sample, hospitals"),
         (["run", "personas_class", "--set", "forget.targets=bob"], "ease run: forget.targets: nobody knows bob; known people"),
         (
             ["run", "personas", "--set", "forget.scenario=sample"],
@@ -92,7 +92,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
             ["run", "--set", "data.root=a b"],
             "ease run: 'data.root=a b': values with blanks cannot be passed on; use a path without blanks",
         ),
-        (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected dataset.json"),
+        (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected images/"),
         (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder no/where"),
     ],
 )

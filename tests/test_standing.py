@@ -14,6 +14,7 @@ from ease_flwr import launcher, server_app
 from ease_flwr.audit import receipt
 from ease_flwr.core import agenda, config, purge
 from ease_flwr.core.config import ConfigError, ForgetConfig
+from ease_flwr.core.federation import FederationError
 from ease_flwr.core.run import read_phase
 from ease_flwr.launcher import Where
 from tests.in_process_grid import InProcessGrid
@@ -88,6 +89,32 @@ def test_requests_that_come_later_give_the_adapters_of_one_command(whole, learnt
     launcher.learn(run, 1, Where())
     assert hashes(run)["unlearned"] == hashes(whole)["unlearned"]
     assert hashes(run)["held"] != hashes(whole)["held"]
+
+
+def test_it_goes_on_when_the_host_of_who_left_is_gone(whole, learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    launcher.forget(run, leaves("client-0"), "ease", [], "", Where())
+    agenda.append(run, agenda.Step(kind="hold", rounds=1))
+    grid = InProcessGrid(3, settings(run))
+    del grid.contexts[100]
+    submit({**settings(run), "resume": True}, grid)
+    results = json.loads((run / "results.json").read_text())
+    assert results["adapters_sha256"]["unlearned"] == hashes(whole)["unlearned_1"]
+    assert "client-0" not in results["clients"]["held"]
+    del grid.contexts[102]  # one that is needed
+    agenda.append(run, agenda.Step(kind="hold", rounds=1))
+    with pytest.raises(FederationError, match=r"1 nodes are connected, experiment personas has 3 clients"):
+        submit({**settings(run, **{"federation.start_timeout": 0.1}), "resume": True}, grid)
+
+
+def test_a_broken_cache_is_computed_again(whole, home, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    shutil.copytree(home / "cache", tmp_path / "home" / "cache")
+    for file in (tmp_path / "home").glob("cache/*/theta.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    submit({**settings(tmp_path / "run"), "until": "learn"})
+    assert "computed again, the cache is broken" in (tmp_path / "run" / "log.txt").read_text()
+    assert hashes(tmp_path / "run")["original"] == hashes(whole)["original"]
 
 
 def test_wrong_requests_are_one_line_and_change_nothing(learnt, tmp_path):

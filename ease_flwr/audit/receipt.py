@@ -178,8 +178,9 @@ def told(run: Path, results: dict[str, Any]) -> dict[str, Any]:
         if step.forget.scenario == "sample":
             targets = [hashlib.sha256(f"{salt}{t}".encode()).hexdigest() for t in targets]
         phase = run / "phases" / ("forget" if i == 1 else f"forget-{i}")
-        done = read_phase_file(phase).get("at", "") if phase.is_dir() else ""
-        entry = {"id": step.id, "asked": step.asked, "done": done, "scenario": step.forget.scenario, "targets": targets}
+        phase_file = read_phase_file(phase) if phase.is_dir() else {"at": "", "code": ""}
+        entry = {"id": step.id, "asked": step.asked, "done": phase_file["at"], "code": phase_file["code"]}
+        entry |= {"scenario": step.forget.scenario, "targets": targets}
         requests.append({**entry, "strategy": step.strategy})
     if not requests:
         raise ConfigError(f"{run}: nothing was forgotten there, so there is nothing to give a receipt for")

@@ -22,6 +22,7 @@ MIXED = "updates of a client that stays, made of forgotten and kept pairs togeth
 OUTSIDE = {
     "database and logs of the SuperLink": "not in this folder: messages may be in them until they are deleted there",
     "hosts of the clients": "their data are their owners', with the cache folder if their node config names one",
+    "other runs that learnt from the same data": "each is purged by itself",
     "backups": "not known to this app",
 }
 

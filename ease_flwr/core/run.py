@@ -42,21 +42,17 @@ class PhaseResult:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+MAY_DIFFER = ("federation", "audit", "tracking")
+"""Sections with which a run may be gone on otherwise: how clients are waited for and what is looked at, not what is learnt."""
+
+
 class Run:
     """One run directory, in use by this process alone. Raises ConfigError where it cannot be used.
 
     resume: go on with a run that is there, begun with the same settings and, where a phase is unfinished, by the same code.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        experiment: Experiment,
-        strategy: str,
-        fresh: bool = False,
-        resume: bool = False,
-        audit: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, strategy: str, fresh: bool = False, resume: bool = False) -> None:
         if not resume and folder.exists() and any(p.name != "run.lock" for p in folder.iterdir()):
             raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
         if resume and not (folder / "experiment.json").is_file():
@@ -86,7 +82,7 @@ class Run:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(f"{self.folder}/experiment.json: {error}: this run cannot be gone on with") from None
         now = {k: v for k, v in settings.items() if k != "code"}
-        if differ := [k for k in now if json.loads(json.dumps(now[k])) != then.get(k)]:
+        if differ := [k for k in now if k not in MAY_DIFFER and json.loads(json.dumps(now[k])) != then.get(k)]:
             raise ConfigError(
                 f"{self.folder} was begun with another {differ[0]}: go on with the settings in its experiment.json"
             )
@@ -148,15 +144,20 @@ class Run:
         folder = self.folder / "phases" / name
         if self.has(name):
             found = read_phase(folder)
-            self.event(f"[{name}] as it was done: {found.cost.rounds} rounds")
+            code = read_phase_file(folder)["code"]
+            by = "" if code == code_hash() else f", by other code ({code[:12]})"
+            self.event(f"[{name}] as it was done: {found.cost.rounds} rounds{by}")
             return found
         key = digest(*cached, code_hash(*LEARNING_CODE))[:32] if cached else ""
         kept = home() / "cache" / key
         if key and (kept / "phase.json").is_file() and not self.fresh:
-            found = read_phase(kept)
-            self.event(f"from the cache: {found.cost.rounds} rounds ({kept})")
-            link(kept, folder)
-            return found
+            try:
+                found = read_phase(kept)
+                self.event(f"from the cache: {found.cost.rounds} rounds ({kept})")
+                link(kept, folder)
+                return found
+            except ConfigError as error:
+                self.event(f"[{name}] computed again, the cache is broken: {error}")
         partial, journal = self.folder / f"{name}.partial", self.folder / "journal" / name
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -186,7 +187,14 @@ def write_phase(folder: Path, result: PhaseResult, key: str = "") -> None:
 
         save_tensors(result.lock.tensors(), folder / "lock.safetensors")
     files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*.safetensors"))}
-    content = {"at": agenda.now(), "cost": asdict(result.cost), "facts": result.facts, "cache": key, "files": files}
+    content = {
+        "at": agenda.now(),
+        "code": code_hash(),
+        "cost": asdict(result.cost),
+        "facts": result.facts,
+        "cache": key,
+        "files": files,
+    }
     write_phase_file(folder, content)
 
 
