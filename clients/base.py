@@ -184,7 +184,7 @@ class LoraClient(NumPyClient):
         e, key = self.experiment, ""
         if e.data.cache:
             images = hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
-            key = config.digest("trunk", config.weights_sha256(e.model), e.lora, images)
+            key = config.digest("trunk", e.model, config.weights_sha256(e.model), e.lora, images)
         return encode(self.model, pairs, e.data.cache, key)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -292,7 +292,7 @@ class Story:
             "clients": {m: j.clients for m, j in models.items()},
             "gaps": {},
             "cost": {phase: asdict(cost) for phase, cost in self.costs.items()},
-            "refused": self.federation.refused,
+            "failures": self.federation.failures,
             "adapters_sha256": {m: adapters.sha256(self.thetas[m]) for m in models},
         }
         text = retrieval.table(models)

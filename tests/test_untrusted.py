@@ -69,7 +69,7 @@ def test_whatever_a_client_answers_is_valid_or_named_and_left_out(content):
     else:
         assert [line.split(":")[0] for line in said] == ["client-1 failed, asked again", "client-1 failed, left out"]
         assert all("\n" not in line for line in said)
-        assert [r["client"] for r in f.refused] == ["client-1", "client-1"]
+        assert [r["client"] for r in f.failures] == ["client-1", "client-1"]
     assert set(updates) >= {"client-0", "client-2"}
 
 
@@ -97,7 +97,7 @@ def test_updates_out_of_proportion_are_refused(tamper, why):
     updates = f.train(np.zeros(P, np.float32), instruct(f), Cost(), told=set())
     assert list(updates) == ["client-0", "client-2"]
     assert said[-1] == f"client-1 failed, left out: {why}"
-    assert f.refused[-1] == {"phase": "learn", "round": 1, "client": "client-1", "why": why}
+    assert f.failures[-1] == {"phase": "learn", "round": 1, "client": "client-1", "why": why}
 
 
 def test_more_examples_than_pairs_are_refused():

@@ -80,8 +80,8 @@ class Federation:
         """Training pairs of each client, as it said at the roll call."""
         self.journal = Journal()
         """Where exchanges of the phase at hand are kept."""
-        self.refused: list[dict[str, Any]] = []
-        """Answers that were not fit to be used, with phase, round, client and why."""
+        self.failures: list[dict[str, Any]] = []
+        """Answers that did not come or were not fit to be used, with phase, round, client and why."""
         self.grace = 5.0
         """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
 
@@ -173,7 +173,7 @@ class Federation:
         found = self.journal.once(asked, exchange)
         for line in found.info["said"]:
             self.say(line)
-        self.refused += found.info["refused"]
+        self.failures += found.info["failed"]
         cost.add(Cost(**found.info["cost"]))
         told.clear()
         told |= set(found.info["told"])
@@ -191,7 +191,7 @@ class Federation:
         updates: dict[str, Update] = {}
         failures: dict[str, str] = {}
         said: list[str] = []
-        refused: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
         asked = dict(requests)
         for attempt in (1, 2):
             replies = self._ask("train", {ADAPTERS: theta}, asked, cost, told)
@@ -209,16 +209,15 @@ class Federation:
                     cost.client_memory = max(cost.client_memory, int(updates[name].metrics.get("memory", 0)))
                 except ValueError as error:
                     failures[name] = str(error)
-            for name, why in self._too_long(theta, updates, requests).items():
+            for name, why in self._too_long(theta, updates).items():
                 del updates[name]
                 failures[name] = why
             if not failures:
                 break
             for name, why in failures.items():
                 said.append(f"{name} failed{', asked again' if attempt == 1 else ', left out'}: {why}")
-                if (reply := replies.get(name)) is None or not reply.has_error():
-                    first = next(iter(requests.values())).instruction
-                    refused.append({"phase": first.phase, "round": first.round, "client": name, "why": why})
+                job = requests[name].instruction
+                failed.append({"phase": job.phase, "round": job.round, "client": name, "why": why})
             asked = {name: asked[name] for name in failures}
             told -= set(asked)  # whoever failed may have lost what it was told
         try:
@@ -230,26 +229,21 @@ class Federation:
         cost.seconds = time.monotonic() - started
         arrays = {f"{n}/{ADAPTERS}": u.adapters for n, u in updates.items()}
         arrays |= {f"{n}/{STEP}": u.step for n, u in updates.items() if u.step is not None}
-        info = {"cost": asdict(cost), "told": sorted(told), "said": said, "refused": refused}
+        info = {"cost": asdict(cost), "told": sorted(told), "said": said, "failed": failed}
         return Exchange({**info, "metrics": {n: u.metrics for n, u in updates.items()}}, arrays)
 
-    def _too_long(self, theta: np.ndarray, updates: Mapping[str, Update], asked: Mapping[str, Request]) -> dict[str, str]:
-        """Whose update is out of proportion to those of the same job, where there are three or more."""
-        jobs: dict[str, dict[str, float]] = {}
+    def _too_long(self, theta: np.ndarray, updates: Mapping[str, Update]) -> dict[str, str]:
+        """Whose update is out of proportion to the others' of the round, where there are three or more."""
+        norms: dict[str, float] = {}
         for name, update in updates.items():
-            jobs.setdefault(asked[name].instruction.objective, {})[name] = float(
-                np.linalg.norm(update.adapters.astype(np.float64) - theta)
-            )
-        found: dict[str, str] = {}
-        bound = self.experiment.federation.norm_bound
-        for norms in jobs.values():
-            middle = float(np.median(list(norms.values())))
-            if len(norms) > 2 and middle > 0:
-                long = {n: v for n, v in norms.items() if v > bound * middle}
-                found |= {
-                    n: f"update of norm {v:.3g}, the median is {middle:.3g} (federation.norm_bound)" for n, v in long.items()
-                }
-        return found
+            moved = [
+                update.adapters.astype(np.float64) - theta,
+                *([] if update.step is None else [update.step.astype(np.float64)]),
+            ]
+            norms[name] = max(float(np.linalg.norm(m)) for m in moved)
+        middle = float(np.median(list(norms.values()))) if len(norms) > 2 else 0.0
+        long = {n: v for n, v in norms.items() if 0 < middle * self.experiment.federation.norm_bound < v}
+        return {n: f"update of norm {v:.3g}, the median is {middle:.3g} (federation.norm_bound)" for n, v in long.items()}
 
     def evaluate(
         self, models: Mapping[str, np.ndarray], instruction: Instruction, names: Iterable[str], cost: Cost
