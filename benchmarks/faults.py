@@ -70,15 +70,18 @@ class Trial:
 
 
 def below(process: object, word: str, seconds: float = 60) -> psutil.Process:
-    """A process that this one has started, by a word of its command."""
+    """The youngest process that this one has started, by a word of its command."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
+        found = []
         for child in psutil.Process(process.pid).children(recursive=True):  # type: ignore[attr-defined]
             try:
                 if word in " ".join(child.cmdline()):
-                    return child
+                    found.append(child)
             except psutil.NoSuchProcess:
                 continue
+        if found:
+            return max(found, key=lambda p: p.create_time())
         time.sleep(0.05)
     raise TimeoutError(f"no {word} below {process}")
 
@@ -109,7 +112,7 @@ def main(folder: Path, chosen: list[str]) -> None:
             trial = Trial(federation, folder / name)
             trial.start()
             trial.until(r"^\[learn 1/3\]")
-            time.sleep(4)
+            time.sleep(10)
             mend, began = act(), time.monotonic()
             trial.until(r"^(client-2 failed|.learn 2/3)")
             after = time.monotonic() - began
