@@ -164,3 +164,29 @@ def test_a_lost_answer_stops_the_run_below_quorum():
         FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"
     ):
         f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
+
+
+def test_a_dead_process_of_the_simulation_stops_the_run_with_its_cause():
+    def tamper(name, reply):
+        if name == "client-1" and not (reply.has_content() and "info" in reply.content):
+            return Message(Error(code=0, reason="ActorDiedError: The actor died unexpectedly"), reply_to=f.grid.sent[-2])
+        return reply if reply.has_content() and "info" in reply.content else fake(np.ones(4, np.float32))(name, reply)
+
+    f = federation(tamper, **{"federation.quorum": 0.1})
+    f.roll_call()
+    with pytest.raises(
+        FederationError, match=r"a process of the simulation died, perhaps of memory: client process died: Actor"
+    ):
+        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
+
+
+def test_a_host_with_another_base_model_is_refused():
+    def tamper(name, reply):
+        if name == "client-2" and "info" in reply.content:
+            reply.content["info"]["base"] = "0" * 64
+        return reply
+
+    with pytest.raises(
+        FederationError, match=r"client-2 has another base model than the server: model.weights must be the same"
+    ):
+        federation(tamper).roll_call()

@@ -120,3 +120,37 @@ def test_the_app_that_is_shipped_has_no_tests_and_no_runs(environment, tmp_path)
     assert "personas-base.json" in names
     assert "tests/" not in names
     assert "results.json" not in names
+
+
+def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tmp_path):
+    def ease(*arguments):
+        command = [sys.executable, "-m", "ease_flwr", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+    settings = {**ONE_ROUND, "evaluation.reference": "none"}
+    done = ease_run(environment, tmp_path / "whole", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = ease_run(environment, tmp_path / "run", settings, "--until", "learn")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| original |" in done.stdout
+    run = str(tmp_path / "run")
+    done = ease("forget", run, "--client", "client-0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[learn] as it was done: 1 rounds" in done.stdout
+    done = ease("learn", run, "--rounds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    later, at_once = (json.loads((tmp_path / n / "results.json").read_text())["adapters_sha256"] for n in ("run", "whole"))
+    assert later == at_once
+    again = ease("forget", run, "--client", "client-0")
+    assert "asked before, not asked again" in again.stdout
+    assert "everything on its agenda is done" in again.stdout
+    assert ease("receipt", "keygen").returncode == 0
+    assert ease("purge", run).stdout.count("purged") >= 5
+    assert ease("receipt", run).returncode == 0
+    good = ease("verify", run, "--key", str(tmp_path / "runs" / "receipt-key.pub"))
+    assert good.returncode == 0, good.stderr
+    (tmp_path / "run" / "results.json").write_text("{}")
+    bad = ease("verify", run)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith(f"ease verify: {run}/results.json was changed since the receipt of")
+    assert not left_running(environment)
