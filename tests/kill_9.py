@@ -6,10 +6,10 @@ Prints a line a kill, and at the end whether every run came to the adapters of o
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -21,23 +21,35 @@ from tests.small import SMALL, small_experiment
 from tests.test_audit import context_of
 from tests.test_standing import hashes, settings
 
+spawn = multiprocessing.get_context("spawn")  # not fork: OpenMP's threads do not survive it
 
-def submit(run_config):
-    """In a child process; returns its id."""
-    if child := os.fork():
-        return child
+
+def submit(run_config, ready):
+    experiment = small_experiment()
+    adapters.load(experiment.model, experiment.lora, experiment.seed)
+    ready.set()
     with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
         server_app.main(InProcessGrid(SMALL["data.clients"], run_config), context_of(run_config))
-    os._exit(0)
+
+
+def start(run_config):
+    """A child that has loaded everything and begins the run now."""
+    ready = spawn.Event()
+    child = spawn.Process(target=submit, args=(run_config, ready))
+    child.start()
+    ready.wait()
+    return child
+
+
+def state(run):
+    return json.loads((run / "state.json").read_text()) if (run / "state.json").is_file() else {"status": "nothing yet"}
 
 
 def main(folder, kills):
     os.environ["EASE_FLWR_HOME"] = str(folder / "home")
-    experiment = small_experiment()
-    adapters.load(experiment.model, experiment.lora, experiment.seed)  # before any fork: children need not load it
     changes = {"forget.then": "client-1"}
-    began = time.monotonic()
-    os.waitpid(submit(settings(folder / "whole", **changes)), 0)
+    child, began = start(settings(folder / "whole", **changes)), time.monotonic()
+    child.join()
     expected, lasts = hashes(folder / "whole"), time.monotonic() - began
     draw, done, runs, same = random.Random(0), 0, 0, True
     while done < kills:
@@ -46,16 +58,17 @@ def main(folder, kills):
         run = folder / f"run-{runs}"
         run_config = settings(run, **changes)
         while True:
-            child = submit(run_config)
-            time.sleep(draw.uniform(0.2, 0.6) * lasts)
-            if os.waitpid(child, os.WNOHANG)[0]:
-                break
-            if done < kills:
-                os.kill(child, signal.SIGKILL)
+            child = start(run_config)
+            child.join(draw.uniform(0.2, 0.6) * lasts if done < kills else None)
+            killed = child.is_alive()
+            if killed:
+                child.kill()
+                child.join()
                 done += 1
-            os.waitpid(child, 0)
-            if json.loads((run / "state.json").read_text())["status"] == "finished":
+            if (now := state(run))["status"] == "finished":
                 break
+            if not killed:
+                sys.exit(f"ended by itself, unfinished: {now}")
             log = (run / "log.txt").read_text().splitlines() if (run / "log.txt").is_file() else ["nothing yet"]
             print(f"kill {done}: after {log[-1][:60]!r}", flush=True)
             run_config = {**run_config, "resume": True}
