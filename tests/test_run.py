@@ -180,6 +180,7 @@ def test_single_pairs_with_probe_rounds(home):
     assert r1(results, "unlearned", "forget") < r1(results, "original", "forget") - 10
 
 
+@pytest.mark.slow
 def test_two_requests_one_after_the_other(home, ease):
     results = play(home / "two", set=extra(**{"forget.then": "client-1"}))
     assert [q["targets"] for q in results["requests"]] == [["client-0"], ["client-1"]]

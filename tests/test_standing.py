@@ -206,6 +206,7 @@ def dead(tmp_path, monkeypatch, moment=9):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_every_kept_file_is_checked(whole, tmp_path, monkeypatch):
     run = dead(tmp_path, monkeypatch)
     files = sorted([*run.glob("journal/*/*.safetensors"), *run.glob("phases/*/*.*"), *run.glob("phases/*/history/*/00001.*")])
@@ -250,6 +251,7 @@ def test_a_full_disk_loses_nothing(whole, little_room, tmp_path, monkeypatch):
     assert hashes(run) == hashes(whole)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_changes_nothing(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     now = [2e9]
@@ -285,6 +287,7 @@ def test_one_process_at_a_time(learnt, tmp_path):
         purge.purge(run)
 
 
+@pytest.mark.slow
 def test_a_request_that_comes_while_the_run_is_busy_is_handled(learnt, tmp_path):
     run = copy(learnt, tmp_path / "run")
     agenda.append(run, agenda.request(leaves("client-0"), "ease", {}))

@@ -55,6 +55,7 @@ def answering(content):
     return tamper
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(contents)
 def test_whatever_a_client_answers_is_valid_or_named_and_left_out(content):
