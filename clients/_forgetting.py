@@ -60,18 +60,15 @@ class Forgetting(LoraClient):
 
     def embed_others(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of others and their first captions, (b, d) each, with gradients."""
-        clip = self.model.clip
-        images = clip.encode_image(self.others.images[index], normalize=True)
-        return images, clip.encode_text(self.others.tokens[index, 0], normalize=True)
+        return self.model.embed_images(self.others.images[index]), self.model.embed_texts(self.others.tokens[index, 0])
 
     def embed_all(self, theta: NDArray[np.float32], pairs: Encoded, most: int | None = None) -> tuple[Tensor, Tensor]:
         """(n, d) and (n, captions, d) embeddings of pairs and their first `most` captions; the adapters stay set."""
         self.model.set(theta)
         tokens = pairs.tokens[:, :most]
-        clip = self.model.clip
         with torch.no_grad():
-            f = torch.cat([clip.encode_image(x, normalize=True) for x in pairs.images.split(256)])
-            g = torch.cat([clip.encode_text(x, normalize=True) for x in tokens.flatten(0, 1).split(256)])
+            f = torch.cat([self.model.embed_images(x) for x in pairs.images.split(256)])
+            g = torch.cat([self.model.embed_texts(x) for x in tokens.flatten(0, 1).split(256)])
         return f, g.view(*tokens.shape[:2], -1)
 
     def _remembered(self, name: str) -> Tensor:

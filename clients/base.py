@@ -189,15 +189,13 @@ class LoraClient(NumPyClient):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit-length embeddings of a batch of the training data, (b, d) each, with gradients."""
-        clip = self.model.clip
-        images = clip.encode_image(self.train.images[batch.index], normalize=True)
-        texts = clip.encode_text(self.train.tokens[batch.index, batch.caption], normalize=True)
-        return images, texts
+        images, tokens = self.train.images[batch.index], self.train.tokens[batch.index, batch.caption]
+        return self.model.embed_images(images), self.model.embed_texts(tokens)
 
     @property
     def scale(self) -> Tensor:
         """Inverse temperature of InfoNCE; frozen."""
-        scale: Tensor = self.model.clip.logit_scale.exp()
+        scale: Tensor = self.model.clip.logit_scale.exp().cpu()
         return scale
 
     def _judged(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +223,7 @@ class LoraClient(NumPyClient):
         for batch in (b for _ in range(plan.epochs) for b in self._batches(rng, plan.batch)):
             loss = self.loss(batch)
             for parameter, there in zip(self.model.parameters, centre, strict=False):
-                loss = loss + proximal / 2 * (parameter - there).square().sum()
+                loss = loss + proximal / 2 * (parameter - there).square().sum().cpu()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
@@ -301,7 +299,8 @@ def encode(model: AdaptedModel, pairs: Pairs, cache: str = "", key: str = "") ->
 
     def through() -> NDArray[Any]:
         with torch.no_grad():
-            parts = [model.trunk(model.base.normalise(pairs.images[i : i + 128])) for i in range(0, len(pairs), 128)]
+            batches = (model.base.normalise(pairs.images[i : i + 128]) for i in range(0, len(pairs), 128))
+            parts = [model.trunk(batch.to(model.device)).cpu() for batch in batches]
         return torch.cat(parts).numpy()
 
     result = Encoded(
@@ -322,6 +321,6 @@ def embed(model: AdaptedModel, encoded: Encoded, pairs: Pairs, batch: int = 256)
     position = torch.tensor([j for c in pairs.captions for j in range(len(c))])
     tokens, inverse = torch.unique(encoded.tokens[owner, position], dim=0, return_inverse=True)
     with torch.no_grad():
-        images = [model.clip.encode_image(x, normalize=True) for x in encoded.images.split(batch)]
-        texts = [model.clip.encode_text(x, normalize=True) for x in tokens.split(batch)]
+        images = [model.embed_images(x) for x in encoded.images.split(batch)]
+        texts = [model.embed_texts(x) for x in tokens.split(batch)]
     return torch.cat(images), torch.cat(texts)[inverse], owner

@@ -148,8 +148,8 @@ class Bilateral(Forgetting):
         similarity = bilateral_loss(f, g, then["f0"][i], then["g0"][i, c], then["target"][i, c], exclusive, o.way, o.sides)
         mates = torch.from_numpy(self.mates.integers(len(self.public), size=len(i)))
         with torch.no_grad():
-            others_f = self.model.clip.encode_image(self.public.images[mates], normalize=True)
-            others_g = self.model.clip.encode_text(self.public.tokens[mates, 0], normalize=True)
+            others_f = self.model.embed_images(self.public.images[mates])
+            others_g = self.model.embed_texts(self.public.tokens[mates, 0])
         short = self.before["margin"][i, c].nan_to_num() - partner_cross_entropy(f, g, others_f, others_g, self.scale)
         hinge = (F.relu(short).sum(0) * exclusive).mean()
         return o.weight * similarity + o.margin * hinge

@@ -68,9 +68,9 @@ class Ccu(Forgetting):
 
     def loss(self, batch: Batch) -> Tensor:
         i, c, o = batch.index, batch.caption, self.options
-        f = self.model.clip.encode_image(self.train.images[i], normalize=True)
+        f = self.model.embed_images(self.train.images[i])
         j = self.draw(len(i)).unique()
-        others = self.model.clip.encode_image(self.others.images[j], normalize=True)
+        others = self.model.embed_images(self.others.images[j])
         others_f0, others_g0 = self.before["others_f0"][j], self.before["others_g0"][j, 0]
         loss = f.new_zeros(())
         if o.inverse:

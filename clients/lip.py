@@ -32,20 +32,20 @@ class Lip(Forgetting):
 
     def loss(self, batch: Batch) -> Tensor:
         images, tokens = self.train.images[batch.index], self.train.tokens[batch.index, batch.caption]
-        clip, f, g = self.model.clip, *self.embed(batch)
+        f, g = self.embed(batch)
         noise = self._noise(images)
-        visual = (clip.encode_image(images + noise, normalize=True) - f).square().sum(1) / noise.flatten(1).square().sum(1)
+        visual = (self.model.embed_images(images + noise) - f).square().sum(1) / noise.flatten(1).square().sum(1)
         moved: list[Tensor] = []
 
         def disturb(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
             moved.append(self._noise(output))
-            return output + moved[0]
+            return output + moved[0].to(output.device)
 
         with self.words.register_forward_hook(disturb):
-            noisy = clip.encode_text(tokens, normalize=True)
+            noisy = self.model.embed_texts(tokens)
         textual = (noisy - g).square().sum(1) / moved[0].flatten(1).square().sum(1)
         return visual.sqrt().mean() + textual.sqrt().mean()
 
     def _noise(self, x: Tensor) -> Tensor:
         """Gaussian noise as large as sigma times the spread of x."""
-        return self.options.sigma * x.detach().std() * torch.randn(x.shape, generator=self.random)
+        return self.options.sigma * x.detach().std().cpu() * torch.randn(x.shape, generator=self.random)

@@ -36,7 +36,7 @@ class Representations(Contrastive):
     def stepped(self) -> bool:
         for kept, parameter in zip(self.gradients, self.model.parameters, strict=True):
             if parameter.grad is not None:
-                kept.append(parameter.grad.reshape(len(parameter), -1).clone())
+                kept.append(parameter.grad.reshape(len(parameter), -1).cpu().clone())
         return True
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:

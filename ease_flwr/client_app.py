@@ -46,11 +46,11 @@ def client_name(context: Context) -> str:
 
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
-    """The experiment with this host's own paths: `data-root`, `cache` and `base-model` of its node config."""
+    """The experiment with this host's own paths: `data-root`, `cache`, `base-model` and `device` of its node config."""
     own = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
     changes: dict[str, Any] = {"data": experiment.data.model_copy(update=own)}
-    if weights := node.get("base-model"):
-        changes["model"] = experiment.model.model_copy(update={"weights": str(weights)})
+    model = {field: str(node[key]) for field, key in (("weights", "base-model"), ("device", "device")) if node.get(key)}
+    changes["model"] = config.validate(config.ModelConfig, experiment.model.model_dump() | model, "node config")
     return experiment.model_copy(update=changes)
 
 

@@ -54,6 +54,44 @@ def test_every_adapter_gets_a_gradient_and_nothing_else_is_trained(adapted):
     assert not any("logit_scale" in n for n in trained)
 
 
+def gradient(**how):
+    """Loss and gradient of one contrastive step of the built-in model, all adapters a little away from their start."""
+    adapted = adapters.load.__wrapped__(BASE.model_copy(update=how), LoraConfig(rank=4), 3)
+    adapted.set(adapted.initial + np.float32(0.01))
+    draw = torch.Generator().manual_seed(0)
+    tokens = adapted.base.tokenize(["red circle above blue star", "green heart", "large red star", "blue heart on white"])
+    images = adapted.embed_images(adapted.trunk(torch.randn(4, 3, 64, 64, generator=draw)))
+    scores = 20 * images @ adapted.embed_texts(tokens).T
+    loss = torch.nn.functional.cross_entropy(scores, torch.arange(4))
+    loss.backward()
+    assert {p.grad.dtype for p in adapted.parameters} == {torch.float32}
+    return loss.item(), torch.cat([p.grad.flatten() for p in adapted.parameters])
+
+
+def test_checkpointing_gives_the_same_gradient_and_bfloat16_nearly():
+    loss, exact = gradient()
+    again, recomputed = gradient(checkpointing=True)
+    assert again == loss
+    assert torch.equal(recomputed, exact)
+    rough, half = gradient(precision="bfloat16")
+    assert rough != loss  # autocast was on
+    assert rough == pytest.approx(loss, rel=0.05)
+    assert torch.cosine_similarity(half, exact, dim=0) > 0.98
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_an_error_only_when_asked_for():
+    with pytest.raises(ConfigError, match=r"model.device=cuda: torch sees no GPU in this process; give it one"):
+        adapters.load.__wrapped__(BASE.model_copy(update={"device": "cuda"}), LoraConfig(), 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same_gradient():
+    (loss, exact), (there, found) = gradient(device="cpu"), gradient(device="cuda")
+    assert there == pytest.approx(loss, rel=1e-4)
+    assert torch.allclose(found.cpu(), exact, rtol=1e-3, atol=1e-5)
+
+
 def test_set_and_get(adapted):
     vector = np.random.default_rng(0).standard_normal(adapted.size).astype(np.float32)
     adapted.set(vector)

@@ -63,6 +63,10 @@ class AdaptedModel:
     """Frozen weights that peft changes: (module, name, value). See `set`."""
     trunk: Callable[[torch.Tensor], torch.Tensor]
     """Frozen beginning of the image tower; `encode_image` takes its output. See backbone.cut_trunk."""
+    device: torch.device = torch.device("cpu")
+    """Where the towers are. Everything else stays on the CPU: a message, the data, the loss."""
+    half: bool = False
+    """Whether the towers run in bfloat16."""
 
     @property
     def clip(self) -> CLIP:
@@ -73,6 +77,18 @@ class AdaptedModel:
     def size(self) -> int:
         """p, the length of the adapter vector."""
         return self.blocks[-1].stop
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-length embeddings, float32 (n, d), of images after the trunk, with gradients."""
+        return self._embed(self.clip.encode_image, images)
+
+    def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Unit-length embeddings, float32 (n, d), of token rows (n, length), with gradients."""
+        return self._embed(self.clip.encode_text, tokens)
+
+    def _embed(self, encode: Callable[..., torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return encode(inputs.to(self.device), normalize=True).float().cpu()
 
     def get(self) -> Vector:
         """The adapter vector, float32 (p,)."""
@@ -132,11 +148,29 @@ def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
     return found["visual"] + found["text"]
 
 
-def attach(base: backbone.Backbone, lora: LoraConfig, seed: int) -> AdaptedModel:
+def device_of(config: ModelConfig) -> torch.device:
+    """Where the towers run in this process. Raises ConfigError where a GPU is asked for and there is none."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ConfigError("model.device=cuda: torch sees no GPU in this process; give it one (--client-gpus) or set auto")
+    if config.device == "cpu" or not there:
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # as exact as the matrix products are
+    return torch.device("cuda")
+
+
+def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfig | None = None) -> AdaptedModel:
     """LoRA on a backbone (which is changed in place), A drawn from N(0, 1 / fan-in) by `seed`, B = 0: theta_0.
+
+    how: device, precision and checkpointing.
 
     The draw is numpy's, so that every host gets the same theta_0 whatever its version of torch.
     """
+    how = how or ModelConfig()
+    device = device_of(how)
+    base.model.to(device)
+    if how.checkpointing:
+        base.model.set_grad_checkpointing(True)
     exactly = "|".join(re.escape(n) for n in target_modules(base.model, lora))  # a list would match by suffix
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=exactly)
     model = peft.get_peft_model(base.model, config)
@@ -164,15 +198,16 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int) -> AdaptedModel
             for module, name in ((inner, "in_proj_weight"), (inner.out_proj.base_layer, "weight")):
                 merged.append((module, name, getattr(module, name).detach().clone()))
     parameters = tuple(named[n] for n in order)
-    initial = torch.cat([p.detach().reshape(-1) for p in parameters]).numpy()
-    return AdaptedModel(base, model, tuple(blocks), parameters, initial, tuple(merged), backbone.cut_trunk(base))
+    initial = torch.cat([p.detach().reshape(-1) for p in parameters]).cpu().numpy()
+    trunk, half = backbone.cut_trunk(base), how.precision == "bfloat16"
+    return AdaptedModel(base, model, tuple(blocks), parameters, initial, tuple(merged), trunk, device, half)
 
 
 @lru_cache(maxsize=1)
 def load(model: ModelConfig, lora: LoraConfig, seed: int) -> AdaptedModel:
     """The adapted model of an experiment, one a process. Its adapters hold whatever was `set` last."""
     backbone.load.cache_clear()  # attach changes the backbone in place
-    adapted = attach(backbone.load(model), lora, seed)
+    adapted = attach(backbone.load(model), lora, seed, model)
     backbone.load.cache_clear()
     return adapted
 

@@ -89,6 +89,7 @@ def cut_trunk(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
     """
     visual = backbone.model.visual
     probe = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(next(visual.parameters()).device)
     before = backbone.model.encode_image(probe)
     stages: list[Callable[[torch.Tensor], torch.Tensor]] = []
     undo: list[Callable[[], Any]] = []

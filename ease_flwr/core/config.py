@@ -108,6 +108,12 @@ class ModelConfig(Section):
     """Per-channel mean of the image normalisation (0..1 scale); the default is OpenAI's. A base-model .json brings its own."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Per-channel standard deviation of the image normalisation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the towers run (node config `device` says it for one host); auto: on a GPU if the process was given one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the towers; with bfloat16 (autocast) adapters, their gradients and the loss stay float32."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept: less memory, a third more work."""
 
 
 class LoraConfig(Section):
