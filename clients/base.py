@@ -18,10 +18,9 @@ import psutil
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
-from ease_flwr.core import config
+from ease_flwr.core import cache, config
 from ease_flwr.core.machine import peak_memory
 from ease_flwr.core.messages import Instruction, read_instruction
-from ease_flwr.core.paths import kept_array
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 
 if TYPE_CHECKING:
@@ -183,9 +182,9 @@ class LoraClient(NumPyClient):
         """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are."""
         e, key = self.experiment, ""
         if e.data.cache:
-            images = hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
-            key = config.digest("trunk", e.model, config.weights_sha256(e.model), e.lora, images)
-        return encode(self.model, pairs, e.data.cache, key)
+            images = pairs.key or hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
+            key = config.digest("trunk", e.model, config.weights_sha256(e.model), e.lora, e.data.cache_half, images)
+        return encode(self.model, pairs, e.data, key)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit-length embeddings of a batch of the training data, (b, d) each, with gradients."""
@@ -287,25 +286,27 @@ MODELS_KEPT = 12
 """Models whose embeddings a process keeps: clients that share a process judge the same models and partly the same pairs."""
 
 
-def encode(model: AdaptedModel, pairs: Pairs, cache: str = "", key: str = "") -> Encoded:
+def encode(model: AdaptedModel, pairs: Pairs, data: config.DataConfig | None = None, key: str = "") -> Encoded:
     """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are. A caption list that is shorter
-    than the longest one is filled by repeating it. cache, key: folder and name under which the trunk's output is kept."""
+    than the longest one is filled by repeating it. data, key: where and under which name the trunk's output is kept."""
     import torch
+
+    data = data or config.DataConfig()
 
     if pairs in _encoded and _encoded[pairs][0] is model:
         return _encoded[pairs][1]
     captions = max(len(c) for c in pairs.captions)
     texts = [c[i % len(c)] for c in pairs.captions for i in range(captions)]
 
-    def through() -> NDArray[Any]:
+    def through(start: int, stop: int) -> NDArray[Any]:
         with torch.no_grad():
-            batches = (model.base.normalise(pairs.images[i : i + 128]) for i in range(0, len(pairs), 128))
-            parts = [model.trunk(batch.to(model.device)).cpu() for batch in batches]
-        return torch.cat(parts).numpy()
+            batches = (model.base.normalise(pairs.images[i : min(i + 128, stop)]) for i in range(start, stop, 128))
+            out = torch.cat([model.trunk(batch.to(model.device)).cpu() for batch in batches])
+        return out.bfloat16().view(torch.int16).numpy() if data.cache_half else out.numpy()  # NumPy knows no bfloat16
 
-    result = Encoded(
-        torch.from_numpy(kept_array(cache, key, through)), model.base.tokenize(texts).view(len(pairs), captions, -1)
-    )
+    images = torch.from_numpy(cache.kept(data.cache if key else "", key, len(pairs), through, data.cache_limit))
+    images = images.view(torch.bfloat16) if data.cache_half else images
+    result = Encoded(images, model.base.tokenize(texts).view(len(pairs), captions, -1))
     _encoded[pairs] = (model, result)
     return result
 

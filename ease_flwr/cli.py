@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ease_flwr import cli_operator
+from ease_flwr import cli_data, cli_operator
 from ease_flwr.cli_shared import CPUS, GPUS, SUPERLINK, mistakes
 from ease_flwr.core import config
 
@@ -235,3 +235,4 @@ for command in cli_operator.COMMANDS:
     app.command()(command)
 for name, group in cli_operator.GROUPS.items():
     app.add_typer(group, name=name)
+app.add_typer(cli_data.data, name="data")

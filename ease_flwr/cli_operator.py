@@ -153,23 +153,5 @@ def deploy_demo(
         raise typer.Exit(deployment.demo(folder, lambda line: print(line, flush=True)))
 
 
-data = typer.Typer(no_args_is_help=True, help="A host's own data.")
-
-
-@data.command("check")
-def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")]) -> None:
-    """Read every image and every caption of a folder; say what is wrong with it, and how many there are."""
-    with mistakes("data check"):
-        from ease_flwr.data import karpathy
-
-        counts, problems = karpathy.check(str(root.absolute()))
-    for problem in problems[:20]:
-        print(problem)
-    print(", ".join(f"{count} {what}" for what, count in counts.items()))
-    if problems:
-        print(f"ease data check: {len(problems)} problems" + (", the first 20 are above" if len(problems) > 20 else ""))
-        raise typer.Exit(1)
-
-
-GROUPS = {"deploy": deploy, "data": data}
+GROUPS = {"deploy": deploy}
 COMMANDS = (resume, forget, learn, purge, receipt, verify)

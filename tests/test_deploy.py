@@ -20,7 +20,7 @@ from ease_flwr import cli, deploy
 from ease_flwr.client_app import on_host
 from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.data import karpathy
+from ease_flwr.data import formats
 from tests.photographs import write_photographs
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
@@ -128,14 +128,14 @@ def test_three_kinds_of_index_say_the_same(tmp_path):
         for i in index
     ]
     (tmp_path / "json" / "captions.json").write_text(json.dumps(plain))
-    found = [karpathy.read_index(str(tmp_path / name)) for name in ("karpathy", "csv", "json")]
+    found = [formats.read_index(str(tmp_path / name)) for name in ("karpathy", "csv", "json")]
     told = [{s: [(e.file.name, e.captions, e.label) for e in entries] for s, entries in splits.items()} for splits in found]
     assert told[0] == told[1] == told[2]
 
 
 def test_an_index_without_splits_is_split_by_name():
-    splits = [karpathy.drawn_split(f"image-{i}.jpg") for i in range(1000)]
-    assert splits == [karpathy.drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    splits = [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    assert splits == [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
     assert 60 < splits.count("val") < 140
     assert 60 < splits.count("test") < 140
 
@@ -203,7 +203,7 @@ def test_what_a_host_keeps_on_disk_changes_nothing(tmp_path):
         experiment = on_host(small_experiment(**config), {**node, "cache": cache})
         client = Contrastive(experiment, "north", hosts_data.load(experiment.data, 0), Memory())
         found.append((client.data.train.images, client.encode(client.data.train).images))
-        kept = sorted(p.name for p in (tmp_path / "cache").glob("*"))
+        kept = sorted(p.name for p in (tmp_path / "cache").glob("*.npy"))
         assert len(kept) == (0 if not cache else 2)
     for images, activations in found[1:]:
         assert (images == found[0][0]).all()
@@ -212,4 +212,4 @@ def test_what_a_host_keeps_on_disk_changes_nothing(tmp_path):
     (tmp_path / "data" / "images" / "train-0.png").touch()  # changed: read again
     hosts_data.load.cache_clear()
     _ = hosts_data.load(experiment.data, 0).client("north").train
-    assert len(list((tmp_path / "cache").glob("*"))) == 3
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3

@@ -63,9 +63,9 @@ class AdaptedModel:
     """Frozen weights that peft changes: (module, name, value). See `set`."""
     trunk: Callable[[torch.Tensor], torch.Tensor]
     """Frozen beginning of the image tower; `encode_image` takes its output. See backbone.cut_trunk."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     """Where the towers are. Everything else stays on the CPU: a message, the data, the loss."""
-    half: bool = False
+    half: bool
     """Whether the towers run in bfloat16."""
 
     @property
@@ -80,7 +80,7 @@ class AdaptedModel:
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings, float32 (n, d), of images after the trunk, with gradients."""
-        return self._embed(self.clip.encode_image, images)
+        return self._embed(self.clip.encode_image, images.float())
 
     def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings, float32 (n, d), of token rows (n, length), with gradients."""

@@ -50,16 +50,17 @@ class BackdoorConfig(Section):
 
 
 class DataConfig(Section):
-    kind: Literal["personas", "karpathy", "folder"] = "personas"
+    kind: Literal["personas", "photographs", "folder"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
     clients: int = Field(8, ge=2)
     """Number of clients; they are named client-0, client-1, ..."""
     names: tuple[str, ...] = ()
     """folder: what the clients' hosts call themselves."""
     root: str = ""
-    """karpathy: folder with an index and images/. folder: a host's own, from its node config `data-root`."""
+    """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
+    `data-root`."""
     alpha: float = Field(0.5, gt=0)
-    """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (karpathy)."""
+    """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (photographs)."""
 
     exclusive: int = Field(5, ge=1)
     """personas: how many each client alone knows."""
@@ -82,17 +83,26 @@ class DataConfig(Section):
     test_scenes: int = Field(600, ge=8)
     """personas: base scenes in the global test gallery."""
     unseen: int = Field(240, ge=8)
-    """Public pairs that nobody trains on (personas: of strangers; karpathy: of the validation split)."""
+    """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split)."""
 
-    partition: Literal["iid", "dirichlet", "label"] = "label"
-    """karpathy: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts."""
+    partition: Literal["iid", "dirichlet", "label", "file"] = "label"
+    """photographs: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts. file: as
+    `parts` says."""
+    parts: str = ""
+    """photographs, partition "file": a JSON file {"names": {CLIENT: [image names]}}; `ease data deal` writes one."""
+    labels: str = ""
+    """photographs: a JSON file {"names": {image name: label}} in place of the index's labels; `ease data cluster` writes it."""
     mixed: float = Field(0.4, ge=0, le=1)
-    """karpathy, partition "label": share of every client's pairs that is shuffled among all clients."""
+    """photographs, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
-    """karpathy, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
+    """photographs, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
     cache: str = ""
     """Folder of a host (node config `cache`) where decoded images and what the frozen trunk makes of them are kept for the
     process of the next message; "" is nowhere."""
+    cache_limit: float = Field(50, gt=0)
+    """GiB that this folder may hold; what was used longest ago is deleted first."""
+    cache_half: bool = False
+    """Whether bfloat16 is enough for what the trunk makes of images: half the memory, gradients nearly the same."""
     backdoor: BackdoorConfig = BackdoorConfig()
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ease_flwr.core.config import Experiment
 
@@ -24,21 +20,6 @@ def default_folder(experiment: Experiment, strategy: str) -> Path:
     """A new folder name for a run: what it is, and when it began."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return home() / f"{experiment.name}-{strategy}-seed{experiment.seed}-{stamp}"
-
-
-def kept_array(folder: str, key: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """An array from folder/KEY.npy, memory-mapped, or computed now and left there; without a folder computed."""
-    if not folder:
-        return compute()
-    file = Path(folder) / f"{key}.npy"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".partial-{os.getpid()}")
-        with partial.open("wb") as f:
-            np.save(f, compute(), allow_pickle=False)
-        partial.replace(file)
-    found: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
-    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A real federation: every host has a folder of its own, laid out as ease_flwr/data/karpathy.py says.
+"""A real federation: every host has a folder of its own, laid out as ease_flwr/data/formats.py says.
 
 `data.names` are the clients; where a client's folder is, its host says (node config `data-root`). The server has no data.
 """
@@ -11,8 +11,9 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
-from ease_flwr.data.karpathy import Photographs, read_index
+from ease_flwr.data.formats import read_index
 from ease_flwr.data.pairs import Pairs
+from ease_flwr.data.photographs import Photographs
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,11 +19,13 @@ class Pairs:
 
     images: uint8, (n, height, width, 3).  captions: n tuples of one or more sentences.
     labels: n strings, what a pair is about (a persona, a topic; "" where nothing is known).
+    key: identity of the images where the host keeps them on disk, or "".
     """
 
     images: NDArray[np.uint8]
     captions: tuple[tuple[str, ...], ...]
     labels: tuple[str, ...]
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.captions) == len(self.labels):

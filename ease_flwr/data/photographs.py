@@ -1,0 +1,209 @@
+"""Photographs with captions from local disk (layouts: ease_flwr/data/formats.py), dealt to the clients of a simulation.
+
+Images are resized on their shorter side and cropped in the centre when a client first needs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ease_flwr.core import cache
+from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig, digest
+from ease_flwr.data.formats import Entry, read_index
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
+
+
+def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
+    """The same with labels from a JSON file {name: label}, "" is none. Raises ConfigError where it does not name them all."""
+    if not file:
+        return splits
+    labels = _read_names(file, "data.labels")
+    if missing := [e.name for entries in splits.values() for e in entries if not isinstance(labels.get(e.name), str)]:
+        raise ConfigError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
+    return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
+
+
+def _read_names(file: str, field: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        return dict(found["names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
+
+
+def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarray]:
+    """Positions of the training pairs of each client: every pair once, shares as equal as the rule allows.
+
+    iid: shuffled and cut.  dirichlet: each label is split by shares from Dirichlet(alpha).  label: sorted by label and
+    cut, then `mixed` of every client's pairs is shuffled among all clients. Raises ConfigError where it cannot be done.
+    """
+    rng, k = np.random.default_rng((seed, 20)), config.clients
+    if len(labels) < 2 * k:
+        raise ConfigError(f"{len(labels)} training pairs are too few for {k} clients")
+    if config.partition == "iid":
+        parts = np.array_split(rng.permutation(len(labels)), k)
+    elif config.partition == "dirichlet":
+        buckets: list[list[int]] = [[] for _ in range(k)]
+        for label in sorted(set(labels)):
+            members = rng.permutation(np.flatnonzero(np.array(labels) == label))
+            cuts = (np.cumsum(rng.dirichlet(np.full(k, config.alpha)))[:-1] * len(members)).astype(int)
+            for bucket, share in zip(buckets, np.split(members, cuts), strict=True):
+                bucket.extend(share.tolist())
+        parts = [np.array(b, dtype=np.intp) for b in buckets]
+    else:
+        order = np.lexsort((rng.permutation(len(labels)), np.array(labels)))
+        own = [rng.permutation(p) for p in np.array_split(order, k)]
+        keep = [len(p) - round(config.mixed * len(p)) for p in own]
+        pool = rng.permutation(np.concatenate([p[n:] for p, n in zip(own, keep, strict=True)]))
+        cuts = np.cumsum([len(p) - n for p, n in zip(own, keep, strict=True)])[:-1]
+        parts = [np.concatenate([p[:n], extra]) for p, n, extra in zip(own, keep, np.split(pool, cuts), strict=True)]
+    if any(len(p) < 2 for p in parts):
+        raise ConfigError(f"data.partition={config.partition} leaves a client with less than two pairs: raise data.alpha")
+    return [np.sort(p) for p in parts]
+
+
+@dataclass(frozen=True, eq=False)
+class Photographs:
+    """The world of one data set and seed."""
+
+    config: DataConfig
+    seed: int
+    splits: dict[str, list[Entry]]
+
+    @cached_property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(f"client-{k}" for k in range(self.config.clients))
+
+    @cached_property
+    def parts(self) -> list[np.ndarray]:
+        """Positions of each client's pairs in the train split."""
+        if self.config.partition != "file":
+            return partition([e.label for e in self.splits["train"]], self.config, self.seed)
+        dealt = _read_names(self.config.parts, "data.parts")
+        where = {e.name: i for i, e in enumerate(self.splits["train"])}
+        names = [dealt.get(client, []) for client in self.clients]
+        if not all(isinstance(part, list) and len(part) > 1 for part in names):
+            raise ConfigError(
+                f"data.parts: {self.config.parts} needs two images at least for each of {', '.join(self.clients)}"
+            )
+        flat = [name for part in names for name in part]
+        if strange := [n for n in flat if n not in where]:
+            raise ConfigError(f"data.parts: {self.config.parts} names {strange[0]!r}, which is not in the train split")
+        if len(set(flat)) < len(flat):
+            raise ConfigError(f"data.parts: {self.config.parts} gives an image to two clients, or twice to one")
+        return [np.sort([where[name] for name in part]) for part in names]
+
+    def read(self, split: str, index: np.ndarray) -> Pairs:
+        """Some pairs of a split, with their images."""
+        entries = [self.splits[split][i] for i in index]
+        key = digest("images", self.side, [e.identity for e in entries]) if self.config.cache else ""
+        images = cache.kept(self.config.cache, key, len(entries), self._decode(entries), self.config.cache_limit)
+        return Pairs(images, tuple(e.captions for e in entries), tuple(e.label for e in entries), key)
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Decode everything into `data.cache`, or go on with that, and check what is there already."""
+        parts = {f"train of {name}": ("train", part) for name, part in zip(self.clients, self.parts, strict=True)}
+        parts |= {s: (s, np.arange(len(self.splits[s]))) for s in ("val", "test")}
+        for what, (split, index) in parts.items():
+            entries = [self.splits[split][i] for i in index]
+            key = digest("images", self.side, [e.identity for e in entries])
+            told = lambda line, what=what: say(f"{what}: {line}")  # noqa: E731
+            cache.kept(self.config.cache, key, len(entries), self._decode(entries), verify=True, say=told)
+
+    @property
+    def side(self) -> int:
+        return self.config.image_size or 224
+
+    def _decode(self, entries: list[Entry]) -> cache.Compute:
+        def some(start: int, stop: int) -> np.ndarray:
+            with ThreadPoolExecutor() as pool:
+                return np.stack(list(pool.map(lambda e: e.image(self.side), entries[start:stop])))
+
+        return some
+
+    @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
+    def client(self, name: str) -> PhotographsClient:
+        if name not in self.clients:
+            raise ValueError(f"no client {name!r} in this world: there are {', '.join(self.clients)}")
+        return PhotographsClient(self, self.clients.index(name))
+
+    @cached_property
+    def galleries(self) -> dict[str, Gallery]:
+        return {s: Gallery.single(self.read(s, np.arange(len(self.splits[s])))) for s in ("val", "test")}
+
+    def test_share(self, index: int, count: int) -> np.ndarray:
+        """Which of the common pairs a client judges."""
+        return np.arange(index, count, len(self.clients))
+
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
+    def unseen(self) -> Pairs:
+        pairs = self.galleries["val"].pairs
+        return pairs.take(np.arange(min(self.config.unseen, len(pairs))))
+
+    @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
+    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+        """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
+        theirs = [p[withdrawn(forget, c, self.labels(c))] for c, p in zip(self.clients, self.parts, strict=True)]
+        chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
+        return self.read("train", chosen)
+
+    def labels(self, client: str) -> tuple[str, ...]:
+        """Labels of a client's training pairs, in order."""
+        return tuple(self.splits["train"][i].label for i in self.parts[self.clients.index(client)])
+
+    def request(self, forget: ForgetConfig) -> ForgetConfig:
+        known = sorted({e.label for e in self.splits["train"]} - {""})
+        rng = np.random.default_rng((self.seed, 22))
+        targets = forget.targets
+        if forget.scenario == "class" and not targets:
+            targets = tuple(str(n) for n in rng.permutation(known)[: forget.draw])
+        if forget.scenario == "sample" and not targets:
+            drawn = (np.sort(rng.permutation(len(p))[: forget.draw]) for p in self.parts)
+            targets = tuple(f"{c}/{i}" for c, index in zip(self.clients, drawn, strict=True) for i in index)
+        wrong = [t for t in targets if t not in known]
+        if forget.scenario == "class" and (wrong or not targets):
+            raise ConfigError(f"forget.targets: no training pair has label {wrong}; labels are {', '.join(known) or 'none'}")
+        return forget.model_copy(update={"targets": targets})
+
+
+@dataclass(frozen=True, eq=False)
+class PhotographsClient:
+    """One client: what it judges are its own training pairs in its own gallery (what has been memorised?)."""
+
+    world: Photographs
+    index: int
+
+    @cached_property
+    def train(self) -> Pairs:
+        return self.world.read("train", self.world.parts[self.index])
+
+    @cached_property
+    def own(self) -> Gallery:
+        return Gallery.single(self.train)
+
+    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
+        common = self.world.galleries["test" if split == "test" else "val"]
+        share = self.world.test_share(self.index, len(common.pairs))
+        out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
+        about = {"forget": np.flatnonzero(out), "retain": np.flatnonzero(~out)}
+        sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
+        return {**sets, "test": EvaluationSet(common, share)}
+
+    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+        """Photographs of the common gallery: of other topics too, so membership is easier to tell here than it should be."""
+        return self.evaluation(split, forget)["test"].gallery.pairs
+
+
+@lru_cache(maxsize=2)
+def load(config: DataConfig, seed: int) -> Photographs:
+    """Read the index of config.root. Raises ConfigError when something is missing; images are read when they are needed."""
+    return Photographs(config, seed, labelled(read_index(config.root), config.labels))
