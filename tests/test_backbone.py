@@ -122,6 +122,27 @@ def test_weights_that_cannot_be_used(tmp_path):
         backbone.load(ModelConfig(weights=str(tmp_path / "other.safetensors")))
 
 
+def test_published_weights_come_with_their_activation_or_say_where_to_get_them(monkeypatch):
+    asked = {}
+
+    def without_network(name, pretrained, force_quick_gelu):
+        asked.update(name=name, pretrained=pretrained, gelu=force_quick_gelu)
+        raise RuntimeError("Failed to download weights\nfor tag")
+
+    monkeypatch.setattr(backbone.open_clip, "create_model", without_network)
+    with pytest.raises(ConfigError) as error:
+        backbone.load.__wrapped__(ModelConfig(name="ViT-B-32", weights="openai"))
+    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "gelu": True}
+    assert str(error.value) == (
+        "model.weights: 'openai' of ViT-B-32 is not on this machine and cannot be downloaded now (Failed to download weights "
+        "for tag): fetch open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai/ and give it as "
+        "--set model.weights=/DIR/FILE.safetensors with --set model.name=ViT-B-32-quickgelu"
+    )
+    with pytest.raises(ConfigError, match=r"fetch open_clip_model.safetensors of laion/"):
+        backbone.load.__wrapped__(ModelConfig(name="ViT-B-32", weights="laion2b_s34b_b79k"))
+    assert asked["gelu"] is False
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_trunk_and_rest_make_the_whole(tmp_path, first):
     small_config(tmp_path)

@@ -14,6 +14,22 @@ def test_every_experiment_loads(name):
     assert config.load(name).name == name
 
 
+@pytest.mark.parametrize("data", ["flickr30k", "coco", "textcaps"])
+@pytest.mark.parametrize("scenario", ["client", "class", "sample"])
+@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-L-14"])
+def test_papers_experiments_are_put_together(data, scenario, model):
+    name = data + ("" if model == "ViT-B-32" else "+l14") + ("" if scenario == "client" else f"+{scenario}")
+    found = config.load(name)
+    assert (found.name, found.model.name, found.model.weights, found.forget.scenario) == (name, model, "openai", scenario)
+    assert found.model.checkpointing == (model == "ViT-L-14")
+    assert bool(found.forget.targets) == (scenario == "client")
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ConfigError, match=r"^no variant 'l15': there are bf16, class, l14, sample, top6$"):
+        config.load("flickr30k+class+l15")
+
+
 @pytest.mark.parametrize("name", halves.names("strategies"))
 def test_every_strategy_loads(name):
     kind = strategies.load(name)
@@ -64,7 +80,7 @@ def test_mistakes_are_one_line(overrides, line):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are flickr8k, flickr8k_sample, hospitals, "):
+    with pytest.raises(ConfigError, match=r"^no experiment 'persona': there are coco, flickr30k, flickr8k, flickr8k_sample, hospitals, "):
         config.load("persona")
     with pytest.raises(ConfigError, match=r"^no 'eas' in strategies/: there are ascent, ccu, "):
         strategies.load("eas")

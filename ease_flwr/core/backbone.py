@@ -202,6 +202,10 @@ def read_base(path: Path) -> Backbone:
     return Backbone(model, tokenizer, image["size"], tuple(image["mean"]), tuple(image["std"]))
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _weights_path(weights: str) -> Path:
     return Path(weights) if Path(weights).is_absolute() else APP / weights
 
@@ -226,15 +230,29 @@ def _open_clip(config: ModelConfig) -> Backbone:
             f"model.weights: {weights!r} is neither a file (.json, .safetensors) nor a pretrained tag of {name}: "
             f"{', '.join(open_clip.list_pretrained_tags_by_model(name))}"
         )
+    tag = "" if from_file else weights
+    published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = open_clip.create_model(name, pretrained=None if from_file or not weights else weights)
+        try:
+            model = open_clip.create_model(name, pretrained=tag or None, force_quick_gelu=bool(published.get("quick_gelu")))
+        except (OSError, RuntimeError) as error:
+            if not tag:
+                raise
+            source = (
+                f"open_clip_model.safetensors of {published['hf_hub']}" if published.get("hf_hub") else published.get("url")
+            )
+            gelu = f" with --set model.name={name}-quickgelu" if published.get("quick_gelu") else ""
+            raise ConfigError(
+                f"model.weights: {tag!r} of {name} is not on this machine and cannot be downloaded now ({_line(error)}): fetch "
+                f"{source} and give it as --set model.weights=/DIR/FILE.safetensors{gelu}"
+            ) from None
     if from_file:
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ConfigError(f"model.weights: {path} does not fit {name}: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(f"model.weights: {path} does not fit {name}: {_line(error)}") from None
     size = model.visual.image_size
     side = size[0] if isinstance(size, (tuple, list)) else size
     backbone = Backbone(model, open_clip.get_tokenizer(name), int(side), config.mean, config.std)

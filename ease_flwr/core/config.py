@@ -1,7 +1,8 @@
 """What an experiment is: YAML and `key=value` in, frozen objects out. Every field is documented here and nowhere else.
 
-An experiment is read from conf/experiment/NAME.yaml; dotted keys (`forget.targets=client-4`) override single
-fields. This module imports neither torch nor flwr, so that a mistake is answered at once.
+An experiment is read from conf/experiment/NAME.yaml, then from conf/variant/ what NAME+VARIANT+... adds to it; dotted keys
+(`forget.targets=client-4`) override single fields. This module imports neither torch nor flwr, so that a mistake is answered
+at once.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ class AuditConfig(Section):
 
 class Experiment(Section):
     name: str = "personas"
-    """Name of the experiment; conf/experiment/NAME.yaml."""
+    """Name of the experiment, with its variants: conf/experiment/NAME.yaml and conf/variant/."""
     seed: int = Field(0, ge=0)
     """Decides the world, the partition, the adapters at the start and every order of data."""
     data: DataConfig = DataConfig()
@@ -318,7 +319,7 @@ class Experiment(Section):
 
 
 def choices(group: str) -> list[str]:
-    """Names in a configuration group, "experiment" or "strategy"."""
+    """Names in a configuration group: "experiment", "variant" or "strategy"."""
     return sorted(p.stem for p in (APP / "conf" / group).glob("*.yaml"))
 
 
@@ -383,11 +384,23 @@ def validate(model: type[M], values: dict[str, Any], where: str) -> M:
 
 
 def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """The experiment of conf/experiment/NAME.yaml with these dotted keys changed. Raises ConfigError."""
-    values = {"name": name, **read_yaml("experiment", name)}
+    """The experiment NAME or NAME+VARIANT+... with these dotted keys changed. Raises ConfigError."""
+    first, *variants = name.split("+")
+    values = {"name": name, **read_yaml("experiment", first)}
+    for variant in variants:
+        _merge(values, read_yaml("variant", variant))
     for key, value in (overrides or {}).items():
         assign(values, key, value)
     return validate(Experiment, values, f"experiment {name}")
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Put what changes into values, section by section."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
 
 
 class Submission(Section):
