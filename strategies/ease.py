@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from ease_flwr.core.config import ConfigError, Section, TrainConfig, searched
@@ -88,6 +89,9 @@ class Ease(Assisted):
         depend on exclusive directions, and what is left of them without."""
         energy: float = Field(0.99, gt=0, le=1)
         """Share of squared update norm that a client's basis holds."""
+        crowd: float = Field(0.5, gt=0, le=1)
+        """Share of a block's dimensions that the retained clients' bases may have in all, each an equal part. A crowded block
+        has hardly anything left outside; and work grows with the square of it."""
         subspace: Literal["unique", "whole", "random"] = "unique"
         """What is excised. The others are foils: the whole forget subspace, or as many random directions."""
         project: bool = True
@@ -153,7 +157,7 @@ class Ease(Assisted):
             theirs, others = sources
         else:
             theirs, others = self.probe("forget"), self.probe("retain")
-        scope, tau, angles = self.chosen(theta, theirs, others)
+        scope, tau, (angles, shared) = self.chosen(theta, theirs, others)
         self.spans = blocks_of(self.setting.blocks, scope)
         if bke and not staying:
             self.snapshot["teacher"] = self.excised(theta, self.bases(p.teacher_tau, angles), self.spans)
@@ -174,7 +178,10 @@ class Ease(Assisted):
             for a, tower, (i, j) in zip(angles, self.towers(), self.spans, strict=True)
         ]
         if gsd == "history":
-            self.facts["overlap"] = self.overlaps(history)
+            names = [*self.setting.leaving, *self.setting.clients]
+            order = np.argsort(names)
+            matrix = shared[np.ix_(order, order)].round(3).tolist()
+            self.facts["overlap"] = {"clients": sorted(names), "matrix": matrix}
         return start
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
@@ -222,8 +229,8 @@ class Ease(Assisted):
             columns = [history.columns(n) for n in who]
         return [partial(_rows, c) for c in columns]
 
-    def chosen(self, theta: Vector, forget: Sequence[Rows], retain: Sequence[Rows]) -> tuple[Scope, float, list[Angles]]:
-        """Scope and threshold, and the angles in that scope: as set, or by one federated exchange on validation pairs.
+    def chosen(self, theta: Vector, forget: Sequence[Rows], retain: Sequence[Rows]) -> tuple[Scope, float, Measured]:
+        """Scope and threshold, and what was measured in that scope: as set, or by one federated exchange on validation pairs.
 
         Of all candidates that cost the retained clients no more than `drop` of their recall the shallowest that brings what is
         to be forgotten to the level of unseen pairs, or comes nearest to it; measured as cross-entropy of the partner. Where
@@ -232,7 +239,7 @@ class Ease(Assisted):
         p = self.params
         scopes: list[Scope] = [p.scope] if p.scope else ["tensor", "tower", "vector"]
         taus = [p.tau] if p.tau is not None else sorted(p.taus)
-        measured = {s: self.angles(forget, retain, blocks_of(self.setting.blocks, s)) for s in scopes}
+        measured = {s: self.measure(forget, retain, blocks_of(self.setting.blocks, s)) for s in scopes}
         if len(scopes) * len(taus) == 1:
             return scopes[0], taus[0], measured[scopes[0]]
         models = {"as it is": theta}
@@ -242,7 +249,7 @@ class Ease(Assisted):
             for tau in taus:
                 label = f"{scope} {tau}"
                 options[label] = scope, tau
-                models[label] = self.excised(theta, self.bases(tau, measured[scope]), spans)
+                models[label] = self.excised(theta, self.bases(tau, measured[scope].angles), spans)
         draw = np.random.default_rng((self.setting.experiment.seed, 30)).permutation(self.setting.clients)
         judges = sorted({*self.setting.holders, *draw[: (len(draw) + 1) // 2].tolist()})
         found = self.setting.federation.validate(models, judges, self.setting.forget, self.cost)
@@ -262,36 +269,19 @@ class Ease(Assisted):
         self.setting.federation.say(f"[forget] calibrated: scope {scope}, tau {tau}")
         return scope, tau, measured[scope]
 
-    def angles(self, forget: Sequence[Rows], retain: Sequence[Rows], spans: list[tuple[int, int]]) -> list[Angles]:
-        """Principal angles of the forgotten updates to the retained ones, block by block."""
+    def measure(self, forget: Sequence[Rows], retain: Sequence[Rows], spans: list[tuple[int, int]]) -> Measured:
+        """Principal angles of the forgotten updates to the retained ones, block by block, and what any two clients share."""
         import torch
 
         from ease_flwr.core import subspaces
 
-        found, energy = [], self.params.energy
-        for start, stop in spans:
-            theirs, *others = (torch.from_numpy(rows(start, stop)).double() for rows in (_beside(forget), *retain))
-            u_f = subspaces.basis(theirs, energy)
-            u_r = subspaces.join([subspaces.basis(m, energy) for m in others])
-            found.append(subspaces.principal_angles(u_f, u_r))
-        return found
-
-    def overlaps(self, history: History) -> dict[str, Any]:
-        """How much every two clients' subspaces share: ||U_i^T U_j||_F^2 / min(q_i, q_j), 0 to 1, mean over blocks."""
-        import torch
-
-        from ease_flwr.core import subspaces
-
-        names = sorted({*self.setting.clients, *self.setting.leaving})
-        matrix = np.zeros((len(names), len(names)))
-        for start, stop in self.spans:
-            bases = [
-                subspaces.basis(torch.from_numpy(history.columns(n, start, stop)).double(), self.params.energy) for n in names
-            ]
-            for i, a in enumerate(bases):
-                for j, b in enumerate(bases):
-                    matrix[i, j] += float((a.T @ b).square().sum()) / max(1, min(a.shape[1], b.shape[1])) / len(self.spans)
-        return {"clients": names, "matrix": matrix.round(3).tolist()}
+        p, angles, shared = self.params, [], []
+        for start, stop, theirs, others in at_once(spans, forget, retain):
+            most = min(64, max(1, int(p.crowd * (stop - start) / len(others))))
+            support = subspaces.Support([subspaces.basis(m, p.energy, most) for m in others])
+            angles.append(subspaces.principal_angles(subspaces.basis(torch.cat(theirs, dim=1), p.energy), support))
+            shared.append(support.shared_with([subspaces.basis(m, p.energy) for m in theirs]).numpy())
+        return Measured(angles, np.mean(shared, axis=0))
 
     def bases(self, tau: float, angles: list[Angles]) -> list[Tensor]:
         """What is excised at a threshold, an orthonormal basis (p_b, q_b) for each block."""
@@ -326,12 +316,41 @@ class Ease(Assisted):
         return [{b.tower for b in self.setting.blocks if start <= b.start < stop} for start, stop in self.spans]
 
 
+class Measured(NamedTuple):
+    """Of all blocks of a scope."""
+
+    angles: list[Angles]
+    shared: NDArray[np.float64]
+    """Mean over the blocks of what every two clients' subspaces have in common; those who leave come first."""
+
+
 def _rows(columns: Vector, start: int, stop: int) -> Vector:
     return columns[start:stop]
 
 
-def _beside(sources: Sequence[Rows]) -> Rows:
-    return lambda start, stop: np.concatenate([rows(start, stop) for rows in sources], axis=1)
+def at_once(
+    spans: list[tuple[int, int]], forget: Sequence[Rows], retain: Sequence[Rows], most: int = 2**27
+) -> Iterator[tuple[int, int, list[Tensor], list[Tensor]]]:
+    """(start, stop, updates of the first, updates of the others) block by block, float64 (stop - start, T) each.
+
+    Several blocks are read at once, up to `most` numbers of all clients, as every read opens each round's file.
+    """
+    import torch
+
+    i = 0
+    while i < len(spans):
+        first = forget[0](*spans[i])
+        rows = most // (first.shape[1] * (len(forget) + len(retain)))
+        j = i + 1
+        while j < len(spans) and spans[j][1] - spans[i][0] <= rows:
+            j += 1
+        begin, end = spans[i][0], spans[j - 1][1]
+        theirs, others = ([source(begin, end) for source in who] for who in (forget, retain))
+        for start, stop in spans[i:j]:
+            part = slice(start - begin, stop - begin)
+            now = [[torch.from_numpy(c[part]).double() for c in who] for who in (theirs, others)]
+            yield start, stop, now[0], now[1]
+        i = j
 
 
 def blocks_of(blocks: tuple[Block, ...], scope: Scope) -> list[tuple[int, int]]:

@@ -48,7 +48,7 @@ def test_a_sketch_of_sufficient_rank_spans_the_same_subspace(tmp_path_factory, s
     assert torch.allclose(full @ full.T, sketch @ sketch.T, atol=1e-3 * float((full @ full.T).abs().max()))
     u, v = subspaces.basis(full, 0.999), subspaces.basis(sketch, 0.999)
     assert u.shape == v.shape
-    assert subspaces.principal_angles(u, v).sines.max() < 1e-3
+    assert subspaces.principal_angles(u, subspaces.Support([v])).sines.max() < 1e-3
 
 
 def test_a_sketch_that_is_too_small_keeps_the_leading_directions(tmp_path):
@@ -59,5 +59,5 @@ def test_a_sketch_that_is_too_small_keeps_the_leading_directions(tmp_path):
     assert sketch.shape == (60, 4)
     lost = 1 - float((sketch**2).sum() / (full**2).sum())
     assert lost < 2**-7
-    angles = subspaces.principal_angles(torch.from_numpy(u[:, :2]), torch.linalg.qr(sketch)[0])
+    angles = subspaces.principal_angles(torch.from_numpy(u[:, :2]), subspaces.Support([torch.linalg.qr(sketch)[0]]))
     assert angles.sines.max() < 0.05

@@ -58,8 +58,8 @@ class History:
         parts = []
         for file in files:
             with safe_open(file, framework="pt") as f:
-                parts.append(f.get_slice("columns")[start:stop].float())
-        return torch.cat(parts, dim=1).numpy()
+                parts.append(f.get_slice("columns")[start:stop].T.float())
+        return torch.cat(parts).numpy().T
 
     def rounds(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Round by round, the weighted update (p,) of each client that took part, by name.
