@@ -231,6 +231,25 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
         print(runs_summary.summary(runs), end="")
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="startup, round, gsd or large; see the file of that name in benchmarks/.")],
+    to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
+) -> None:
+    """Measure what something costs on this machine: one of benchmarks/, which is part of the checkout."""
+    import subprocess
+
+    with mistakes("bench"):
+        there = sorted(p.stem for p in (config.APP / "benchmarks").glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
+        if name not in there:
+            raise config.ConfigError(
+                f"no benchmark {name!r} in {config.APP / 'benchmarks'}: there are {', '.join(there) or 'none'}"
+            )
+        if not to.absolute().parent.is_dir():
+            raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
+        raise typer.Exit(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", str(to.absolute())], cwd=config.APP))
+
+
 for command in cli_operator.COMMANDS:
     app.command()(command)
 for name, group in cli_operator.GROUPS.items():

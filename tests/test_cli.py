@@ -1,6 +1,7 @@
 """The command line: light, and honest about mistakes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -103,6 +104,14 @@ def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stdout.strip() == "[]"  # nothing heavy was imported
     assert not list(tmp_path.iterdir())
+
+
+def test_benchmarks_are_named(tmp_path):
+    said = CliRunner().invoke(app, ["bench", "rounds"])
+    assert said.exit_code == 2
+    assert re.search(r"ease bench: no benchmark 'rounds' in .*: there are gsd, large, round, startup$", said.output.strip())
+    said = CliRunner().invoke(app, ["bench", "gsd", "--to", str(tmp_path / "nowhere" / "x.json")])
+    assert "no folder" in said.output
 
 
 def test_run_folder_that_holds_something_is_left_alone(tmp_path):
