@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-SETTINGS = {"data.clients": 10, "evaluation.every": 0}
+SETTINGS = {"data.clients": 10, "data.exclusive": 4, "evaluation.every": 0}
 WARM = 2
 
 
@@ -69,7 +69,7 @@ def bare_rounds(rounds: int) -> list[float]:
     workers = [spawn.Process(target=bare, args=(k, rounds, together, seconds)) for k in range(2)]
     for worker in workers:
         worker.start()
-    found = [seconds.get() for _ in range(2 * rounds)]
+    found = [seconds.get(timeout=120) for _ in range(2 * rounds)]
     for worker in workers:
         worker.join()
     return [max(found[2 * r : 2 * r + 2]) for r in range(WARM, rounds)]

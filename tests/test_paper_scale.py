@@ -17,7 +17,7 @@ def test_vit_b_32_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path))
     write(tmp_path / "set", train=36, val=6, test=6)
     small = "learn.rounds=1 learn.average=1 learn.batch=12 strategy.rounds=1 strategy.tau=0.5 hold.rounds=1 evaluation.every=0"
-    small += f" data.clients=3 data.unseen=6 data.cache={tmp_path}/cache model.context=16 evaluation.equal=false model.weights="
+    small += f" data.clients=3 data.unseen=8 data.cache={tmp_path}/cache model.context=16 evaluation.equal=false model.weights="
     run_config = {
         **RUN_CONFIG,
         "experiment": "flickr30k+top6+bf16",
