@@ -238,10 +238,11 @@ class Story:
             return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history), history)
 
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
+        files = [config.file_sha256(f) for f in (experiment.data.labels, experiment.data.parts, experiment.model.weights)]
         kept = experiment.history if record else None
         order = (experiment.evaluation.order_seed, kept, phase, rounds, first, overlap, record, who.clients, who.forget)
         decided = lock is None and experiment.data.kind != "folder"  # hosts' own data are not among the settings
-        return self.run.phase(name, compute, (*settings, *order, adapters.sha256(theta)) if decided else ())
+        return self.run.phase(name, compute, (*settings, *files, *order, adapters.sha256(theta)) if decided else ())
 
     # ---- the end -----------------------------------------------------------------------------------------------------------
 

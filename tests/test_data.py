@@ -1,9 +1,11 @@
 """Photographs from local disk: a small set of exactly that format, the partitions, and every way it can be broken."""
 
 import contextlib
+import io
 import json
 import os
 import re
+import tarfile
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from ease_flwr import cli
 from ease_flwr.core import cache
 from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import formats, photographs
-from tests.photographs import FAULTS, HARMLESS, WRITERS, write_layout, write_photographs
+from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, write_photographs
 
 
 def config(root, **changes):
@@ -116,6 +118,21 @@ def test_every_layout_says_the_same(tmp_path, layout):
     assert abs(int(white.image(8)[0, 0, 0]) - 30) < 3  # picture i of a split is grey of value 10 i
     counts, problems = formats.check(str(tmp_path))
     assert (counts["images"], problems) == (20 if layout != "textcaps" else 16, [])
+
+
+def test_shards_with_folders_inside(tmp_path):
+    content = next(samples())["content"]
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for split in ("train", "val", "test"):
+            about = json.dumps({"caption": f"one of {split}", "split": split}).encode()
+            for name, inside in (("a.json", about), ("a.jpg", content), ("a.seg.png", b"")):
+                info = tarfile.TarInfo(f"./{split}/{name}")
+                info.size = len(inside)
+                tar.addfile(info, io.BytesIO(inside))
+    found = formats.read_index(str(tmp_path))
+    assert {s: [(e.name, e.captions) for e in entries] for s, entries in found.items()} == {
+        s: [(f"{s}/a.jpg", (f"one of {s}",))] for s in ("train", "val", "test")
+    }
 
 
 def test_published_sets_are_counted(tmp_path):

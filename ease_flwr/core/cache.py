@@ -80,8 +80,9 @@ def _fill(file: Path, count: int, compute: Compute, verify: bool, say: Callable[
         rows = compute(start, stop)
         if array is None or array.dtype != rows.dtype or array.shape[1:] != rows.shape[1:]:
             array, known = open_memmap(partial, mode="w+", dtype=rows.dtype, shape=(count, *rows.shape[1:])), {}
-            with partial.open("r+b") as f:  # a disk that is too small says so here; later it would end the process
-                os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
+            if hasattr(os, "posix_fallocate"):  # a disk that is too small says so here; later it would end the process
+                with partial.open("r+b") as f:
+                    os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
         array[start:stop] = rows
         array.flush()
         known[str(start)] = _sha256(rows)

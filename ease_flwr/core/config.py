@@ -473,9 +473,13 @@ def code_hash(*patterns: str) -> str:
 
 def weights_sha256(model: ModelConfig) -> str:
     """Of the base model's file; where there is none, of its name: all hosts must have the same."""
-    path = APP / model.weights  # of an absolute path, that path
-    content = path.read_bytes() if model.weights and path.is_file() else f"{model.name} {model.weights}".encode()
-    return hashlib.sha256(content).hexdigest()
+    return file_sha256(model.weights) or hashlib.sha256(f"{model.name} {model.weights}".encode()).hexdigest()
+
+
+def file_sha256(file: str) -> str:
+    """Of a file named by a setting, by its absolute path or inside the app; "" where there is none."""
+    path = APP / file  # of an absolute path, that path
+    return hashlib.sha256(path.read_bytes()).hexdigest() if file and path.is_file() else ""
 
 
 CODE = ("ease_flwr/**/*.py", "strategies/**/*.py", "clients/**/*.py")

@@ -237,14 +237,16 @@ def _shard(file: Path) -> Iterator[Entry]:
     with tarfile.open(file, "r:") as shard:
         for member in shard:
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            key, _, ending = member.name.partition(".")
+            folder, _, name = member.name.removeprefix("./").rpartition("/")
+            stem, _, ending = name.partition(".")
+            key = f"{folder}/{stem}"
             if not member.isfile() or ending.lower() not in (*PICTURES, "txt", "json"):
                 continue
             sample = about.setdefault(key, {"captions": [], "label": "", "split": ""})
             if ending.lower() in PICTURES:
                 if "at" in sample:
                     raise ValueError(f"{key} has two images")
-                sample["at"] = member.name, member.offset_data, member.size
+                sample["at"] = member.name.removeprefix("./"), member.offset_data, member.size
                 continue
             content = shard.extractfile(member)
             text = content.read().decode("utf-8") if content else ""
@@ -252,7 +254,10 @@ def _shard(file: Path) -> Iterator[Entry]:
                 sample["captions"] += text.splitlines()
             else:
                 said = json.loads(text)
-                sample["captions"] += said["captions"] if "captions" in said else [said["caption"]]
+                captions = said["captions"] if "captions" in said else [said["caption"]]
+                if not isinstance(captions, list):
+                    raise TypeError(f"{key} has captions that are no list of sentences")
+                sample["captions"] += captions
                 sample |= {k: said[k] for k in ("label", "split") if k in said}
     with file.open("rb") as f:  # tarfile takes a shard that was cut between two members for a whole one
         f.seek(end)

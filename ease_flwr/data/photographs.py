@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ def _read_names(file: str, field: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
+
+
+def _told(say: Callable[[str], None], what: str, line: str) -> None:
+    say(f"{what}: {line}")
 
 
 def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarray]:
@@ -91,7 +95,7 @@ class Photographs:
         dealt = _read_names(self.config.parts, "data.parts")
         where = {e.name: i for i, e in enumerate(self.splits["train"])}
         names = [dealt.get(client, []) for client in self.clients]
-        if not all(isinstance(part, list) and len(part) > 1 for part in names):
+        if not all(isinstance(part, list) and len(part) > 1 and all(isinstance(n, str) for n in part) for part in names):
             raise ConfigError(
                 f"data.parts: {self.config.parts} needs two images at least for each of {', '.join(self.clients)}"
             )
@@ -105,8 +109,7 @@ class Photographs:
     def read(self, split: str, index: np.ndarray) -> Pairs:
         """Some pairs of a split, with their images."""
         entries = [self.splits[split][i] for i in index]
-        key = digest("images", self.side, [e.identity for e in entries]) if self.config.cache else ""
-        images = cache.kept(self.config.cache, key, len(entries), self._decode(entries), self.config.cache_limit)
+        images, key = self._images(entries, limit=self.config.cache_limit)
         return Pairs(images, tuple(e.captions for e in entries), tuple(e.label for e in entries), key)
 
     def prepare(self, say: Callable[[str], None]) -> None:
@@ -114,21 +117,19 @@ class Photographs:
         parts = {f"train of {name}": ("train", part) for name, part in zip(self.clients, self.parts, strict=True)}
         parts |= {s: (s, np.arange(len(self.splits[s]))) for s in ("val", "test")}
         for what, (split, index) in parts.items():
-            entries = [self.splits[split][i] for i in index]
-            key = digest("images", self.side, [e.identity for e in entries])
-            told = lambda line, what=what: say(f"{what}: {line}")  # noqa: E731
-            cache.kept(self.config.cache, key, len(entries), self._decode(entries), verify=True, say=told)
+            told = partial(_told, say, what)
+            self._images([self.splits[split][i] for i in index], verify=True, say=told)
 
-    @property
-    def side(self) -> int:
-        return self.config.image_size or 224
+    def _images(self, entries: list[Entry], **how: Any) -> tuple[np.ndarray, str]:
+        """Decoded images, uint8 (n, side, side, 3), and their key in the cache. how: see cache.kept."""
+        side = self.config.image_size or 224
+        key = digest("images", side, [e.identity for e in entries]) if self.config.cache else ""
 
-    def _decode(self, entries: list[Entry]) -> cache.Compute:
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:
-                return np.stack(list(pool.map(lambda e: e.image(self.side), entries[start:stop])))
+                return np.stack(list(pool.map(lambda e: e.image(side), entries[start:stop])))
 
-        return some
+        return cache.kept(self.config.cache, key, len(entries), some, **how), key
 
     @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
     def client(self, name: str) -> PhotographsClient:
