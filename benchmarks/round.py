@@ -38,7 +38,7 @@ def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
     experiment = config.load("personas", dict(SETTINGS))
     plan, world = experiment.learn, data.load(experiment.data, experiment.seed)
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-    pairs = [encode(model, world.client(name).train) for name in world.clients[share::2]]
+    pairs = [encode(model, world.client(name).train, experiment.data) for name in world.clients[share::2]]
     scale, rng = model.clip.logit_scale.exp(), np.random.default_rng(share)
     for _ in range(rounds):
         together.wait()

@@ -286,12 +286,10 @@ MODELS_KEPT = 12
 """Models whose embeddings a process keeps: clients that share a process judge the same models and partly the same pairs."""
 
 
-def encode(model: AdaptedModel, pairs: Pairs, data: config.DataConfig | None = None, key: str = "") -> Encoded:
+def encode(model: AdaptedModel, pairs: Pairs, data: config.DataConfig, key: str = "") -> Encoded:
     """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are. A caption list that is shorter
     than the longest one is filled by repeating it. data, key: where and under which name the trunk's output is kept."""
     import torch
-
-    data = data or config.DataConfig()
 
     if pairs in _encoded and _encoded[pairs][0] is model:
         return _encoded[pairs][1]

@@ -42,7 +42,7 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ an
 def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> None:
     """Decode and resize all images of an experiment into data.cache; goes on where it was ended, mends what is damaged."""
     with mistakes("data prepare"):
-        world = _photographs(experiment, set, seed)
+        _, world = _photographs(experiment, set, seed)
         if not Path(world.config.cache).is_absolute():
             raise config.ConfigError(f"data.cache={world.config.cache!r}: give the absolute path of a folder")
         world.prepare(lambda line: print(line, flush=True))
@@ -59,11 +59,11 @@ def data_cluster(
 ) -> None:
     """Give every image a topic, by k-means on the base model's caption embeddings, for sets that have no labels."""
     with mistakes("data cluster"):
-        world = _photographs(experiment, set, seed)
+        found, world = _photographs(experiment, set, seed)
         from ease_flwr.data.topics import topics
 
         entries = [e for split in world.splits.values() for e in split]
-        names = topics(entries, _experiment(experiment, set, seed).model, clusters, seed)
+        names = topics(entries, found.model, clusters, seed)
         _write_names(to, names)
         print(f"{len(names)} images, {clusters} topics in {to}")
 
@@ -77,25 +77,21 @@ def data_deal(
 ) -> None:
     """Write down which client gets which images, by the experiment's data.partition."""
     with mistakes("data deal"):
-        world = _photographs(experiment, set, seed)
+        _, world = _photographs(experiment, set, seed)
         train = world.splits["train"]
         parts = {c: [train[i].name for i in part] for c, part in zip(world.clients, world.parts, strict=True)}
         _write_names(to, parts)
         print(", ".join(f"{c} {len(part)}" for c, part in parts.items()), f"in {to}")
 
 
-def _experiment(name: str, set: list[str] | None, seed: int) -> config.Experiment:
-    return config.load(name, {"seed": seed, **config.parse_assignments(set or [])})
-
-
-def _photographs(experiment: str, set: list[str] | None, seed: int) -> Photographs:
-    """The world of an experiment with photographs. Raises ConfigError for another one."""
-    found = _experiment(experiment, set, seed)
+def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
+    """An experiment with photographs, and its world. Raises ConfigError for another one."""
+    found = config.load(experiment, {"seed": seed, **config.parse_assignments(set or [])})
     if found.data.kind != "photographs":
         raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
     from ease_flwr.data.photographs import load
 
-    return load(found.data, seed)
+    return found, load(found.data, seed)
 
 
 def _write_names(file: Path, names: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ import strategies
 from ease_flwr import data
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.core import agenda, config
-from ease_flwr.core.paths import default_folder, write_json
+from ease_flwr.core.paths import default_folder, locked, write_json
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen, and the app to write its first line."""
@@ -78,7 +78,7 @@ def resume(folder: Path, where: Where) -> int:
     agenda.read(folder)
     if agenda.busy(folder / "run.lock"):
         print(f"{folder} is at work: waiting for its end; it may do this as well", flush=True)
-    with agenda.locked(folder / "run.lock", wait=True):
+    with locked(folder / "run.lock", wait=True):
         if not left_to_do(folder) and _read_state(folder)["status"] == "finished":
             print(f"{folder}: everything on its agenda is done")
             return 0

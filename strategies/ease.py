@@ -337,10 +337,9 @@ def at_once(
     """
     import torch
 
+    rows = most // (forget[0](*spans[0]).shape[1] * (len(forget) + len(retain)))
     i = 0
     while i < len(spans):
-        first = forget[0](*spans[i])
-        rows = most // (first.shape[1] * (len(forget) + len(retain)))
         j = i + 1
         while j < len(spans) and spans[j][1] - spans[i][0] <= rows:
             j += 1

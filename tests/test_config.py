@@ -30,6 +30,18 @@ def test_an_unknown_variant_is_named():
         config.load("flickr30k+class+l15")
 
 
+def test_an_experiment_extends_another_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "APP", tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/one.yaml").write_text("learn: {rounds: 7, lr: 0.25}\nseed: 3")
+    (tmp_path / "conf/experiment/two.yaml").write_text("extends: one\nlearn: {rounds: 9}")
+    found = config.load("two")
+    assert (found.name, found.seed, found.learn.rounds, found.learn.lr) == ("two", 3, 9, 0.25)
+    (tmp_path / "conf/experiment/two.yaml").write_text("extends: three")
+    with pytest.raises(ConfigError, match=r"^no experiment 'three': there are one, two$"):
+        config.load("two")
+
+
 @pytest.mark.parametrize("name", halves.names("strategies"))
 def test_every_strategy_loads(name):
     kind = strategies.load(name)

@@ -15,6 +15,7 @@ from ease_flwr.audit import receipt
 from ease_flwr.core import agenda, config, purge
 from ease_flwr.core.config import ConfigError, ForgetConfig
 from ease_flwr.core.federation import FederationError
+from ease_flwr.core.paths import locked
 from ease_flwr.core.run import read_phase
 from ease_flwr.launcher import Where
 from tests.in_process_grid import InProcessGrid
@@ -279,11 +280,11 @@ def test_other_settings_and_other_code_are_refused(tmp_path, monkeypatch):
 def test_one_process_at_a_time(learnt, tmp_path):
     run = copy(learnt, tmp_path / "run")
     with (
-        agenda.locked(run / "run.lock"),
+        locked(run / "run.lock"),
         pytest.raises(ConfigError, match=r"is in use by another process: wait until that has"),
     ):
         submit({**settings(run), "resume": True})
-    with agenda.locked(run / "run.lock"), pytest.raises(ConfigError, match=r"is in use by another process"):
+    with locked(run / "run.lock"), pytest.raises(ConfigError, match=r"is in use by another process"):
         purge.purge(run)
 
 

@@ -6,17 +6,15 @@ turn comes; one whose id is there already changes nothing. Steps are never remov
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from ease_flwr.core.config import ConfigError, ForgetConfig, Section, digest
+from ease_flwr.core.paths import locked
 
 
 class Step(Section):
@@ -96,14 +94,3 @@ def busy(file: Path) -> bool:
             return False
     except ConfigError:
         return True
-
-
-@contextmanager
-def locked(file: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends. Raises ConfigError where another process has it."""
-    with file.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it") from None
-        yield

@@ -206,15 +206,11 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _weights_path(weights: str) -> Path:
-    return Path(weights) if Path(weights).is_absolute() else APP / weights
-
-
 def _open_clip(config: ModelConfig) -> Backbone:
     name, weights = config.name, config.weights
     from_file = weights.endswith(".safetensors")
     if from_file:
-        path = _weights_path(weights)
+        path = APP / weights  # of an absolute path, that path
         if not path.is_file():
             raise ConfigError(f"model.weights: no file {path}: give the absolute path of a .safetensors or .json file")
         if not name:
@@ -265,6 +261,6 @@ def load(config: ModelConfig) -> Backbone:
 
     A process has one copy, shared by all clients that run in it: whoever attaches adapters must set all of them.
     """
-    backbone = read_base(_weights_path(config.weights)) if config.weights.endswith(".json") else _open_clip(config)
+    backbone = read_base(APP / config.weights) if config.weights.endswith(".json") else _open_clip(config)
     backbone.model.eval().requires_grad_(False)
     return backbone

@@ -6,7 +6,6 @@ first block that is missing; what does not fit its checksum is computed again wh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ease_flwr.core.paths import write_json
+from ease_flwr.core.paths import locked, write_json
 
 ROWS = 256
 Compute = Callable[[int, int], NDArray[Any]]
@@ -43,8 +42,7 @@ def kept(
     file = Path(folder) / f"{key}.npy"
     if not file.is_file() or verify:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process; another one may be at the same array
+        with locked(file.with_suffix(".lock"), wait=True):  # another process may be at the same array
             _fill(file, count, compute, verify, say)
         if limit:
             _prune(file, limit)

@@ -1,8 +1,8 @@
 """What an experiment is: YAML and `key=value` in, frozen objects out. Every field is documented here and nowhere else.
 
-An experiment is read from conf/experiment/NAME.yaml, then from conf/variant/ what NAME+VARIANT+... adds to it; dotted keys
-(`forget.targets=client-4`) override single fields. This module imports neither torch nor flwr, so that a mistake is answered
-at once.
+An experiment is read from conf/experiment/NAME.yaml (after the one it `extends`), then from conf/variant/ what NAME+VARIANT+...
+adds to it; dotted keys (`forget.targets=client-4`) override single fields. This module imports neither torch nor flwr, so that
+a mistake is answered at once.
 """
 
 from __future__ import annotations
@@ -386,7 +386,9 @@ def validate(model: type[M], values: dict[str, Any], where: str) -> M:
 def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
     """The experiment NAME or NAME+VARIANT+... with these dotted keys changed. Raises ConfigError."""
     first, *variants = name.split("+")
-    values = {"name": name, **read_yaml("experiment", first)}
+    changes = read_yaml("experiment", first)
+    values = read_yaml("experiment", changes.pop("extends")) if "extends" in changes else {}
+    _merge(values, {"name": name, **changes})
     for variant in variants:
         _merge(values, read_yaml("variant", variant))
     for key, value in (overrides or {}).items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ease_flwr.core.config import Experiment
+from ease_flwr.core.config import ConfigError, Experiment
 
 
 def home() -> Path:
@@ -32,3 +35,14 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+@contextmanager
+def locked(file: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock that ends with the process, however that ends. Raises ConfigError where another process has it."""
+    with file.open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it") from None
+        yield

@@ -14,7 +14,7 @@ from typing import Any
 
 from ease_flwr.core import agenda
 from ease_flwr.core.config import ConfigError
-from ease_flwr.core.paths import home, write_json
+from ease_flwr.core.paths import home, locked, write_json
 from ease_flwr.core.run import read_phase_file, write_phase_file
 
 LOCK = "holds the gap shut while training goes on: directions derived from what was forgotten, not the data (--lock deletes it)"
@@ -48,7 +48,7 @@ def purge(run: Path, lock: bool = False) -> list[Location]:
 
     Raises ConfigError where the run is in use, or has a request that is not done.
     """
-    with agenda.locked(run / "run.lock"):
+    with locked(run / "run.lock"):
         if not _requests(run):
             raise ConfigError(f"{run}: no request to forget is done there, so there is nothing to purge")
         if (run / "journal").is_dir() and any((run / "journal").rglob("*.safetensors")):

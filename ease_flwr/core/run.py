@@ -24,7 +24,7 @@ from ease_flwr.core.config import ConfigError, Experiment, code_hash, digest
 from ease_flwr.core.federation import Cost, Federation
 from ease_flwr.core.history import History
 from ease_flwr.core.journal import Journal
-from ease_flwr.core.paths import home, write_json
+from ease_flwr.core.paths import home, locked, write_json
 from ease_flwr.core.tracking import flat, tracker
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Run:
         self.fresh = fresh
         self.federation: Federation | None = None
         self.started = time.monotonic()
-        self._in_use = agenda.locked(folder / "run.lock")
+        self._in_use = locked(folder / "run.lock")
         self._in_use.__enter__()
         settings = {**experiment.model_dump(mode="json"), "strategy_name": strategy, "code": code_hash()}
         if resume:

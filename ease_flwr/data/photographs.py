@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,6 @@ def _read_names(file: str, field: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
-
-
-def _told(say: Callable[[str], None], what: str, line: str) -> None:
-    say(f"{what}: {line}")
 
 
 def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarray]:
@@ -117,7 +113,10 @@ class Photographs:
         parts = {f"train of {name}": ("train", part) for name, part in zip(self.clients, self.parts, strict=True)}
         parts |= {s: (s, np.arange(len(self.splits[s]))) for s in ("val", "test")}
         for what, (split, index) in parts.items():
-            told = partial(_told, say, what)
+
+            def told(line: str, what: str = what) -> None:
+                say(f"{what}: {line}")
+
             self._images([self.splits[split][i] for i in index], verify=True, say=told)
 
     def _images(self, entries: list[Entry], **how: Any) -> tuple[np.ndarray, str]:
