@@ -21,7 +21,7 @@ import clients
 from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.core import config
-from ease_flwr.core.messages import ADAPTERS, STEP, Instruction, metric_record, pack, read_instruction, unpack
+from ease_flwr.core.messages import ADAPTERS, NOW, STEP, Instruction, metric_record, pack, read_instruction, unpack
 
 app = ClientApp()
 
@@ -70,8 +70,11 @@ def read(message: Message) -> tuple[Instruction, list[str], list[NDArray[Any]]]:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """fit: train the adapters as instructed, and do the job beside it if there is one."""
+    """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
     instruction, names, arrays = read(message)
+    judged: dict[str, Any] = {}
+    if instruction.before:
+        judged = judge(context, instruction.before, NOW, arrays[0])[1]
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
     for key, job in ((ADAPTERS, instruction), (STEP, instruction.beside)):
@@ -80,7 +83,7 @@ def train(message: Message, context: Context) -> Message:
             (after,), examples, said = make_client(context, job.objective).fit(arrays, sent)
             results[key] = after if key == ADAPTERS else after - arrays[0]
             metrics = {**{"num-examples": examples, **said}, **metrics, "steps": metrics.get("steps", 0) + said["steps"]}
-    return Message(RecordDict({"arrays": pack(results), "metrics": metric_record(metrics)}), reply_to=message)
+    return Message(RecordDict({"arrays": pack(results), "metrics": metric_record(metrics | judged)}), reply_to=message)
 
 
 @app.evaluate()
@@ -91,12 +94,17 @@ def evaluate(message: Message, context: Context) -> Message:
         sent = {"instruction": instruction.model_dump_json(), "models": names}
         _, examples, said = make_client(context, "audit").evaluate(arrays, sent)
         return Message(RecordDict({"metrics": metric_record({"num-examples": examples, **said})}), reply_to=message)
-    client = make_client(context)
     metrics: dict[str, Any] = {}
     for name, theta in zip(names, arrays, strict=True):
-        _, examples, said = client.evaluate([theta], {"instruction": instruction.model_dump_json()})
-        metrics |= {"num-examples": examples, **{f"{name}/{key}": value for key, value in said.items()}}
+        examples, said = judge(context, instruction, name, theta)
+        metrics |= {"num-examples": examples, **said}
     return Message(RecordDict({"metrics": metric_record(metrics)}), reply_to=message)
+
+
+def judge(context: Context, instruction: Instruction, name: str, theta: NDArray[Any]) -> tuple[int, dict[str, Any]]:
+    """How many pairs the client judged, and what it counted, as "NAME/SET.kind"."""
+    _, examples, said = make_client(context).evaluate([theta], {"instruction": instruction.model_dump_json()})
+    return examples, {f"{name}/{key}": value for key, value in said.items()}
 
 
 @app.query()

@@ -19,8 +19,9 @@ from ease_flwr.audit.summary import PAIRS, cost_line, read_results
 from ease_flwr.core import agenda, config
 from ease_flwr.core.federation import Cost, Federation, FederationError
 from ease_flwr.core.history import History
+from ease_flwr.core.messages import NOW, Instruction
 from ease_flwr.core.paths import default_folder, write_text
-from ease_flwr.core.retrieval import Judgement
+from ease_flwr.core.retrieval import Judgement, pool
 from ease_flwr.core.run import PhaseResult, Run, read_phase
 from strategies.base import Progress, Setting, Unlearning, Vector
 
@@ -182,7 +183,7 @@ class Story:
             strategy = method(setting, params, older)
             with strategy.cost.on_server():
                 start = strategy.prepare(theta, history)
-            after, cost = strategy.run(name, start, params.rounds, partial(tell, self, label=name))
+            after, cost = strategy.run(name, start, params.rounds, partial(tell, self, label=name), question=self.question)
             with cost.on_server():
                 lock = strategy.lock_after(after)
             server_bytes = (history.nbytes if method.history else 0) + (lock.nbytes if lock else 0)
@@ -235,7 +236,7 @@ class Story:
             if phase == "learn":
                 strategy.learning()
             report = partial(tell, self, label=name)
-            return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history), history)
+            return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history, self.question), history)
 
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
         files = [config.file_sha256(f) for f in (experiment.data.labels, experiment.data.parts, experiment.model.weights)]
@@ -243,6 +244,12 @@ class Story:
         order = (experiment.evaluation.order_seed, kept, phase, rounds, first, overlap, record, who.clients, who.forget)
         decided = lock is None and experiment.data.kind != "folder"  # hosts' own data are not among the settings
         return self.run.phase(name, compute, (*settings, *files, *order, adapters.sha256(theta)) if decided else ())
+
+    def question(self, round: int) -> Instruction | None:
+        """What is asked of those who train in a round about the adapters that it begins with."""
+        every = self.experiment.evaluation.every
+        due = every and round > 1 and (round - 1) % every == 0
+        return retrieval.question(self.federation, self.forget, "validation") if due else None
 
     # ---- the end -----------------------------------------------------------------------------------------------------------
 
@@ -362,18 +369,27 @@ def audit_again(grid: Grid, run: Run, experiment: config.Experiment, level: exam
 
 
 def tell(story: Story, p: Progress, label: str) -> None:
-    """One line about a round, with recall on validation pairs now and then."""
+    """One line about a round, and one about recall on validation pairs where clients have counted it, or at the end."""
+    federation, told = story.federation, {n: u.judged for n, u in p.updates.items() if u.judged}
+    if told:
+        question = retrieval.question(federation, story.forget, "validation")
+        if others := [n for n in federation.clients if n not in told]:
+            told |= federation.evaluate({NOW: p.before}, question, others, Cost())
+        tell_recall(story, p, label, p.round - 1, pool(told, NOW))
     losses = [u.metrics["loss"] for u in p.updates.values()]
     values: dict[str, Any] = {"model": label, "phase": p.phase, "round": p.round, "answered": len(p.updates), "loss": losses}
     values["timing"] = [[round(float(u.metrics.get(k, 0)), 3) for k in TIMES] for u in p.updates.values()]
     line = f"[{label} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
-    every = story.experiment.evaluation.every
-    if p.round == p.last or (every and p.round % every == 0):
-        found = retrieval.judge(story.federation, {"now": p.theta}, story.forget, "validation")["now"]
-        values["validation"] = {s: found.r1(s) for s in found.sets}
-        line += "  R@1 " + " ".join(f"{s} {found.r1(s):.1f}" for s in found.sets)
     eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
     story.run.event(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", **values, **asdict(p.cost))
+    if p.round == p.last:
+        tell_recall(story, p, label, p.round, retrieval.judge(federation, {NOW: p.theta}, story.forget, "validation")[NOW])
+
+
+def tell_recall(story: Story, p: Progress, label: str, round: int, found: Judgement) -> None:
+    """One line about the adapters after a round."""
+    line = f"[{label} {round}/{p.last}] R@1 " + " ".join(f"{s} {found.r1(s):.1f}" for s in found.sets)
+    story.run.event(line, model=label, phase=p.phase, round=round, validation={s: found.r1(s) for s in found.sets})
 
 
 TIMES = ("process_seconds", "load_seconds", "seconds")

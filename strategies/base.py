@@ -194,10 +194,12 @@ class Unlearning:
         report: Callable[[Progress], None],
         first: int = 1,
         history: History | None = None,
+        question: Callable[[int], Instruction | None] = lambda round: None,
     ) -> tuple[Vector, Cost]:
         """Rounds first .. first + rounds - 1 of a phase; returns the mean of the last few global adapters.
 
-        history: where weighted updates are recorded, if anywhere.
+        history: where weighted updates are recorded, if anywhere.  question: the evaluation of the adapters before a round, if
+        clients are to do one with its training.
         """
         told: set[str] = set()
         recent: deque[Vector] = deque(maxlen=self.setting.experiment.learn.average)
@@ -208,7 +210,8 @@ class Unlearning:
                 self.flower.current_arrays = {ADAPTERS: theta}
             elif isinstance(self.flower, flower.FedAvgM):
                 self.flower.current_arrays = pack({ADAPTERS: theta})
-            updates = self.setting.federation.train(theta, requests, self.cost, told)
+            before = theta
+            updates = self.setting.federation.train(before, requests, self.cost, told, question(round))
             with self.cost.on_server():
                 if history is not None:
                     total = sum(u.examples for u in updates.values())
@@ -218,7 +221,7 @@ class Unlearning:
                 recent.append(theta)
                 if round == first + rounds - 1:
                     theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
-            report(Progress(phase, round, first + rounds - 1, len(requests), updates, theta, self.cost))
+            report(Progress(phase, round, first + rounds - 1, len(requests), updates, before, theta, self.cost))
         return theta, self.cost
 
     def drawn(self, requests: dict[str, Request], phase: str) -> dict[str, Request]:
@@ -250,5 +253,8 @@ class Progress:
     last: int
     asked: int
     updates: dict[str, Update]
+    before: Vector
+    """The adapters that the round began with."""
     theta: Vector
+    """And those after it, or after the phase."""
     cost: Cost

@@ -70,7 +70,9 @@ def test_files_of_a_run(ease, home):
     assert json.loads((folder / "state.json").read_text()) == {"status": "finished", "error": ""}
     assert "| unlearned |" in (folder / "table.md").read_text()
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [e["round"] for e in events if e.get("model") == "learn"] == list(range(1, 15))
+    learnt = [e for e in events if e.get("model") == "learn"]
+    assert [e["round"] for e in learnt if "loss" in e] == list(range(1, 15))
+    assert [e["round"] for e in learnt if "validation" in e] == [14]
     assert (folder / "adapters" / "unlearned" / "adapter_model.safetensors").is_file()
     lock = ForgetLock.from_tensors(load_file(folder / "phases" / "forget" / "lock.safetensors"))
     assert lock.dimension > 0
@@ -80,6 +82,33 @@ def test_files_of_a_run(ease, home):
     )
     assert not list(folder.rglob("*.partial"))
     assert not list(folder.glob("journal/*"))
+
+
+def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
+    sent = []
+    push = InProcessGrid.push_messages
+    monkeypatch.setattr(InProcessGrid, "push_messages", lambda self, messages: sent.extend(messages) or push(self, messages))
+    changes = {"learn.average": 1, "strategy.rounds": 2, "strategy.tau": 0.6, "hold.rounds": 2, "evaluation.reference": "none"}
+
+    def found(name, **more):
+        sent.clear()
+        settings = {**SMALL, **changes, **more}
+        results = play(home / name, fresh=True, set=" ".join(f"{k}={v}" for k, v in settings.items()))
+        events = [json.loads(line) for line in (home / name / "metrics.jsonl").read_text().splitlines()]
+        judged = {(e["model"], e["round"]): e["validation"] for e in events if "validation" in e}
+        return results, judged, [m.metadata.message_type for m in sent].count("evaluate")
+
+    short, ends, asked = found("short", **{"learn.rounds": 2})
+    assert list(ends) == [("learn", 2), ("forget", 2), ("hold", 2)]
+    assert asked == 4 * 3  # three phases end, and the final judgement
+    _, judged, asked = found("judged", **{"learn.rounds": 3, "evaluation.every": 1})
+    assert list(judged) == [(m, r) for m, last in (("learn", 3), ("forget", 2), ("hold", 2)) for r in range(1, last + 1)]
+    assert judged["learn", 2] == ends["learn", 2]
+    assert set(judged["hold", 1]) == set(ends["hold", 2]) >= {"forget", "retain", "test"}
+    assert asked == 4 * 3 + 1  # client-0 left: it does not train in the hold phase, and is asked by itself
+    same, judged, _ = found("same", **{"learn.rounds": 2, "evaluation.every": 1})
+    assert same["adapters_sha256"] == short["adapters_sha256"]
+    assert judged.items() >= ends.items()
 
 
 def test_same_seed_and_other_arrival_order_give_the_same_adapters(ease, home):

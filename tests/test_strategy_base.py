@@ -19,7 +19,7 @@ class Counting:
     def __init__(self):
         self.firsts = []
 
-    def train(self, theta, requests, cost, told):
+    def train(self, theta, requests, cost, told, before):
         self.firsts.append(not told)
         told |= set(requests)
         cost.rounds += 1
@@ -77,7 +77,7 @@ def test_a_share_of_the_clients_takes_part_and_the_identity_still_holds(tmp_path
     """theta_T - theta_0 is the sum of all recorded columns, whoever took part in which round."""
 
     class Sampled(Counting):
-        def train(self, theta, requests, cost, told):
+        def train(self, theta, requests, cost, told, before):
             self.seen = [*getattr(self, "seen", []), tuple(requests)]
             cost.rounds += 1
             rng = np.random.default_rng(len(self.seen))

@@ -71,7 +71,7 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
     at, rounds = {"run": 0, "reference": 0}, {"run": 0, "reference": 0}
     last = {"run": "", "reference": ""}
     for e in events:
-        if "round" not in e or "answered" not in e:
+        if "round" not in e:
             continue
         who = "reference" if str(e["model"]).startswith("retrain") else "run"
         if e["model"] != last[who] or e["round"] < rounds[who]:

@@ -17,10 +17,15 @@ def judge(
     federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig | None, split: str = "test"
 ) -> dict[str, Judgement]:
     """Ask every client to judge its own pairs under these models."""
-    train = federation.experiment.learn
-    instruction = Instruction(phase="audit", round=0, train=train, forget=forget, split=split, similarity=True)
+    instruction = question(federation, forget, split, similarity=True)
     answers = federation.evaluate(models, instruction, federation.clients, Cost())
     return {name: pool(answers, name) for name in models}
+
+
+def question(federation: Federation, forget: ForgetConfig | None, split: str, similarity: bool = False) -> Instruction:
+    """What a client is asked to count on its own pairs."""
+    train = federation.experiment.learn
+    return Instruction(phase="audit", round=0, train=train, forget=forget, split=split, similarity=similarity)
 
 
 def gaps(models: dict[str, Judgement], unlearned: str, reference: str) -> dict[str, float | None]:

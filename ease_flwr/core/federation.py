@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,11 +154,17 @@ class Federation:
                 found[name] = self.pairs[name] if name in forget.leaving() else 0
         return found
 
-    def train(self, theta: np.ndarray, requests: Mapping[str, Request], cost: Cost, told: set[str]) -> dict[str, Update]:
+    def train(
+        self, theta: np.ndarray, requests: Mapping[str, Request], cost: Cost, told: set[str], before: Instruction | None = None
+    ) -> dict[str, Update]:
         """One round of training. Adds to `cost`. Raises FederationError.
 
         told: clients that have their `once` arrays already; whoever gets them now is added.
+        before: the evaluation of theta that everybody asked does first, in the same message.
         """
+        if before:
+            judges = {n: r.instruction.model_copy(update={"before": before}) for n, r in requests.items()}
+            requests = {n: replace(r, instruction=judges[n]) for n, r in requests.items()}
 
         def exchange() -> Exchange:
             if self.journal.resumed:  # another process has told them, for another run of Flower's
@@ -182,8 +188,7 @@ class Federation:
             client, _, name = key.rpartition("/")
             arrays.setdefault(client, {})[name] = array
         return {
-            n: Update(n, arrays[n][ADAPTERS], arrays[n].get(STEP), metrics)
-            for n, metrics in sorted(found.info["metrics"].items())
+            n: Update(n, arrays[n][ADAPTERS], arrays[n].get(STEP), *said) for n, said in sorted(found.info["answers"].items())
         }
 
     def _train(self, theta: np.ndarray, requests: Mapping[str, Request], told: set[str]) -> Exchange:
@@ -203,7 +208,8 @@ class Federation:
                     if reply is None or reply.has_error():
                         raise ValueError(_reason(reply))
                     keys = (ADAPTERS, STEP) if job.beside else (ADAPTERS,)
-                    updates[name] = read_update(name, reply, theta.shape, keys, self.pairs[name] + job.overlap)
+                    most = self.pairs[name] + job.overlap
+                    updates[name] = read_update(name, reply, theta.shape, keys, most, judged=job.before is not None)
                     cost.uplink_bytes += updates[name].nbytes
                     cost.client_steps += int(updates[name].metrics.get("steps", 0))
                     cost.client_memory = max(cost.client_memory, int(updates[name].metrics.get("memory", 0)))
@@ -230,7 +236,7 @@ class Federation:
         arrays = {f"{n}/{ADAPTERS}": u.adapters for n, u in updates.items()}
         arrays |= {f"{n}/{STEP}": u.step for n, u in updates.items() if u.step is not None}
         info = {"cost": asdict(cost), "told": sorted(told), "said": said, "failed": failed}
-        return Exchange({**info, "metrics": {n: u.metrics for n, u in updates.items()}}, arrays)
+        return Exchange({**info, "answers": {n: [u.metrics, u.judged] for n, u in updates.items()}}, arrays)
 
     def _too_long(self, theta: np.ndarray, updates: Mapping[str, Update]) -> dict[str, str]:
         """Whose update is out of proportion to the others' of the round, where there are three or more."""
@@ -346,8 +352,8 @@ class Federation:
 def _told(instruction: Instruction, client: str) -> Instruction:
     """The instruction as this client gets it: of single pairs that are to be forgotten it is told its own, unless it meets
     returning ones, which only a simulation has."""
-    if instruction.beside:
-        instruction = instruction.model_copy(update={"beside": _told(instruction.beside, client)})
+    others = {key: job for key in ("beside", "before") if (job := getattr(instruction, key))}
+    instruction = instruction.model_copy(update={key: _told(job, client) for key, job in others.items()})
     if instruction.forget is None or instruction.overlap:
         return instruction
     return instruction.model_copy(update={"forget": instruction.forget.told(client)})

@@ -2,13 +2,14 @@
 
 An Instruction is a JSON string in a Flower ConfigRecord; arrays travel in one ArrayRecord whose first entry is the
 adapter vector. The server names an objective, the client loads the file of that name. An answer holds the trained adapters
-and, where a second job was asked for, its change of the adapters as `step`.
+and, where a second job was asked for, its change of the adapters as `step`; what the client counted on the adapters as they
+came, where that was asked for, is among its metrics as "now/SET.kind".
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from ease_flwr.core.config import NAME, ForgetConfig, Section, TrainConfig
 
 ADAPTERS, STEP = "adapters", "step"
+NOW = "now"
+"""What the adapters as they came are called in a judgement of them."""
 MANY = 2**62
 
 
@@ -49,6 +52,8 @@ class Instruction(Section):
     """Training: mu of FedProx, the loss has mu/2 ||theta - theta_t||^2 added (Li et al., arXiv 1812.06127, eq. 2)."""
     beside: Instruction | None = None
     """A second job from the same adapters, done in the same exchange; its change of the adapters comes back as `step`."""
+    before: Instruction | None = None
+    """An evaluation of the adapters as they come, done before training in the same exchange."""
     split: str = "test"
     """Evaluation: "validation" or "test"."""
     similarity: bool = False
@@ -69,6 +74,8 @@ class Update:
     step: NDArray[np.float32] | None
     """What the second job changed, (p,), if one was asked for."""
     metrics: dict[str, Any]
+    judged: dict[str, Any] = field(default_factory=dict)
+    """What it counted on the adapters before training, if it was asked: "now/SET.kind" -> numbers."""
 
     @property
     def examples(self) -> int:
@@ -111,11 +118,16 @@ def read_instruction(config: dict[str, Any]) -> Instruction:
 
 
 def read_update(
-    client: str, reply: Message, expected: tuple[int, ...], keys: tuple[str, ...] = (ADAPTERS,), most: int = MANY
+    client: str,
+    reply: Message,
+    expected: tuple[int, ...],
+    keys: tuple[str, ...] = (ADAPTERS,),
+    most: int = MANY,
+    judged: bool = False,
 ) -> Update:
     """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, counts, metric types.
 
-    most: pairs the client has, so many examples it can have trained on.
+    most: pairs the client has, so many examples it can have trained on.  judged: whether it was asked to judge as well.
     """
     records = list(reply.content.array_records.values())
     if len(records) != 1 or tuple(records[0]) != keys:
@@ -130,12 +142,14 @@ def read_update(
         if not np.isfinite(values).all():
             raise ValueError(f"{name} not finite")
     metrics = read_metrics(reply)
+    answers = {k: metrics.pop(k) for k in list(metrics) if judged and k.startswith(f"{NOW}/")}
+    _check_answers(answers, (NOW,))
     examples = metrics.get("num-examples")
     if not isinstance(examples, int) or not 1 <= examples <= most:
         raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
     if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
         raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
-    return Update(client, arrays[ADAPTERS], arrays.get(STEP), metrics)
+    return Update(client, arrays[ADAPTERS], arrays.get(STEP), metrics, answers)
 
 
 def read_metrics(reply: Message) -> dict[str, Any]:
@@ -152,9 +166,13 @@ def read_metrics(reply: Message) -> dict[str, Any]:
 def read_answers(reply: Message, models: Container[str]) -> dict[str, Any]:
     """Check an answer to an evaluation: "MODEL/SET.kind" -> numbers. Raises ValueError."""
     metrics = read_metrics(reply)
-    for key, value in metrics.items():
-        if key == "num-examples":
-            continue
+    metrics.pop("num-examples", None)
+    _check_answers(metrics, models)
+    return metrics
+
+
+def _check_answers(answers: Mapping[str, Any], models: Container[str]) -> None:
+    for key, value in answers.items():
         model, slash, about = key.partition("/")
         if not slash or model not in models:
             raise ValueError(f"metric {key[:60]!r} is about no model that was sent")
@@ -162,7 +180,6 @@ def read_answers(reply: Message, models: Container[str]) -> dict[str, Any]:
             counts = value if isinstance(value, list) and len(value) == 8 and all(isinstance(v, int) for v in value) else [-1]
             if min(counts) < 0 or max(counts[2:5]) > counts[0] or max(counts[5:]) > counts[1]:
                 raise ValueError(f"metric {key[:60]!r} holds no counts of hits: {str(value)[:60]}")
-    return metrics
 
 
 def read_hello(reply: Message) -> dict[str, Any]:
