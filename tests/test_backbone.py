@@ -96,7 +96,9 @@ def small_config(tmp_path):
 def test_own_configuration_and_weights_file(tmp_path):
     model = small_config(tmp_path)
     loaded = backbone.load(ModelConfig(weights=str(tmp_path / "own.safetensors")))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.model.parameters(), strict=True))
+    expected, found = model.state_dict(), loaded.model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
     assert loaded.image_size == 32
     short = backbone.load(ModelConfig(weights=str(tmp_path / "own.safetensors"), context=6))
     words = ["a dog", "two red cats"]
@@ -104,6 +106,27 @@ def test_own_configuration_and_weights_file(tmp_path):
         full = loaded.model.encode_text(loaded.tokenize(words))
         assert short.tokenize(words).shape == (2, 6)
         assert torch.allclose(short.model.encode_text(short.tokenize(words)), full, atol=1e-5)
+
+
+def test_padding_is_cut_and_changes_neither_embeddings_nor_gradients(tmp_path):
+    whole = small_config(tmp_path).eval()
+    cut = backbone.load.__wrapped__(ModelConfig(weights=str(tmp_path / "own.safetensors")))
+    lengths = []
+    cut.model.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    context = cut.model.context_length
+    results = []
+    for text in ("a dog", "one two three four five six seven eight"):
+        tokens, gradients = cut.tokenize([text, "cat"]), []
+        assert tokens.shape == (2, context)
+        for model in (whole, cut.model):
+            weight = model.transformer.resblocks[0].mlp.c_fc.weight.requires_grad_(True)
+            weight.grad = None
+            results.append(model.encode_text(tokens, normalize=True))
+            results[-1][0].sum().backward()
+            gradients.append(weight.grad)
+        assert torch.allclose(*results[-2:], atol=1e-6)
+        assert torch.allclose(*gradients, atol=1e-6)
+    assert lengths == [8, min(16, context)]
 
 
 def test_weights_that_cannot_be_used(tmp_path):
