@@ -2,6 +2,9 @@
 
 Tensors in, tensors out. This is the linear algebra of gradient subspace decomposition (GSD) of EASE, arXiv 2605.00733:
 cosine components of the forget subspace are shared with retained clients, sine components are exclusive to it.
+
+Matrices of columns (p, n) are transposes of rows: each column lies in one piece in memory. p is long and n short, so every
+product is several times faster than the other way round.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def basis(columns: Tensor, energy: float = 0.99, most: int = 64) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     s, v = values.clamp_min(0).sqrt().flip(0), vectors.flip(1)
     if s[(q := needed(s)) - 1] > 1e-2 * s[0]:
-        return columns @ (v[:, :q] / s[:q])
+        return ((v[:, :q] / s[:q]).T @ columns.T).T
     q_factor, r = torch.linalg.qr(columns)
     u, s, _ = torch.linalg.svd(r, full_matrices=False)
     return q_factor @ u[:, : needed(s)]
@@ -40,7 +43,7 @@ def basis(columns: Tensor, energy: float = 0.99, most: int = 64) -> Tensor:
 
 def join(bases: Sequence[Tensor], tolerance: float = 1e-6) -> Tensor:
     """Orthonormal basis of the sum of subspaces. tolerance: singular values below it, relative to the first, are dropped."""
-    stacked = torch.cat(list(bases), dim=1)
+    stacked = _beside(bases)
     if stacked.shape[1] == 0:
         return stacked
     q, r = torch.linalg.qr(stacked)
@@ -58,7 +61,7 @@ class Support:
 
     def __init__(self, bases: Sequence[Tensor]) -> None:
         """bases: orthonormal, (p, q_k) each, one at least."""
-        self.stacked = self.columns = torch.cat(list(bases), dim=1)
+        self.stacked = self.columns = _beside(bases)
         self.sizes = [b.shape[1] for b in bases]
         self.gram = _gram(self.stacked)
         factor, failed = torch.linalg.cholesky_ex(self.gram)
@@ -72,12 +75,12 @@ class Support:
             inside = self.columns.T @ vectors
             if self.factor is not None:
                 inside = torch.cholesky_solve(inside, self.factor)
-            vectors = vectors - self.columns @ inside
+            vectors = vectors - (inside.T @ self.columns.T).T
         return vectors
 
     def shared_with(self, others: Sequence[Tensor] = ()) -> Tensor:
         """How much every two of `others` and the subspaces of R have in common: ||U_i^T U_j||_F^2 / min(q_i, q_j), 0 to 1."""
-        theirs = torch.cat([*others, self.columns[:, :0]], dim=1)
+        theirs = _beside([*others, self.columns[:, :0]])
         cross = theirs.T @ self.stacked
         products = torch.cat([torch.cat([theirs.T @ theirs, cross], 1), torch.cat([cross.T, self.gram], 1)])
         sizes = torch.tensor([b.shape[1] for b in others] + self.sizes)
@@ -85,6 +88,11 @@ class Support:
         indicator = torch.nn.functional.one_hot(of, len(sizes)).to(products.dtype)
         smaller = torch.minimum(sizes[:, None], sizes).clamp_min(1)
         return indicator.T @ products.square() @ indicator / smaller
+
+
+def _beside(columns: Sequence[Tensor]) -> Tensor:
+    """All columns, (p, N)."""
+    return torch.cat([c.T for c in columns]).T
 
 
 def _gram(columns: Tensor, width: int = 512) -> Tensor:
