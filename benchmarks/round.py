@@ -85,8 +85,8 @@ def federated_rounds(rounds: int) -> tuple[list[float], float]:
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
         events = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [e for e in events if e.get("phase") == "learn"]
-    ends = [e["seconds"] for e in told]
+    told = [e for e in events if e.get("phase") == "learn" and "timing" in e]
+    ends = [e["elapsed"] for e in told]
     training = [sum(t[2] for t in e["timing"]) / 2 for e in told]
     seconds = np.diff([0, *ends])[WARM:].tolist()
     return seconds, float(np.median(training[WARM:]) / np.median(seconds))

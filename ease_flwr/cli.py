@@ -233,7 +233,8 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="startup, round, gsd or large; see the file of that name in benchmarks/.")],
+    name: Annotated[str, typer.Argument(help="startup, round, gsd, large, caching, frameworks: a file in benchmarks/.")],
+    words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
 ) -> None:
     """Measure what something costs on this machine: one of benchmarks/, which is part of the checkout."""
@@ -247,7 +248,8 @@ def bench(
             )
         if not to.absolute().parent.is_dir():
             raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
-        raise typer.Exit(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", str(to.absolute())], cwd=config.APP))
+        command = [sys.executable, "-m", f"benchmarks.{name}", str(to.absolute()), *(words or [])]
+        raise typer.Exit(subprocess.call(command, cwd=config.APP))
 
 
 for command in cli_operator.COMMANDS:

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from clients.base import encode
 from ease_flwr.core import adapters, backbone
-from ease_flwr.core.config import APP, ConfigError, LoraConfig, ModelConfig
+from ease_flwr.core.config import APP, ConfigError, DataConfig, LoraConfig, ModelConfig
 from ease_flwr.data import make_base, personas
+from ease_flwr.data.pairs import Pairs
 
 BASE = APP / "ease_flwr" / "data" / "personas-base.json"
 
@@ -179,6 +182,38 @@ def test_trunk_and_rest_make_the_whole(tmp_path, first):
         assert h.shape == (3, 5, 16)
         assert torch.allclose(adapted.clip.encode_image(h), whole.model.encode_image(x), atol=1e-5)
     assert adapted.clip.encode_image(h).requires_grad
+
+
+def test_training_behind_the_kept_trunk_has_the_same_gradients(tmp_path, monkeypatch):
+    small_config(tmp_path)
+    model, lora = ModelConfig(weights=str(tmp_path / "own.safetensors")), LoraConfig(visual_from=2, text_from=1)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    captions = tuple((f"number {i}",) for i in range(6))
+
+    def gradient(adapted, images):
+        adapted.set(adapted.initial + np.float32(0.1))
+        f, g = adapted.embed_images(images), adapted.embed_texts(adapted.base.tokenize([c[0] for c in captions]))
+        loss = torch.nn.functional.cross_entropy(20 * f @ g.T, torch.arange(6))
+        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, adapted.parameters)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "cut_trunk", lambda whole: lambda images: images)
+        whole = adapters.load.__wrapped__(model, lora, 0)
+    exact = gradient(whole, whole.base.normalise(pictures))
+    cut = adapters.load.__wrapped__(model, lora, 0)
+
+    def kept(**how):
+        data = DataConfig(cache=str(tmp_path / "cache"), **how)
+        return encode(cut, Pairs(pictures, captions, ("",) * 6), data, f"{how}").images
+
+    cold, warm = kept(), kept()
+    assert cold.shape == (6, 5, 16)
+    assert torch.equal(cold, warm)
+    assert torch.allclose(gradient(cut, warm), exact, rtol=1e-3, atol=1e-6)
+    half = kept(cache_half=True)
+    assert half.dtype == torch.bfloat16
+    assert torch.cosine_similarity(gradient(cut, half), exact, dim=0) > 0.999
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
 def test_trunk_of_a_convolutional_tower_is_cut_at_the_first_adapter(tmp_path):
