@@ -13,6 +13,7 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     # where the SuperLink happened to be started, which may hold another version of this app.
     os.chdir(Path(__file__).resolve().parents[1])
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
@@ -71,17 +72,19 @@ def read(message: Message) -> tuple[Instruction, list[str], list[NDArray[Any]]]:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
-    instruction, names, arrays = read(message)
+    instruction, names, (sent, *extras) = read(message)
+    theta = sent.astype(np.float32)
     judged: dict[str, Any] = {}
     if instruction.before:
-        judged = judge(context, instruction.before, NOW, arrays[0])[1]
+        judged = judge(context, instruction.before, NOW, theta)[1]
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
     for key, job in ((ADAPTERS, instruction), (STEP, instruction.beside)):
         if job:
-            sent = {"instruction": job.model_dump_json(), "extras": names[1:]}
-            (after,), examples, said = make_client(context, job.objective).fit(arrays, sent)
-            results[key] = after if key == ADAPTERS else after - arrays[0]
+            told = {"instruction": job.model_dump_json(), "extras": names[1:]}
+            (after,), examples, said = make_client(context, job.objective).fit([theta, *extras], told)
+            changed = after - theta if instruction.half or key == STEP else after
+            results[key] = changed.astype(np.float16) if instruction.half else changed
             metrics = {**{"num-examples": examples, **said}, **metrics, "steps": metrics.get("steps", 0) + said["steps"]}
     return Message(RecordDict({"arrays": pack(results), "metrics": metric_record(metrics | judged)}), reply_to=message)
 

@@ -92,7 +92,8 @@ class Story:
         from ease_flwr.core import adapters  # imports torch and open_clip: only now, with all clients there
 
         self.model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-        run.event(f"[model] {self.model.size} adapter parameters, {4 * self.model.size} bytes a message")
+        half = experiment.federation.half
+        run.event(f"[model] {self.model.size} adapter parameters, {(2 if half else 4) * self.model.size} bytes a message")
         self.thetas: dict[str, Vector] = {}
         self.costs: dict[str, Cost] = {}
         self.requests: list[dict[str, Any]] = []
@@ -241,7 +242,18 @@ class Story:
         settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
         files = [config.file_sha256(f) for f in (experiment.data.labels, experiment.data.parts, experiment.model.weights)]
         kept = experiment.history if record else None
-        order = (experiment.evaluation.order_seed, kept, phase, rounds, first, overlap, record, who.clients, who.forget)
+        order = (
+            experiment.evaluation.order_seed,
+            experiment.federation.half,
+            kept,
+            phase,
+            rounds,
+            first,
+            overlap,
+            record,
+            who.clients,
+            who.forget,
+        )
         decided = lock is None and experiment.data.kind != "folder"  # hosts' own data are not among the settings
         return self.run.phase(name, compute, (*settings, *files, *order, adapters.sha256(theta)) if decided else ())
 

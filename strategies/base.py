@@ -94,7 +94,10 @@ class Unlearning:
         self.facts: dict[str, Any] = {}
         """What the method decided by itself, for results.json."""
         self.round = 1
+        self.average = setting.experiment.learn.average
+        """A phase ends with the mean of the global adapters of its last so many rounds."""
         self.flower = flower.FedAvg()
+        self.left: Vector = np.zeros_like(setting.theta_0)
 
     @classmethod
     def check(cls, name: str, experiment: Experiment) -> Section:
@@ -202,27 +205,36 @@ class Unlearning:
         clients are to do one with its training.
         """
         told: set[str] = set()
-        recent: deque[Vector] = deque(maxlen=self.setting.experiment.learn.average)
+        recent: deque[Vector] = deque(maxlen=self.average)
         for round in range(first, first + rounds):
             self.round = round
             requests = self.drawn(self.instruct(phase, round), phase)
+            before = self.rounded(theta)
             if isinstance(self.flower, flower.fedopt.FedOpt):
-                self.flower.current_arrays = {ADAPTERS: theta}
+                self.flower.current_arrays = {ADAPTERS: before}
             elif isinstance(self.flower, flower.FedAvgM):
-                self.flower.current_arrays = pack({ADAPTERS: theta})
-            before = theta
+                self.flower.current_arrays = pack({ADAPTERS: before})
             updates = self.setting.federation.train(before, requests, self.cost, told, question(round))
             with self.cost.on_server():
                 if history is not None:
                     total = sum(u.examples for u in updates.values())
                     for name, update in updates.items():
-                        history.append(round, name, np.float32(update.examples / total) * (update.adapters - theta))
-                theta = self.combine(theta, updates)
+                        history.append(round, name, np.float32(update.examples / total) * (update.adapters - before))
+                theta = self.combine(before, updates)
                 recent.append(theta)
                 if round == first + rounds - 1:
                     theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
             report(Progress(phase, round, first + rounds - 1, len(requests), updates, before, theta, self.cost))
         return theta, self.cost
+
+    def rounded(self, theta: Vector) -> Vector:
+        """theta as it travels: with federation.half rounded to float16, and the rest kept for the next time."""
+        if not self.setting.experiment.federation.half:
+            return theta
+        wanted = theta + self.left
+        sent = wanted.astype(np.float16).astype(np.float32)
+        self.left = wanted - sent
+        return sent
 
     def drawn(self, requests: dict[str, Request], phase: str) -> dict[str, Request]:
         """Those who take part in this round: a share of the clients, drawn by name, and everybody with a special job."""

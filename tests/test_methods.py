@@ -252,7 +252,7 @@ def test_flowers_aggregators_by_name(name, options, expected):
     experiment = Experiment(learn=TrainConfig(aggregator=name, aggregator_options=options, average=1))
 
     class Two:
-        def train(self, theta, requests, cost, told):
+        def train(self, theta, requests, cost, told, before):
             self.instruction = requests["a"].instruction
             return {n: update(n, theta + np.float32(d), k) for n, k, d in (("a", 30, 1), ("b", 10, 5))}
 

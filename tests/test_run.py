@@ -111,6 +111,17 @@ def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
     assert judged.items() >= ends.items()
 
 
+def test_half_precision_messages(ease, home):
+    found = play(home / "half", set=RUN_CONFIG["set"] + " federation.half=true")
+    assert "73728 bytes a message" in (home / "half" / "log.txt").read_text()
+    half, full = found["cost"]["learn"], ease["cost"]["learn"]
+    for bytes_ in ("uplink_bytes", "downlink_bytes"):
+        assert 2 * half[bytes_] == full[bytes_]
+    for name in ("forget_exclusive", "retain", "test"):
+        assert r1(found, "unlearned", name) == pytest.approx(r1(ease, "unlearned", name), abs=12)
+    assert found["adapters_sha256"]["original"] != ease["adapters_sha256"]["original"]
+
+
 def test_same_seed_and_other_arrival_order_give_the_same_adapters(ease, home):
     again = play(home / "again", shuffle=9, fresh=True)
     assert again["adapters_sha256"] == ease["adapters_sha256"]

@@ -1,12 +1,13 @@
 """The loop over rounds, with a federation that only counts."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ease_flwr.core.config import Experiment, ForgetConfig, TrainConfig
+from ease_flwr.core.config import Experiment, FederationConfig, ForgetConfig, TrainConfig
 from ease_flwr.core.federation import Request
 from ease_flwr.core.history import History
 from ease_flwr.core.lock import ForgetLock
@@ -42,6 +43,20 @@ def test_a_phase_ends_with_the_mean_of_its_last_rounds(average, end):
     assert theta.dtype == np.float32
     assert seen == [(1, 2.0), (2, 4.0), (3, end)]
     assert cost.rounds == 3
+
+
+def test_half_precision_loses_nothing_over_the_rounds():
+    """float16 has steps of .00098 above 1: without what rounding leaves over, moves of .0002 would never arrive."""
+    unlearning = strategy(1)
+    unlearning.setting = replace(
+        unlearning.setting, experiment=Experiment(learn=TrainConfig(average=1), federation=FederationConfig(half=True))
+    )
+    unlearning.mean = lambda updates: updates["a"].adapters - np.float32(0.9998)  # + .0002 a round
+    sent = []
+    theta, _ = unlearning.run("learn", np.ones(2, np.float32), 100, lambda p: sent.append(p.before))
+    assert all(np.array_equal(s, s.astype(np.float16)) for s in sent)
+    assert sent[-1][0] == pytest.approx(1 + 99 * 0.0002, abs=0.001)
+    assert theta[0] + unlearning.left[0] == pytest.approx(1.02, abs=1e-5)
 
 
 def test_history_holds_weighted_updates_that_add_up(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol
 
 import numpy as np
@@ -123,36 +124,36 @@ def cut_trunk(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
     return trunk
 
 
+def _encode_text(model: CLIP, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+    """CLIP.encode_text without the padding that all rows end with, down to a multiple of 8 tokens."""
+    positions, mask = model.positional_embedding, model.attn_mask
+    used = int((text != 0).any(0).nonzero().max()) + 1
+    length = min(-(-used // 8) * 8, len(positions))
+    model.positional_embedding, model.attn_mask = positions[:length], mask[:length, :length]
+    try:
+        out: torch.Tensor = CLIP.encode_text(model, text[:, :length], normalize=normalize)
+    finally:
+        model.positional_embedding, model.attn_mask = positions, mask
+    return out
+
+
 @torch.no_grad()
 def cut_padding(model: CLIP) -> None:
-    """Let `model.encode_text` leave out the padding that all rows of a batch end with, down to a multiple of 8 tokens.
+    """Let `model.encode_text` leave out the padding that all rows of a batch end with.
 
     Exact, up to rounding: in a causal tower nothing looks at what comes later, and the padding comes last. Verified here on
     random tokens: where the tower is not built like that, nothing is changed.
     """
-    positions, mask = getattr(model, "positional_embedding", None), getattr(model, "attn_mask", None)
-    if positions is None or mask is None:
+    if type(model) is not CLIP or model.attn_mask is None:
         return
-    context, whole = len(positions), model.encode_text
-    positions = positions.detach()
-
-    def encode_text(text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        used = int((text != 0).any(0).nonzero().max()) + 1
-        length = min(-(-used // 8) * 8, context)
-        model.positional_embedding, model.attn_mask = positions[:length], mask[:length, :length]
-        try:
-            out: torch.Tensor = whole(text[:, :length], normalize=normalize)
-        finally:
-            model.positional_embedding, model.attn_mask = positions, mask
-        return out
-
+    context = len(model.positional_embedding)
     probe = torch.randint(1, model.vocab_size - 1, (2, context), generator=torch.Generator().manual_seed(0))
     probe[:, 3], probe[:, 4:] = model.vocab_size - 1, 0
-    before = whole(probe)
-    del model.positional_embedding
+    before, positions = model.encode_text(probe), model.positional_embedding.data
+    del model.positional_embedding  # a parameter cannot be replaced by a part of itself, a buffer can
     model.register_buffer("positional_embedding", positions)
-    if torch.allclose(encode_text(probe), before, rtol=1e-4, atol=1e-5):
-        model.encode_text = encode_text
+    if torch.allclose(_encode_text(model, probe), before, rtol=1e-4, atol=1e-5):
+        model.encode_text = MethodType(_encode_text, model)
 
 
 def shorten_context(backbone: Backbone, name: str, length: int) -> Backbone:

@@ -239,6 +239,9 @@ class HoldConfig(Section):
 
 
 class FederationConfig(Section):
+    half: bool = False
+    """Adapters travel in half precision: they go out rounded to float16, and what rounding left over is added to the next
+    round's (error feedback, Seide et al. 2014; Karimireddy et al., arXiv 1901.09847); clients send their change in float16."""
     norm_bound: float = Field(20.0, gt=1)
     """An update is refused when it is so many times longer than the median of its round."""
     quorum: float = Field(1.0, gt=0, le=1)

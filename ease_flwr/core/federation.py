@@ -162,9 +162,8 @@ class Federation:
         told: clients that have their `once` arrays already; whoever gets them now is added.
         before: the evaluation of theta that everybody asked does first, in the same message.
         """
-        if before:
-            judges = {n: r.instruction.model_copy(update={"before": before}) for n, r in requests.items()}
-            requests = {n: replace(r, instruction=judges[n]) for n, r in requests.items()}
+        how = {"before": before, "half": self.experiment.federation.half}
+        requests = {n: replace(r, instruction=r.instruction.model_copy(update=how)) for n, r in requests.items()}
 
         def exchange() -> Exchange:
             if self.journal.resumed:  # another process has told them, for another run of Flower's
@@ -198,8 +197,9 @@ class Federation:
         said: list[str] = []
         failed: list[dict[str, Any]] = []
         asked = dict(requests)
+        sent = theta.astype(np.float16 if self.experiment.federation.half else np.float32)
         for attempt in (1, 2):
-            replies = self._ask("train", {ADAPTERS: theta}, asked, cost, told)
+            replies = self._ask("train", {ADAPTERS: sent}, asked, cost, told)
             told |= set(asked)
             failures = {}
             for name in sorted(asked):
@@ -207,9 +207,8 @@ class Federation:
                 try:
                     if reply is None or reply.has_error():
                         raise ValueError(_reason(reply))
-                    keys = (ADAPTERS, STEP) if job.beside else (ADAPTERS,)
-                    most = self.pairs[name] + job.overlap
-                    updates[name] = read_update(name, reply, theta.shape, keys, most, judged=job.before is not None)
+                    start = sent.astype(np.float32)
+                    updates[name] = read_update(name, reply, start, job, self.pairs[name] + job.overlap)
                     cost.uplink_bytes += updates[name].nbytes
                     cost.client_steps += int(updates[name].metrics.get("steps", 0))
                     cost.client_memory = max(cost.client_memory, int(updates[name].metrics.get("memory", 0)))

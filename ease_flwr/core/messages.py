@@ -50,6 +50,8 @@ class Instruction(Section):
     """Training: positions of the adapter tensors that may move; none named: all."""
     proximal: float = 0.0
     """Training: mu of FedProx, the loss has mu/2 ||theta - theta_t||^2 added (Li et al., arXiv 1812.06127, eq. 2)."""
+    half: bool = False
+    """Training: the adapters come in float16, and what changed goes back in float16 in their place."""
     beside: Instruction | None = None
     """A second job from the same adapters, done in the same exchange; its change of the adapters comes back as `step`."""
     before: Instruction | None = None
@@ -76,14 +78,12 @@ class Update:
     metrics: dict[str, Any]
     judged: dict[str, Any] = field(default_factory=dict)
     """What it counted on the adapters before training, if it was asked: "now/SET.kind" -> numbers."""
+    nbytes: int = 0
+    """Of the arrays as they came."""
 
     @property
     def examples(self) -> int:
         return int(self.metrics["num-examples"])
-
-    @property
-    def nbytes(self) -> int:
-        return self.adapters.nbytes + (0 if self.step is None else self.step.nbytes)
 
     def message(self) -> Message:
         """The adapters and their weight as a message of Flower's own kind, for its aggregation."""
@@ -120,15 +120,15 @@ def read_instruction(config: dict[str, Any]) -> Instruction:
 def read_update(
     client: str,
     reply: Message,
-    expected: tuple[int, ...],
-    keys: tuple[str, ...] = (ADAPTERS,),
+    sent: NDArray[np.float32],
+    asked: Instruction,
     most: int = MANY,
-    judged: bool = False,
 ) -> Update:
     """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, counts, metric types.
 
-    most: pairs the client has, so many examples it can have trained on.  judged: whether it was asked to judge as well.
+    sent: the adapters it started from, (p,).  most: pairs the client has, so many examples it can have trained on.
     """
+    keys, kind = (ADAPTERS, STEP) if asked.beside else (ADAPTERS,), np.dtype(np.float16 if asked.half else np.float32)
     records = list(reply.content.array_records.values())
     if len(records) != 1 or tuple(records[0]) != keys:
         raise ValueError(f"expected one record of {', '.join(keys)}, got {[list(a) for a in records]}")
@@ -137,19 +137,22 @@ def read_update(
     except Exception as error:  # whatever NumPy makes of bytes that are not an array
         raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
     for name, values in arrays.items():
-        if values.shape != expected or values.dtype != np.float32:
-            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {expected} float32")
+        if values.shape != sent.shape or values.dtype != kind:
+            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {sent.shape} {kind}")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} not finite")
     metrics = read_metrics(reply)
-    answers = {k: metrics.pop(k) for k in list(metrics) if judged and k.startswith(f"{NOW}/")}
+    answers = {k: metrics.pop(k) for k in list(metrics) if asked.before and k.startswith(f"{NOW}/")}
     _check_answers(answers, (NOW,))
     examples = metrics.get("num-examples")
     if not isinstance(examples, int) or not 1 <= examples <= most:
         raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
     if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
         raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
-    return Update(client, arrays[ADAPTERS], arrays.get(STEP), metrics, answers)
+    nbytes = sum(a.nbytes for a in arrays.values())
+    full = {name: values.astype(np.float32) for name, values in arrays.items()}
+    adapters = sent + full[ADAPTERS] if asked.half else full[ADAPTERS]
+    return Update(client, adapters, full.get(STEP), metrics, answers, nbytes)
 
 
 def read_metrics(reply: Message) -> dict[str, Any]:
