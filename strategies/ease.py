@@ -64,8 +64,11 @@ class Ease(Assisted):
     holders: ClassVar[Literal["not asked", "help", "needed"]] = "help"
 
     class Params(Section):
-        rounds: int = Field(8, ge=1)
+        rounds: int = Field(4, ge=1)
         """Rounds of the forget phase."""
+        lr_end: float = Field(0.25, gt=0, le=1)
+        """Learning rate of the retained clients in its last round, as a share of the learn phase's, with which it begins;
+        linear in between."""
         gsd: Literal["auto", "history", "probe", "none"] = "auto"
         """Where the unique subspace comes from: the updates of the learn phase, probe rounds, or nowhere (no excision). auto:
         history where clients leave, none where a class or single pairs are withdrawn."""
@@ -79,8 +82,8 @@ class Ease(Assisted):
         tau: float | None = Field(None, ge=0, le=1)
         """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised; None: as
         calibration finds."""
-        taus: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6)
-        """Thresholds that calibration tries. Deeper ones need BKE less, and forget what a retrained model guesses too."""
+        taus: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
+        """Thresholds that calibration tries. Deeper ones need BKE less, and hurt what is kept more."""
         drop: float = Field(0.25, ge=0, le=1)
         """How much of the retained clients' validation recall an excision may cost, as a share of what it was; the rounds after
         it bring most of it back."""
@@ -100,7 +103,7 @@ class Ease(Assisted):
         """Whether holders help by bilateral excision; without, excision and projection work alone (parameters only)."""
         bke_lr: float = searched(5e-4, (2.5e-4, 5e-4, 1e-3), gt=0)
         """AdamW learning rate of BKE."""
-        bke_epochs: int = Field(1, ge=1)
+        bke_epochs: int = Field(2, ge=1)
         """Local epochs of BKE in each round."""
         bke_batch: int = Field(64, ge=2)
         """Pairs in a BKE batch; as many public ones come beside them."""
@@ -128,6 +131,7 @@ class Ease(Assisted):
     def __init__(self, setting: Setting, params: Section, lock: ForgetLock | None = None) -> None:
         super().__init__(setting, params, lock)
         self.steps: list[Vector] = []
+        self.average = max(1, min(self.average, self.params.rounds // 2))
         self.spans = blocks_of(setting.blocks, "tensor")
         self.gap: ForgetLock | None = None
 
@@ -185,7 +189,14 @@ class Ease(Assisted):
         return start
 
     def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        return super().instruct(phase, round) if self.snapshot else Unlearning.instruct(self, phase, round)
+        requests = super().instruct(phase, round) if self.snapshot else Unlearning.instruct(self, phase, round)
+        share = 1 - (1 - self.params.lr_end) * (round - 1) / max(1, self.params.rounds - 1)
+        plain = self.setting.experiment.learn
+        slower = {"train": plain.model_copy(update={"lr": share * plain.lr})}
+        for name in self.setting.clients:
+            told = requests[name]
+            requests[name] = replace(told, instruction=told.instruction.model_copy(update=slower))
+        return requests
 
     def job(self, phase: str, round: int) -> Instruction:
         p = self.params
@@ -347,7 +358,7 @@ def at_once(
         theirs, others = ([source(begin, end) for source in who] for who in (forget, retain))
         for start, stop in spans[i:j]:
             part = slice(start - begin, stop - begin)
-            now = [[torch.from_numpy(c[part]).double() for c in who] for who in (theirs, others)]
+            now = [[torch.from_numpy(c.T[:, part]).double().T for c in who] for who in (theirs, others)]
             yield start, stop, now[0], now[1]
         i = j
 
