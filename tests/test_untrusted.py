@@ -6,8 +6,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ease_flwr.core.config import TrainConfig
 from ease_flwr.core.federation import Cost, FederationError
-from ease_flwr.core.messages import Instruction, pack, read_answers, read_hello
+from ease_flwr.core.messages import Instruction, pack, read_answers, read_hello, read_update
 from tests.test_federation import fake, federation, instruct
 
 P = 6
@@ -122,6 +123,9 @@ def reply_with(content):
         ({"now/test.counts": [-5, 5, 0, 0, 0, 0, 0, 0]}, "holds no counts of hits"),
         ({"later/test.counts": [5, 5, 1, 2, 3, 1, 2, 3]}, "is about no model that was sent"),
         ({"now/test.similarity": [0.5, float("nan")]}, "is not finite"),
+        ({"now/test.gallery": [5]}, "holds no size of a gallery"),
+        ({"now/test.similarity": 0.5}, "is a single number"),
+        ({"now/forget.level": [0.5, 0.2]}, "holds 2 numbers, expected 3"),
     ],
 )
 def test_judgements_are_checked(said, why):
@@ -129,6 +133,27 @@ def test_judgements_are_checked(said, why):
         read_answers(reply_with({"metrics": MetricRecord(said)}), {"now"})
     with pytest.raises(ValueError, match=r"no metrics in the answer, but \['arrays'\]"):
         read_answers(reply_with({"arrays": pack({"x": GOOD})}), {"now"})
+
+
+def test_answers_that_come_with_training_are_checked_too():
+    asked = Instruction(
+        phase="learn", round=2, train=TrainConfig(), before=Instruction(phase="audit", round=0, train=TrainConfig())
+    )
+    said = {"num-examples": 5, "loss": 1.0, "now/test.counts": [5, 5, 1, 2, 3, 1, 2, 3], "now/test.gallery": 5}
+
+    def read(asked, **more):
+        return read_update(
+            "a", reply_with({"arrays": pack({"adapters": GOOD}), "metrics": MetricRecord(said | more)}), GOOD, asked
+        )
+
+    assert read(asked).judged == {k: said[k] for k in ("now/test.counts", "now/test.gallery")}
+    assert set(read(asked).metrics) == {"num-examples", "loss"}
+    with pytest.raises(ValueError, match="holds no counts of hits"):
+        read(asked, **{"now/test.counts": [5, 5, 1, 2, 3, 1, 2, 6]})
+    with pytest.raises(ValueError, match="expected single numbers"):
+        read(asked.model_copy(update={"before": None}))
+    with pytest.raises(ValueError, match=r"type float32, expected \(\d+,\) float16"):
+        read(asked.model_copy(update={"half": True}))
 
 
 def test_a_bad_judgement_is_left_out_and_named():

@@ -183,6 +183,12 @@ def _check_answers(answers: Mapping[str, Any], models: Container[str]) -> None:
             counts = value if isinstance(value, list) and len(value) == 8 and all(isinstance(v, int) for v in value) else [-1]
             if min(counts) < 0 or max(counts[2:5]) > counts[0] or max(counts[5:]) > counts[1]:
                 raise ValueError(f"metric {key[:60]!r} holds no counts of hits: {str(value)[:60]}")
+        if about.endswith(".gallery") and isinstance(value, list):
+            raise ValueError(f"metric {key[:60]!r} holds no size of a gallery: {str(value)[:60]}")
+        if about.endswith((".similarity", ".level")) and not isinstance(value, list):
+            raise ValueError(f"metric {key[:60]!r} is a single number")
+        if about.endswith(".level") and len(value) != 3:
+            raise ValueError(f"metric {key[:60]!r} holds {len(value)} numbers, expected 3")
 
 
 def read_hello(reply: Message) -> dict[str, Any]:
