@@ -94,7 +94,9 @@ class Ease(Assisted):
         """Share of squared update norm that a client's basis holds."""
         crowd: float = Field(0.5, gt=0, le=1)
         """Share of a block's dimensions that the retained clients' bases may have in all, each an equal part. A crowded block
-        has hardly anything left outside; and work grows with the square of it."""
+        has hardly anything left outside."""
+        directions: int = Field(640, ge=1)
+        """Directions that these bases may have in all, whatever the share allows: work grows with the square of it."""
         subspace: Literal["unique", "whole", "random"] = "unique"
         """What is excised. The others are foils: the whole forget subspace, or as many random directions."""
         project: bool = True
@@ -288,7 +290,7 @@ class Ease(Assisted):
 
         p, angles, shared = self.params, [], []
         for start, stop, theirs, others in at_once(spans, forget, retain):
-            most = min(64, max(1, int(p.crowd * (stop - start) / len(others))))
+            most = min(64, max(1, int(min(p.crowd * (stop - start), p.directions) / len(others))))
             support = subspaces.Support([subspaces.basis(m, p.energy, most) for m in others])
             angles.append(subspaces.principal_angles(subspaces.basis(torch.cat(theirs, dim=1), p.energy), support))
             shared.append(support.shared_with([subspaces.basis(m, p.energy) for m in theirs]).numpy())
