@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PAIRS, BATCH, ROUNDS, WARM = 128, 64, 7, 2
+PAIRS, BATCH, ROUNDS, WARM = 128, 64, 6, 2
 RATE = 1e-3
 MODEL = {
     "embed_dim": 128,
