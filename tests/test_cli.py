@@ -59,7 +59,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
         ),
         (["ablate", "--groups", "all"], "ease ablate: no group 'all': there are parts, foils, bke, gsd, lambda"),
         (["ablate", "--seeds", "x"], "ease ablate: --seeds 'x': expected numbers with commas, for example 0,1,2"),
-        (["ablate", "--set", "strategy.tua=1"], "ease ablate: strategy ease: unknown key tua (known: rounds, gsd"),
+        (["ablate", "--set", "strategy.tua=1"], "ease ablate: strategy ease: unknown key tua (known: rounds, lr_end, gsd"),
         (
             ["compare", "--set", "evaluation.reference=none"],
             "ease compare: evaluation.reference=none: methods are measured against the retrained model, leave it on",
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
 def test_benchmarks_are_named(tmp_path):
     said = CliRunner().invoke(app, ["bench", "rounds"])
     assert said.exit_code == 2
-    assert re.search(r"ease bench: no benchmark 'rounds' in .*: there are gsd, large, round, startup$", said.output.strip())
+    assert re.search(r"ease bench: no benchmark 'rounds' in .*: there are caching, frameworks, gsd, large, round, startup$", said.output.strip())
     said = CliRunner().invoke(app, ["bench", "gsd", "--to", str(tmp_path / "nowhere" / "x.json")])
     assert "no folder" in said.output
 

@@ -143,7 +143,7 @@ def test_failure_is_said_and_nothing_is_half_written(home):
         play(home / "wrong", set=RUN_CONFIG["set"] + " strategy.tua=1")
     state = json.loads((home / "wrong" / "state.json").read_text())
     assert state["status"] == "failed"
-    assert state["error"].startswith("ConfigError: strategy ease: unknown key tua (known: rounds, gsd")
+    assert state["error"].startswith("ConfigError: strategy ease: unknown key tua (known: rounds, lr_end, gsd")
     assert not (home / "wrong" / "results.json").exists()
 
 

@@ -92,7 +92,7 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     labels = [(label, seed) for label, seed, _ in asked]
     assert labels == [
         *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
-        *(("retrain, 8 exchanges", 0), ("retrain, 8 exchanges", 2)),  # EASE's own budget is the equal one: not run twice
+        *(("retrain, 4 exchanges", 0), ("retrain, 4 exchanges", 2)),  # EASE's own budget is the equal one: not run twice
     ]
     assert tables["equal"]["ease"] is tables["own"]["ease"]
     own = comparison.table(tables["own"])
@@ -104,7 +104,7 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     assert "- original: forget_exclusive 90.0 ± 0.0" in own
     lines = comparison.rows(tables).splitlines()
     assert lines[0].startswith("budget,strategy,seed,forget_exclusive minus retrain")
-    assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,8,80,48,32," in lines
+    assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,4,40,24,16," in lines
     assert len(lines) == 1 + 2 * 2 * 2
 
 
@@ -118,7 +118,7 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
     comparison.compare("personas", ["ease", "npo"], [0], tmp_path, [], print, budget="bytes")
-    assert asked == ["ease", "npo", "npo, 2 exchanges"]  # ten bytes an exchange against thirty
+    assert asked == ["ease", "npo", "npo, 1 exchanges"]  # four times ten bytes, at thirty an exchange
 
 
 def test_comparison_shows_failures():
