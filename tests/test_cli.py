@@ -109,7 +109,10 @@ def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
 def test_benchmarks_are_named(tmp_path):
     said = CliRunner().invoke(app, ["bench", "rounds"])
     assert said.exit_code == 2
-    assert re.search(r"ease bench: no benchmark 'rounds' in .*: there are caching, frameworks, gsd, large, round, startup$", said.output.strip())
+    assert re.search(
+        r"ease bench: no benchmark 'rounds' in .*: there are caching, frameworks, gsd, large, round, startup$",
+        said.output.strip(),
+    )
     said = CliRunner().invoke(app, ["bench", "gsd", "--to", str(tmp_path / "nowhere" / "x.json")])
     assert "no folder" in said.output
 
