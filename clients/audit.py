@@ -211,10 +211,11 @@ def some(pairs: Pairs, seed: int) -> Pairs:
 
 @lru_cache(maxsize=8)
 def augmented(pairs: Pairs) -> list[Pairs]:
-    """The pairs with images moved by two pixels each way and a tenth brighter or darker."""
+    """The pairs, each with its first caption, with images moved by two pixels each way and a tenth brighter or darker."""
     x = pairs.images.astype(np.float32)
     changed = [np.roll(x, 2, 1), np.roll(x, -2, 1), np.roll(x, 2, 2), np.roll(x, -2, 2), 1.1 * x, 0.9 * x]
-    return [Pairs(np.clip(c, 0, 255).astype(np.uint8), pairs.captions, pairs.labels) for c in changed]
+    first = tuple(c[:1] for c in pairs.captions)
+    return [Pairs(np.clip(c, 0, 255).astype(np.uint8), first, pairs.labels) for c in changed]
 
 
 def separability(a: Tensor, b: Tensor, folds: int = 4, ridge: float = 1.0) -> float:
