@@ -66,15 +66,14 @@ def main(file: Path, images: int) -> None:
                 sys.exit(done.stderr)
             found[what] = {k: round(v, 3) for k, v in json.loads(done.stdout.splitlines()[-1]).items()}
             print(what, found[what], flush=True)
-        size = {f.stem[:6]: f.stat().st_size for f in Path(name, "cache").glob("*.npy")}
-        found["bytes"] = {"decoded": min(size.values()), "trunk": max(size.values())}
+        sizes = [f.stat().st_size for f in Path(name, "cache").glob("*.npy")]
+        found["bytes"] = {"decoded": min(sizes), "trunk": max(sizes)}
     none, cold, warm = found["none"], found["cold"], found["warm"]
+    whole = none["epoch"] + none["trunk_again"]
     found["ratios"] = {
         "decoding, none to warm": round(none["decode"] / warm["decode"], 1),
         "trunk, cold to warm": round(cold["trunk"] / warm["trunk"], 1),
-        "an epoch with the whole tower to one behind the trunk": round(
-            (none["epoch"] + none["trunk_again"]) / warm["epoch"], 2
-        ),
+        "an epoch with the whole tower to one behind the trunk": round(whole / warm["epoch"], 2),
     }
     print(found["ratios"])
     file.write_text(json.dumps(found, indent=1) + "\n")

@@ -201,22 +201,11 @@ def measured(command: list[str], **environment: str) -> tuple[str, float]:
 
 def ours(folder: Path, clients: int) -> tuple[list[float], float]:
     """Times at which the rounds of `ease run` ended, and its memory."""
-    sets = [word for k, v in settings(folder, clients).items() for word in ("--set", f"{k}={v}")]
-    command = [
-        sys.executable,
-        "-m",
-        "ease_flwr",
-        "run",
-        "flickr30k",
-        "--until",
-        "learn",
-        "--run-dir",
-        str(folder / "run"),
-        *sets,
-    ]
+    from benchmarks.round import rounds_of, to_learn
+
+    command = to_learn("flickr30k", folder, settings(folder, clients))
     _, memory = measured(command, EASE_FLWR_HOME=str(folder / "home"), FLWR_HOME=str(folder / "flwr"))
-    events = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [e["elapsed"] for e in events if e.get("phase") == "learn" and "timing" in e], memory
+    return [e["elapsed"] for e in rounds_of(folder)], memory
 
 
 def main(file: Path, pythons: dict[str, str], counts: list[int]) -> None:

@@ -75,17 +75,27 @@ def bare_rounds(rounds: int) -> list[float]:
     return [max(found[2 * r : 2 * r + 2]) for r in range(WARM, rounds)]
 
 
+def to_learn(experiment: str, folder: Path, settings: dict[str, Any]) -> list[str]:
+    """The command that learns an experiment into folder/run, and no more."""
+    sets = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
+    return [sys.executable, "-m", "ease_flwr", "run", experiment, "--until", "learn", "--run-dir", str(folder / "run"), *sets]
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """What folder/run says of each round of learning."""
+    events = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    return [e for e in events if e.get("phase") == "learn" and "timing" in e]
+
+
 def federated_rounds(rounds: int) -> tuple[list[float], float]:
     """Seconds of each round of `ease run` after the first ones, and the share of them that clients spend in training."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "EASE_FLWR_HOME": folder, "FLWR_HOME": f"{folder}/flwr"}
-        sets = [word for k, v in {**SETTINGS, "learn.rounds": rounds}.items() for word in ("--set", f"{k}={v}")]
-        command = [sys.executable, "-m", "ease_flwr", "run", "--until", "learn", "--run-dir", f"{folder}/run", *sets]
+        command = to_learn("personas", Path(folder), {**SETTINGS, "learn.rounds": rounds})
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
-        events = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [e for e in events if e.get("phase") == "learn" and "timing" in e]
+        told = rounds_of(Path(folder))
     ends = [e["elapsed"] for e in told]
     training = [sum(t[2] for t in e["timing"]) / 2 for e in told]
     seconds = np.diff([0, *ends])[WARM:].tolist()

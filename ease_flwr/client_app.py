@@ -76,7 +76,7 @@ def train(message: Message, context: Context) -> Message:
     theta = sent.astype(np.float32)
     judged: dict[str, Any] = {}
     if instruction.before:
-        judged = judge(context, instruction.before, NOW, theta)[1]
+        judged = judge(make_client(context), instruction.before, NOW, theta)[1]
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
     for key, job in ((ADAPTERS, instruction), (STEP, instruction.beside)):
@@ -97,16 +97,17 @@ def evaluate(message: Message, context: Context) -> Message:
         sent = {"instruction": instruction.model_dump_json(), "models": names}
         _, examples, said = make_client(context, "audit").evaluate(arrays, sent)
         return Message(RecordDict({"metrics": metric_record({"num-examples": examples, **said})}), reply_to=message)
+    client = make_client(context)
     metrics: dict[str, Any] = {}
     for name, theta in zip(names, arrays, strict=True):
-        examples, said = judge(context, instruction, name, theta)
+        examples, said = judge(client, instruction, name, theta)
         metrics |= {"num-examples": examples, **said}
     return Message(RecordDict({"metrics": metric_record(metrics)}), reply_to=message)
 
 
-def judge(context: Context, instruction: Instruction, name: str, theta: NDArray[Any]) -> tuple[int, dict[str, Any]]:
+def judge(client: LoraClient, instruction: Instruction, name: str, theta: NDArray[Any]) -> tuple[int, dict[str, Any]]:
     """How many pairs the client judged, and what it counted, as "NAME/SET.kind"."""
-    _, examples, said = make_client(context).evaluate([theta], {"instruction": instruction.model_dump_json()})
+    _, examples, said = client.evaluate([theta], {"instruction": instruction.model_dump_json()})
     return examples, {f"{name}/{key}": value for key, value in said.items()}
 
 

@@ -239,21 +239,11 @@ class Story:
             report = partial(tell, self, label=name)
             return PhaseResult(*strategy.run(phase, theta, rounds, report, first, history, self.question), history)
 
-        settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn)
+        half = experiment.federation.half
+        settings = (experiment.seed, experiment.data, experiment.model, experiment.lora, experiment.learn, half)
         files = [config.file_sha256(f) for f in (experiment.data.labels, experiment.data.parts, experiment.model.weights)]
         kept = experiment.history if record else None
-        order = (
-            experiment.evaluation.order_seed,
-            experiment.federation.half,
-            kept,
-            phase,
-            rounds,
-            first,
-            overlap,
-            record,
-            who.clients,
-            who.forget,
-        )
+        order = (experiment.evaluation.order_seed, kept, phase, rounds, first, overlap, record, who.clients, who.forget)
         decided = lock is None and experiment.data.kind != "folder"  # hosts' own data are not among the settings
         return self.run.phase(name, compute, (*settings, *files, *order, adapters.sha256(theta)) if decided else ())
 
@@ -383,8 +373,7 @@ def audit_again(grid: Grid, run: Run, experiment: config.Experiment, level: exam
 def tell(story: Story, p: Progress, label: str) -> None:
     """One line about a round, and one about recall on validation pairs where clients have counted it, or at the end."""
     federation, told = story.federation, {n: u.judged for n, u in p.updates.items() if u.judged}
-    if told:
-        question = retrieval.question(federation, story.forget, "validation")
+    if question := story.question(p.round):
         if others := [n for n in federation.clients if n not in told]:
             told |= federation.evaluate({NOW: p.before}, question, others, Cost())
         tell_recall(story, p, label, p.round - 1, pool(told, NOW))

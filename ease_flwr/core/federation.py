@@ -198,6 +198,7 @@ class Federation:
         failed: list[dict[str, Any]] = []
         asked = dict(requests)
         sent = theta.astype(np.float16 if self.experiment.federation.half else np.float32)
+        start = sent.astype(np.float32)
         for attempt in (1, 2):
             replies = self._ask("train", {ADAPTERS: sent}, asked, cost, told)
             told |= set(asked)
@@ -207,7 +208,6 @@ class Federation:
                 try:
                     if reply is None or reply.has_error():
                         raise ValueError(_reason(reply))
-                    start = sent.astype(np.float32)
                     updates[name] = read_update(name, reply, start, job, self.pairs[name] + job.overlap)
                     cost.uplink_bytes += updates[name].nbytes
                     cost.client_steps += int(updates[name].metrics.get("steps", 0))
