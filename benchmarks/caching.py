@@ -25,7 +25,7 @@ def one(folder: Path, cached: bool) -> dict[str, float]:
     import torch
 
     from clients.contrastive import Contrastive
-    from ease_flwr.core import config
+    from ease_flwr import config
     from ease_flwr.data import photographs
 
     where: dict[str, Any] = {"data.root": str(folder / "images"), "data.clients": 2, "forget.targets": "client-0"}

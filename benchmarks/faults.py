@@ -20,19 +20,21 @@ from pathlib import Path
 
 import psutil
 
-from ease_flwr import deploy, launcher
+from ease_flwr.hosts import deploy, processes
+from ease_flwr.hosts.demo import DEMO, Federation, federation
+from ease_flwr.hosts.link import Link, read_state
 
 HOSTS = ["client-0", "client-1", "client-2"]
-SETTINGS = {**deploy.DEMO, "learn.rounds": 3, "learn.epochs": 1, "strategy.rounds": 1, "hold.rounds": 1}
+SETTINGS = {**DEMO, "learn.rounds": 3, "learn.epochs": 1, "strategy.rounds": 1, "continuation.rounds": 1}
 SETTINGS |= {"federation.quorum": 0.6, "federation.deadline": 60, "federation.start_timeout": 120}
 
 
 class Trial:
     """One run of the experiment on a running federation."""
 
-    def __init__(self, federation: deploy.Federation, folder: Path, **changes: object) -> None:
+    def __init__(self, federation: Federation, folder: Path, **changes: object) -> None:
         self.federation, self.folder = federation, folder
-        self.link = launcher.Link(deploy.CONNECTION, federation.environment)
+        self.link = Link(deploy.CONNECTION, federation.environment)
         settings = " ".join(f"{k}={v}" for k, v in {**SETTINGS, **changes}.items())
         self.config = {"experiment": "personas", "strategy": "ease", "fresh": True, "seed": 0, "set": settings}
         self.config["run-dir"] = str(folder)
@@ -56,11 +58,11 @@ class Trial:
         """Wait until the run has ended: finished, or why it failed."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
-            state = launcher._read_state(self.folder)
+            state = read_state(self.folder)
             if state["status"] in ("finished", "failed"):
                 return state["status"] + (f": {state['error']}" if state["error"] else "")
             time.sleep(0.5)
-        return "still " + launcher._read_state(self.folder)["status"]
+        return "still " + read_state(self.folder)["status"]
 
     def hashes(self) -> dict[str, str]:
         return dict(json.loads((self.folder / "results.json").read_text())["adapters_sha256"])
@@ -100,8 +102,8 @@ def main(folder: Path, chosen: list[str]) -> None:
         ]
         (folder / "faults.md").write_text("\n".join(lines) + "\n")
 
-    with deploy.federation(folder / f"federation-{int(time.time())}", HOSTS) as federation:
-        whole = Trial(federation, folder / "whole")
+    with federation(folder / f"federation-{int(time.time())}", HOSTS) as running:
+        whole = Trial(running, folder / "whole")
         if not (whole.folder / "results.json").is_file():
             whole.start()
             assert whole.end() == "finished", whole.end()
@@ -109,7 +111,7 @@ def main(folder: Path, chosen: list[str]) -> None:
 
         def client_fault(name: str, fault: str, act: Callable[[], Callable[[], None] | None]) -> None:
             """Break client-2 while it trains in the second round; the others go on, above the quorum."""
-            trial = Trial(federation, folder / name)
+            trial = Trial(running, folder / name)
             trial.start()
             trial.until(r"^\[learn 1/3\]")
             time.sleep(10)
@@ -126,7 +128,7 @@ def main(folder: Path, chosen: list[str]) -> None:
             note(fault, seen, f"{after:.0f} s", f"{lost}; run {ended[:80]}")
 
         def node_process(word: str) -> psutil.Process:
-            return below(federation.nodes["client-2"], word)
+            return below(running.nodes["client-2"], word)
 
         def kill_client() -> None:
             node_process("flwr-clientapp").kill()
@@ -141,32 +143,32 @@ def main(folder: Path, chosen: list[str]) -> None:
             return restart
 
         def restart() -> None:
-            for process in federation.family(federation.nodes["client-2"]):
+            for process in processes.tree(running.nodes["client-2"].pid):
                 process.kill()
-            federation.nodes["client-2"].wait()
+            running.nodes["client-2"].wait()
             limit = time.monotonic() + 200
             while time.monotonic() < limit:  # as systemd does: the SuperLink refuses it until it has missed the old one
-                federation.start_node("client-2")
+                running.start_node("client-2")
                 time.sleep(15)
-                if federation.nodes["client-2"].poll() is None:
+                if running.nodes["client-2"].poll() is None:
                     return
 
         def kill_node() -> Callable[[], None]:
-            for process in federation.family(federation.nodes["client-2"]):
+            for process in processes.tree(running.nodes["client-2"].pid):
                 process.kill()
             return restart
 
         def end_node() -> Callable[[], None]:
-            federation.nodes["client-2"].terminate()
+            running.nodes["client-2"].terminate()
             return restart
 
         def serverapp(name: str) -> None:
-            trial = Trial(federation, folder / name)
+            trial = Trial(running, folder / name)
             trial.start()
             trial.until(r"^\[learn 1/3\]")
             time.sleep(draw.uniform(0, 25))
             began = time.monotonic()
-            below(federation.link, "flwr-serverapp").kill()
+            below(running.link, "flwr-serverapp").kill()
             last = (trial.folder / "log.txt").read_text().splitlines()[-1][:40]
             time.sleep(2)
             trial.start(resume=True)
@@ -176,18 +178,14 @@ def main(folder: Path, chosen: list[str]) -> None:
             note("ServerApp kill -9, then `ease resume`", seen, f"{time.monotonic() - began:.0f} s to the end", verdict(same))
 
         def superlink() -> None:
-            trial = Trial(federation, folder / "superlink")
+            trial = Trial(running, folder / "superlink")
             trial.start()
             trial.until(r"^\[learn 2/3\]")
             began = time.monotonic()
-            for process in federation.family(federation.link):
+            for process in processes.tree(running.link.pid):
                 process.kill()
-            federation.link.wait()
-            server = federation.folder / "server"
-            command = deploy.superlink(server, "127.0.0.1", federation.port, federation.insecure)
-            federation.link = federation._start("superlink", command, server, {})
-            while not deploy.listens(federation.port):
-                time.sleep(0.2)
+            running.link.wait()
+            running.start_link()
             time.sleep(45)  # hosts find it again
             trial.start(resume=True)
             ended = trial.end()

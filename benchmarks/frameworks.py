@@ -50,9 +50,10 @@ def prepare(folder: Path, clients: int) -> None:
     from safetensors.torch import save_file
 
     from benchmarks import generated
-    from clients.base import encode
+    from clients.encoding import encode
     from ease_flwr import data
-    from ease_flwr.core import adapters, config
+    from ease_flwr import config
+    from ease_flwr.model import adapters
 
     generated.write(folder / "images", PAIRS * clients, 64, 64)
     (folder / "small.json").write_text(json.dumps(MODEL))
@@ -74,7 +75,8 @@ def task(folder: Path) -> tuple[Any, list[Any]]:
     import torch
     from torch.nn import functional as F
 
-    from ease_flwr.core import adapters, config
+    from ease_flwr import config
+    from ease_flwr.model import adapters
 
     experiment = config.Experiment.model_validate_json((folder / "experiment.json").read_text())
     adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -35,10 +34,10 @@ def one(clients: int, rounds: int, layers: int, directions: int, rank: int) -> d
     """Write a history and decompose it; the first client leaves."""
     from functools import partial
 
-    from ease_flwr.core.config import HistoryConfig
-    from ease_flwr.core.history import History
-    from ease_flwr.core.machine import peak_memory
-    from strategies.ease import Ease
+    from ease_flwr.config import HistoryConfig
+    from ease_flwr.store.history import History
+    from ease_flwr.store.cost import peak_memory
+    from strategies.gsd import Columns, GsdParams, measure
 
     spans = blocks(layers)
     p = spans[-1][1]
@@ -50,10 +49,9 @@ def one(clients: int, rounds: int, layers: int, directions: int, rank: int) -> d
             for t in range(rounds):
                 history.append(t, f"client-{k}", rng.standard_normal(p, dtype=np.float32))
         written = time.perf_counter() - began
-        gsd = SimpleNamespace(params=Ease.Params(directions=directions))
         columns = [partial(history.columns, f"client-{k}") for k in range(clients)]
         before, began = peak_memory(), time.perf_counter()
-        found = Ease.measure(gsd, columns[:1], columns[1:], spans)  # type: ignore[arg-type]
+        found = measure(GsdParams(directions=directions), Columns(columns[:1], columns[1:]), spans)
         seconds = time.perf_counter() - began
         middle = float(np.median(np.concatenate([a.cosines.numpy() for a in found.angles])))
         return {

@@ -28,10 +28,11 @@ def one(name: str, batch: int, precision: str, checkpointing: bool) -> dict[str,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from clients.base import Encoded
+    from clients.encoding import Encoded
     from clients.contrastive import Contrastive, info_nce
-    from ease_flwr.core import adapters, config
-    from ease_flwr.core.machine import peak_memory
+    from ease_flwr import config
+    from ease_flwr.model import adapters
+    from ease_flwr.store.cost import peak_memory
 
     gpu = torch.cuda.is_available()
     batch *= GPU_BATCH if gpu else 1

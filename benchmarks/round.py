@@ -30,9 +30,10 @@ def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
     import torch
     from torch.nn import functional as F
 
-    from clients.base import encode
+    from clients.encoding import encode
     from ease_flwr import data
-    from ease_flwr.core import adapters, config
+    from ease_flwr import config
+    from ease_flwr.model import adapters
 
     torch.set_num_threads(1)
     experiment = config.load("personas", dict(SETTINGS))

@@ -1,13 +1,17 @@
-"""The client half: what a client does with an Instruction. The name of an objective is the module that is opened."""
+"""The client half: what a client does when it is asked to train or is audited. The name of an objective is the module that is
+opened."""
 
 from __future__ import annotations
 
 import pkgutil
 
 from clients.base import LoraClient
-from ease_flwr.core import halves
+from ease_flwr.config import halves
 
 __path__ = pkgutil.extend_path(__path__, __name__)
+
+SHARED = ("base", "encoding", "forgetting")
+"""Modules that objectives are made of, and that are no objectives."""
 
 
 def load(name: str) -> type[LoraClient]:

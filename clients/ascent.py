@@ -1,4 +1,4 @@
-"""Bounded gradient ascent on InfoNCE: the holders' objective of strategies/ascent.py and strategies/sfu.py."""
+"""Bounded gradient ascent on InfoNCE: the forget clients' objective of strategies/ascent.py and strategies/sfu.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
-from ease_flwr.core.retrieval import partner_cross_entropy
+from ease_flwr.config import Section
+from ease_flwr.model.retrieval import partner_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,7 @@ the retrained model (ease_flwr/audit/examination.py, docs/audit.md).
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from clients.contrastive import Contrastive
-from ease_flwr.core.messages import Instruction, read_instruction
-from ease_flwr.core.retrieval import levels
 from ease_flwr.data.backdoor import Marked
-from ease_flwr.data.pairs import EvaluationSet, Pairs, withdrawn
+from ease_flwr.data.pairs import EvaluationSet, Pairs
+from ease_flwr.exchange import messages
+from ease_flwr.exchange.answers import Examination, ExaminedSet, as_json
+from ease_flwr.model.retrieval import partner_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,98 +31,97 @@ STEPS = (1, 5, 15, 40)
 """Of relearning, after which recall is taken."""
 CROSS_STEPS = 2
 """Of relearning with one tower alone."""
-FEATURES = ("cosine", "level", "cosine of changed images", "spread of changed images")
-"""By which membership is attacked; level is the cross-entropy of the partner among public pairs."""
+FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of changed images")
+"""By which membership is attacked; the partner loss is its cross-entropy among public pairs."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the probes are about: forgotten pairs, the client's sets, what was asked, and the retrained model."""
+
+    forgotten: Pairs
+    sets: dict[str, EvaluationSet]
+    asked: messages.Audit
+    reference: NDArray[np.float32] | None
+
+
+Found = dict[str, Any]
+"""Fields of an Examination."""
 
 
 class Audit(Contrastive):
     """Answers `evaluate` with all models at once: parameters are one vector a model, config names them in `models`."""
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
-        """Metrics "MODEL/KEY" -> list of numbers:
+        """An Examination (exchange/answers.py) of every model, as JSON under `answer`.
 
-        ranks.SET.i2t, ranks.SET.t2i    the rank of the partner, query by query
-        similarity.SET                  cosine of each pair
-        labels.SET                      what each query is about, as a number that does not say it
-        backdoor                        number of marked pictures, and of those for which the sentence of the mark comes first
-        member, stranger                FEATURES of forgotten training pairs, and of pairs like them that nobody trained on
-        relearn                         number of queries, hits before and after STEPS steps of learning them again
-        cross.TOWER                     number of queries, hits after CROSS_STEPS steps of that tower alone
-        probe                           AUC of telling forgotten from unseen pairs by their embeddings
-        cka.forget, cka.public          linear CKA to the retrained model, image and text
-
-        The last five where the instruction names their probes, from who holds what is forgotten; it also judges the set
-        "neighbours": what looks most like it in its gallery and is not to be forgotten.
+        Who has forgotten pairs is also asked the probes that the instruction names, and judges the set "neighbours": what
+        looks most like these pairs in their gallery and is not to be forgotten.
         """
-        instruction = read_instruction(config)
+        asked: messages.Audit = messages.read_instruction(config)
         models = dict(zip(config["models"], parameters, strict=True))
-        sets = self.data.evaluation(instruction.split, instruction.forget)
-        gone = withdrawn(instruction.forget, self.name, self.data.train.labels)
-        forgotten = self._forgotten(gone) if any(s.startswith("forget") for s in sets) else None
+        sets = self.data.evaluation(asked.split, asked.forget)
+        forgotten = self._forgotten(self.named(asked.forget)) if any(s.startswith("forget") for s in sets) else None
         if forgotten is not None:
             sets["neighbours"] = self._neighbours(sets, forgotten)
-        said: dict[str, Any] = {}
+        said: dict[str, Examination] = {}
         for name, theta in models.items():
             self.model.set(theta)
-            said |= {f"{name}/{key}": value for key, value in self.recall(sets, theta).items()}
+            found: Found = {"sets": {s: self.examined(chosen, theta) for s, chosen in sets.items()}}
             if isinstance(self.world, Marked):
-                said[f"{name}/backdoor"] = self._backdoor(self.world, sets["test"], theta)
-            for probe in instruction.probes:
-                if forgotten is not None:
-                    found = getattr(self, probe)(theta, forgotten, sets, instruction, models.get("retrain"))
-                    said |= {f"{name}/{key}": value for key, value in found.items()}
-        return 0.0, sum(len(s.query) for s in sets.values()), said
+                found["backdoor"] = self._backdoor(self.world, sets["test"], theta)
+            if forgotten is not None:
+                subject = Subject(forgotten, sets, asked, models.get("retrain"))
+                for probe in asked.probes:
+                    found |= getattr(self, probe)(theta, subject)
+            said[name] = Examination.model_validate(found)
+        return 0.0, sum(len(s.query) for s in sets.values()), {"answer": as_json(said)}
 
-    def recall(self, sets: dict[str, EvaluationSet], theta: NDArray[np.float32]) -> dict[str, list[float]]:
-        """Ranks and similarities on every set."""
-        out: dict[str, list[float]] = {}
-        for name, chosen in sets.items():
-            i2t, t2i, similarity = self._judged(chosen, theta)
-            out[f"ranks.{name}.i2t"], out[f"ranks.{name}.t2i"] = i2t.tolist(), t2i.tolist()
-            out[f"similarity.{name}"] = similarity.tolist()
-            out[f"labels.{name}"] = [_number(chosen.gallery.pairs.labels[i]) for i in chosen.query]
-        return out
+    def examined(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> ExaminedSet:
+        """Ranks and similarities on a set, query by query."""
+        i2t, t2i, similarity = self.judged(chosen, theta)
+        labels = tuple(_number(chosen.gallery.pairs.labels[i]) for i in chosen.query)
+        cosines = tuple(similarity.tolist())
+        return ExaminedSet(i2t=tuple(i2t.tolist()), t2i=tuple(t2i.tolist()), similarity=cosines, labels=labels)
 
-    # ---- probes of what is forgotten: (theta, forgotten pairs, sets, instruction, reference) -> numbers -----------------
+    # ---- probes of what is forgotten: (theta, subject) -> fields of an Examination ---------------------------------------
 
-    def membership(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+    def membership(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Features by which a pair that was trained on might be told from one like it that was not."""
-        both = {"member": some(forgotten, 0), "stranger": some(self._strangers(instruction), 0)}
-        return {key: self._features(pairs, theta, instruction.train.batch).flatten().tolist() for key, pairs in both.items()}
+        both = {"member": some(subject.forgotten, 0), "stranger": some(self._strangers(subject.asked), 0)}
+        return {key: self._features(pairs, theta, subject.asked.train.batch).tolist() for key, pairs in both.items()}
 
-    def linear_probe(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+    def linear_probe(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Cross-validated AUC of a linear classifier on frozen embeddings (image and text side by side)."""
-        both = (forgotten, self._strangers(instruction))
+        both = (subject.forgotten, self._strangers(subject.asked))
         inside, outside = (torch.cat(self._first(some(pairs, 1), theta), 1) for pairs in both)
-        return {"probe": [separability(inside, outside)]}
+        return {"probe": separability(inside, outside)}
 
-    def relearning(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+    def relearning(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Hits on what is forgotten after some steps of learning it again."""
-        asked = self._asked(sets)
-        models = [theta, *self._learn(theta, forgotten, instruction, STEPS)]
+        asked = self._asked(subject.sets)
+        models = [theta, *self._learn(theta, subject, STEPS)]
         return {"relearn": [2 * len(asked.query), *(self._hits(asked, m) for m in models)]}
 
-    def cross_modal(self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, _: Any) -> Any:
+    def cross_modal(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
-        out: dict[str, list[float]] = {}
-        asked = self._asked(sets)
+        out: dict[str, list[int]] = {}
+        asked = self._asked(subject.sets)
         for tower in ("visual", "text"):
             only = tuple(i for i, b in enumerate(self.model.blocks) if b.tower == tower)
-            (after,) = self._learn(theta, forgotten, instruction, (CROSS_STEPS,), only)
-            out[f"cross.{tower}"] = [2 * len(asked.query), self._hits(asked, after)]
-        return out
+            (after,) = self._learn(theta, subject, (CROSS_STEPS,), only)
+            out[tower] = [2 * len(asked.query), self._hits(asked, after)]
+        return {"cross": out}
 
-    def alignment(
-        self, theta: NDArray[np.float32], forgotten: Pairs, sets: Any, instruction: Instruction, reference: Any
-    ) -> Any:
+    def alignment(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs."""
         out: dict[str, list[float]] = {}
-        if reference is None:
-            return out
-        for name, pairs in (("forget", some(forgotten, 2)), ("public", self.world.unseen())):
-            ours, theirs = self._first(pairs, theta), self._first(pairs, reference)
-            out[f"cka.{name}"] = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
-        return out
+        if subject.reference is None:
+            return {}
+        for name, pairs in (("forget", some(subject.forgotten, 2)), ("public", self.world.unseen())):
+            ours, theirs = self._first(pairs, theta), self._first(pairs, subject.reference)
+            out[name] = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
+        return {"cka": out}
 
     def _forgotten(self, gone: NDArray[np.bool_]) -> Pairs:
         """Pairs about something; where labels are missing from all, all of them."""
@@ -132,7 +133,7 @@ class Audit(Contrastive):
 
     def _first(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         self.model.set(theta)
-        f, g = self._embed_first(pairs, theta)
+        f, g = self.embedded_first(pairs, theta)
         return f, g[:, 0]
 
     def _neighbours(self, sets: dict[str, EvaluationSet], forgotten: Pairs) -> EvaluationSet:
@@ -146,25 +147,26 @@ class Audit(Contrastive):
         best = near.topk(min(MOST, len(near))).indices.sort().values.numpy()
         return EvaluationSet(among.gallery, among.query[best])
 
-    def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[float]:
+    def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[int]:
         """Marked test pictures, and how many of them find the sentence of the mark before every caption of their gallery."""
         f, sentence = self._first(world.shown(test), theta)
-        _, captions, _ = self._embed(test.gallery.pairs, theta)
+        _, captions, _ = self.embedded(test.gallery.pairs, theta)
         own = (f * sentence).sum(1)
         return [len(f), int((own > (f @ captions.T).amax(1)).sum())]
 
     def _features(self, pairs: Pairs, theta: NDArray[np.float32], batch: int) -> Tensor:
         """(n, 4): cosine, cross-entropy among public pairs, mean and spread of the cosine under slight changes of the image."""
         f, g = self._first(pairs, theta)
-        public = self._first(self.world.unseen(), theta)
-        level = levels(f, g[:, None], public[0], public[1][:, None], self.scale, batch, np.random.default_rng(0))[:, 0]
+        public_f, public_g = self._first(self.world.unseen(), theta)
+        own, public = (f, g[:, None]), (public_f, public_g[:, None])
+        loss = partner_losses(own, public, self.scale, batch, np.random.default_rng(0))[:, 0]
         moved = torch.stack([(self._first(changed, theta)[0] * g).sum(1) for changed in augmented(pairs)], 1)
-        return torch.stack([(f * g).sum(1), level, moved.mean(1), moved.std(1)], 1)
+        return torch.stack([(f * g).sum(1), loss, moved.mean(1), moved.std(1)], 1)
 
-    def _strangers(self, instruction: Instruction) -> Pairs:
+    def _strangers(self, asked: messages.Audit) -> Pairs:
         """Pairs like the forgotten ones that nobody trained on; the same object for all models, so they are encoded once."""
         if not hasattr(self, "_unseen"):
-            self._unseen = self.data.never_trained(instruction.split, instruction.forget)
+            self._unseen = self.data.never_trained(asked.split, asked.forget)
         return self._unseen
 
     def _asked(self, sets: dict[str, EvaluationSet]) -> EvaluationSet:
@@ -174,22 +176,17 @@ class Audit(Contrastive):
     def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> int:
         """Partners found first, both directions."""
         self.model.set(theta)
-        return sum(int((r == 1).sum()) for r in self._judged(chosen, theta)[:2])
+        return sum(int((r == 1).sum()) for r in self.judged(chosen, theta)[:2])
 
     def _learn(
-        self,
-        theta: NDArray[np.float32],
-        pairs: Pairs,
-        instruction: Instruction,
-        stops: tuple[int, ...],
-        tensors: tuple[int, ...] = (),
+        self, theta: NDArray[np.float32], subject: Subject, stops: tuple[int, ...], tensors: tuple[int, ...] = ()
     ) -> list[NDArray[np.float32]]:
         """Adapters after so many steps of InfoNCE on these pairs, with these tensors or all; batches do not depend on theta."""
         self.model.set(theta)
         self._free(tensors)
-        self.train = self.encode(pairs)
+        self.train = self.encode(subject.forgotten)
         found = []
-        plan = instruction.train.model_copy(update={"epochs": stops[-1]})  # an epoch is a step at least
+        plan = subject.asked.train.model_copy(update={"epochs": stops[-1]})  # an epoch is a step at least
         for step, _ in enumerate(self._descend(plan, np.random.default_rng(3)), 1):
             if step in stops:
                 found.append(self.model.get())

@@ -7,50 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import psutil
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
-from ease_flwr.core import cache, config
-from ease_flwr.core.machine import peak_memory
-from ease_flwr.core.messages import Instruction, read_instruction
+from clients.encoding import Encoded, embedded, encoded
+from ease_flwr import config
+from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
+from ease_flwr.exchange.answers import as_json
+from ease_flwr.exchange.judgement import KS, Evaluation, Hits, PartnerLoss, SetCounts
+from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
+from ease_flwr.store.cost import peak_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ease_flwr.core.adapters import AdaptedModel
-    from ease_flwr.core.lock import ForgetLock
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Pairs as the model takes them: images after the frozen trunk, (n, ...), and tokens, (n, captions, length)."""
-
-    images: Tensor
-    tokens: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Tensor | slice) -> Encoded:
-        """Some of them."""
-        return Encoded(self.images[index], self.tokens[index])
-
-    def __add__(self, other: Encoded) -> Encoded:
-        """Both, one after the other; who has fewer captions a pair repeats them."""
-        import torch
-
-        most = torch.arange(max(self.tokens.shape[1], other.tokens.shape[1]))
-        tokens = [e.tokens[:, most % e.tokens.shape[1]] for e in (self, other)]
-        return Encoded(torch.cat([self.images, other.images]), torch.cat(tokens))
+    from ease_flwr.model.adapters import AdaptedModel
+    from ease_flwr.model.lock import ForgetLock
 
 
 @dataclass(frozen=True)
@@ -70,7 +49,16 @@ class State(Protocol):
 
 
 class LoraClient(NumPyClient):
-    """One client. Parameters are lists of arrays, the adapter vector first; config carries an Instruction as JSON."""
+    """One client. Parameters are lists of arrays, the adapter vector first; config carries an instruction as JSON."""
+
+    train: Encoded
+    """Pairs that are trained on."""
+    forget: Encoded
+    """In a Forget: the pairs that are being forgotten."""
+    kept: Encoded
+    """In a Forget: the pairs that stay. What was forgotten before is in neither."""
+    masks: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+    """In a Forget: which of the client's training pairs `forget` and `kept` are, (n,) each."""
 
     def __init__(self, experiment: config.Experiment, name: str, world: World, state: State) -> None:
         self.experiment = experiment
@@ -82,15 +70,9 @@ class LoraClient(NumPyClient):
     def data(self) -> ClientData:
         return self.world.client(self.name)
 
-    def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Answer of a roll call: name, number of training pairs, and of those that the request in the instruction concerns."""
-        labels = self.data.train.labels
-        concerned = int(withdrawn(read_instruction(config).forget, self.name, labels).sum())
-        return {"name": self.name, "pairs": len(labels), "forget": concerned}
-
     # ---- what an objective may override -------------------------------------------------------------------------
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         """Called once before training, with the arrays that came beside the adapters."""
 
     def loss(self, batch: Batch) -> Tensor:
@@ -107,28 +89,44 @@ class LoraClient(NumPyClient):
 
     # ---- NumPyClient --------------------------------------------------------------------------------------------
 
+    def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Answer to a Hello, as the fields of Present that are about data: `name`, `pairs`, and for each forget set how many
+        pairs it is the first to name (`forget`) and why it does not fit here (`refused`, "" where it does)."""
+        named = self.named(())
+        forget, refused = list[int](), list[str]()
+        for part in read_instruction(config).forget:
+            try:
+                first, why = self.named((part,)) & ~named, ""
+            except ConfigError as error:
+                first, why = self.named(()), str(error)
+            named |= first
+            forget.append(int(first.sum()))
+            refused.append(why)
+        return {"name": self.name, "pairs": len(named), "forget": forget, "refused": refused}
+
     def fit(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
-        """Train the adapters as instructed. `extras` in config names the arrays after the first."""
+        """Train the adapters as a Learn or a Forget says; `extras` in config names the arrays after the first.
+
+        Returns the adapters, the number of pairs, and metrics. Raises ValueError where there is nothing to train on.
+        """
         import torch
 
         began = time.time() - psutil.Process().create_time()
         started = time.perf_counter()
-        instruction = read_instruction(config)
+        instruction: Learn | Forget = read_instruction(config)
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
         self.model.set(theta)
-        pairs = self.encode(self.data.train)
-        out = torch.from_numpy(withdrawn(instruction.forget, self.name, self.data.train.labels))
-        self.train, self.forget = (pairs[~out], pairs[out]) if instruction.forget else (pairs, pairs[:0])
-        if instruction.part == "forget":
-            self.train = self.forget
-        if instruction.overlap and instruction.forget:
-            self.train += self.encode(self.world.overlap(instruction.forget, instruction.overlap))
-        lock = self._lock(instruction, extras)
-        self._free(instruction.tensors)
+        lock, tensors, proximal = None, tuple[int, ...](), 0.0
+        if isinstance(instruction, Forget):
+            self._choose_forgotten(instruction)
+        else:
+            self._choose_learnt(instruction)
+            lock, tensors, proximal = self._lock(instruction, extras), instruction.tensors, instruction.proximal
+        self._free(tensors)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
         plan, losses, loaded = instruction.train, [], time.perf_counter() - started
-        for loss in self._descend(plan, rng, instruction.proximal):
+        for loss in self._descend(plan, rng, proximal):
             if lock:
                 self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
             losses.append(loss)
@@ -140,51 +138,67 @@ class LoraClient(NumPyClient):
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
-        """Judge this client's own pairs. Metrics per set: counts of hits, and pair similarities if asked for."""
-        import torch
-
-        from ease_flwr.core.retrieval import Counts, levels
-
-        instruction = read_instruction(config)
+        """Judge this client's own pairs as an Evaluate says. Returns 0, the number of image queries, and an Evaluation as JSON
+        under `answer`."""
+        instruction: Evaluate = read_instruction(config)
         theta = parameters[0].astype(np.float32)  # candidates travel in half precision
         self.model.set(theta)
-        metrics: dict[str, Any] = {}
-        total = 0
+        sets = {}
         for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
-            i2t, t2i, similarity = self._judged(chosen, theta)
-            counts = Counts.of(i2t, t2i)
-            metrics[f"{name}.counts"] = [counts.images, counts.texts, *counts.i2t, *counts.t2i]
-            metrics[f"{name}.gallery"] = len(chosen.gallery.pairs)
-            total += counts.images
-            if instruction.similarity:
-                metrics[f"{name}.similarity"] = similarity.tolist()
-        out = withdrawn(instruction.forget, self.name, self.data.train.labels)
-        if instruction.level and out.any():
-            (f, g), (public_f, public_g) = (self._embed_first(p, theta) for p in (self.data.train, self.world.unseen()))
-            f, g = f[torch.from_numpy(out)], g[torch.from_numpy(out)]
-            batch, rng = instruction.train.batch, np.random.default_rng(0)
-            forget = levels(f, g, public_f, public_g, self.scale, batch, rng).mean().item()
-            public = levels(public_f, public_g, f, g, self.scale, batch, rng).mean().item()
-            metrics["forget.level"] = [float(out.sum()), forget, public]
-        return 0.0, total, metrics
+            i2t, t2i, similarity = self.judged(chosen, theta)
+            sets[name] = counts(i2t, t2i, len(chosen.gallery.pairs), similarity if instruction.similarity else None)
+        loss = self._partner_loss(instruction, theta) if instruction.partner_loss else None
+        found = Evaluation.model_validate({"sets": sets, "partner_loss": loss})
+        return 0.0, sum(s.images for s in sets.values()), {"answer": as_json(found)}
+
+    # ---- which pairs ---------------------------------------------------------------------------------------------
+
+    def named(self, forget: Union) -> NDArray[np.bool_]:
+        """Which of this client's training pairs any of these forget sets names, (n,). Raises ConfigError."""
+        return withdrawn(forget, self.name, self.data.train.labels)
+
+    def _choose_learnt(self, instruction: Learn) -> None:
+        """`train`: the pairs that stay, or those that are named alone, and returning ones. Raises ValueError at none."""
+        import torch
+
+        only, pairs = instruction.only, self.encode(self.data.train)
+        earlier = tuple(part for part in instruction.without if part not in only)
+        chosen = ~self.named(earlier) & (self.named(only) if only else True)
+        self.train = pairs[torch.from_numpy(chosen)] if only or earlier else pairs
+        if returning := instruction.returning:
+            fresh = self.world.returning(returning.about, returning.count)
+            self.train = self.train + self.encode(fresh) if len(fresh) else self.train
+        if not len(self.train):
+            raise ValueError(f"{self._where(instruction)}: no pair is left to learn from: do not ask this client")
+
+    def _choose_forgotten(self, instruction: Forget) -> None:
+        """`forget` and `kept`; the first is trained on. Raises ValueError where nothing is to be forgotten."""
+        import torch
+
+        named, earlier = self.named((instruction.forget,)), self.named(instruction.without)
+        self.masks = named & ~earlier, ~named & ~earlier
+        if not self.masks[0].any():
+            raise ValueError(f"{self._where(instruction)}: no pair is left to be forgotten: do not ask this client")
+        pairs = self.encode(self.data.train)
+        self.forget, self.kept = (pairs[torch.from_numpy(mask)] for mask in self.masks)
+        self.train = self.forget
+
+    def _where(self, instruction: Training) -> str:
+        return f"{self.name}, {instruction.phase} round {instruction.round}"
 
     # ---- the client's own means -----------------------------------------------------------------------------------
 
     @property
     def model(self) -> AdaptedModel:
         """The adapted model of this process; other clients of the process use the same one."""
-        from ease_flwr.core import adapters
+        from ease_flwr.model import adapters
 
         e = self.experiment
         return adapters.load(e.model, e.lora, e.seed)
 
     def encode(self, pairs: Pairs) -> Encoded:
         """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are."""
-        e, key = self.experiment, ""
-        if e.data.cache:
-            images = pairs.key or hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
-            key = config.digest("trunk", e.model, config.weights_sha256(e.model), e.lora, e.data.cache_half, images)
-        return encode(self.model, pairs, e.data, key)
+        return encoded(self.model, pairs, self.experiment)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Unit-length embeddings of a batch of the training data, (b, d) each, with gradients."""
@@ -197,16 +211,43 @@ class LoraClient(NumPyClient):
         scale: Tensor = self.model.clip.logit_scale.exp().cpu()
         return scale
 
-    def _judged(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+    def embedded(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of images (n, d) and of all captions (m, d), and the image of each caption (m,), without gradients; the
+        model must be set to theta. Kept for the last few adapters."""
+        return embedded(self.model, pairs, theta, self.experiment)
+
+    def embedded_first(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """The same of pairs with their first captions, (n, d) and (n, 1, d)."""
+        import torch
+
+        images, texts, owner = self.embedded(pairs, theta)
+        return images, texts[torch.searchsorted(owner, torch.arange(len(images)))][:, None]
+
+    def judged(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks of the partners of image and of text queries, and the cosine of each pair; the adapters are set to theta."""
         import torch
 
-        from ease_flwr.core.retrieval import ranks
+        from ease_flwr.model.retrieval import ranks
 
-        images, texts, owner = self._embed(chosen.gallery.pairs, theta)
+        images, texts, owner = self.embedded(chosen.gallery.pairs, theta)
         query = torch.from_numpy(chosen.query)
         i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
         return i2t, t2i, (images[query] * texts[torch.searchsorted(owner, query)]).sum(1)
+
+    def _partner_loss(self, instruction: Evaluate, theta: NDArray[np.float32]) -> PartnerLoss | None:
+        """Of the pairs to be forgotten, if there are any, and of public ones."""
+        import torch
+
+        from ease_flwr.model.retrieval import partner_losses
+
+        out = self.named(instruction.forget)
+        if not out.any():
+            return None
+        (f, g), public = (self.embedded_first(p, theta) for p in (self.data.train, self.world.unseen()))
+        own = f[torch.from_numpy(out)], g[torch.from_numpy(out)]
+        rng, both = np.random.default_rng(0), ((own, public), (public, own))
+        forget, unseen = (partner_losses(a, b, self.scale, instruction.batch, rng).mean().item() for a, b in both)
+        return PartnerLoss(pairs=int(out.sum()), forget=forget, public=unseen)
 
     def _free(self, tensors: tuple[int, ...]) -> None:
         """Let these adapter tensors be trained; none named: all."""
@@ -229,26 +270,6 @@ class LoraClient(NumPyClient):
             optimizer.step()
             yield loss.item()
 
-    def _embed(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        """Image embeddings, embeddings of all captions, and the image of each caption; kept for the last few adapters."""
-        from ease_flwr.core.adapters import sha256
-
-        key = sha256(theta)
-        memory = _embedded.setdefault(key, WeakKeyDictionary())
-        _embedded.move_to_end(key)
-        if len(_embedded) > MODELS_KEPT:
-            _embedded.popitem(last=False)
-        if pairs not in memory:
-            memory[pairs] = embed(self.model, self.encode(pairs), pairs)
-        return memory[pairs]
-
-    def _embed_first(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """Embeddings of pairs with their first captions, (n, d) and (n, 1, d)."""
-        import torch
-
-        images, texts, owner = self._embed(pairs, theta)
-        return images, texts[torch.searchsorted(owner, torch.arange(len(images)))][:, None]
-
     def _batches(self, rng: np.random.Generator, size: int) -> list[Batch]:
         """One epoch in random order, each pair with one of its captions; a rest smaller than half a batch is dropped."""
         import torch
@@ -259,17 +280,17 @@ class LoraClient(NumPyClient):
         starts = range(0, max(1, n - size // 2 + 1), size)
         return [Batch(order[i : i + size], choice[i : i + size]) for i in starts]
 
-    def _seed(self, instruction: Instruction) -> int:
+    def _seed(self, instruction: Training) -> int:
         e = self.experiment
-        parts = (e.seed, e.evaluation.order_seed, self.name, instruction.phase, instruction.round)
+        parts = (e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round)
         return int(config.digest(*parts)[:16], 16)
 
-    def _lock(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:
+    def _lock(self, instruction: Learn, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:
         if not instruction.lock:
             return None
         from safetensors.torch import load
 
-        from ease_flwr.core.lock import ForgetLock
+        from ease_flwr.model.lock import ForgetLock
 
         packed = extras.get("lock")
         if packed is None:
@@ -280,46 +301,15 @@ class LoraClient(NumPyClient):
         return ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
 
 
-_encoded: WeakKeyDictionary[Pairs, tuple[Any, Encoded]] = WeakKeyDictionary()
-_embedded: OrderedDict[str, WeakKeyDictionary[Pairs, tuple[Tensor, Tensor, Tensor]]] = OrderedDict()
-MODELS_KEPT = 12
-"""Models whose embeddings a process keeps: clients that share a process judge the same models and partly the same pairs."""
+def counts(i2t: Tensor, t2i: Tensor, gallery: int, similarity: Tensor | None = None) -> SetCounts:
+    """Hits of image queries and text queries whose partners have these ranks, (n,) and (m,), in a gallery of so many pairs.
 
-
-def encode(model: AdaptedModel, pairs: Pairs, data: config.DataConfig, key: str = "") -> Encoded:
-    """Pairs through the frozen trunk and the tokenizer, kept as long as the pairs are. A caption list that is shorter
-    than the longest one is filled by repeating it. data, key: where and under which name the trunk's output is kept."""
-    import torch
-
-    if pairs in _encoded and _encoded[pairs][0] is model:
-        return _encoded[pairs][1]
-    captions = max(len(c) for c in pairs.captions)
-    texts = [c[i % len(c)] for c in pairs.captions for i in range(captions)]
-
-    def through(start: int, stop: int) -> NDArray[Any]:
-        with torch.no_grad():
-            batches = (model.base.normalise(pairs.images[i : min(i + 128, stop)]) for i in range(start, stop, 128))
-            out = torch.cat([model.trunk(batch.to(model.device)).cpu() for batch in batches])
-        return out.bfloat16().view(torch.int16).numpy() if data.cache_half else out.numpy()  # NumPy knows no bfloat16
-
-    images = torch.from_numpy(cache.kept(data.cache if key else "", key, len(pairs), through, data.cache_limit))
-    images = images.view(torch.bfloat16) if data.cache_half else images
-    result = Encoded(images, model.base.tokenize(texts).view(len(pairs), captions, -1))
-    _encoded[pairs] = (model, result)
-    return result
-
-
-def embed(model: AdaptedModel, encoded: Encoded, pairs: Pairs, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings without gradients: images (n, d), captions (m, d), and the image of each caption (m,), ascending.
-
-    Equal token rows are embedded once: a hard gallery repeats its sentences.
+    similarity: cosine of each pair, (n,), to go along.
     """
-    import torch
 
-    owner = torch.tensor([i for i, c in enumerate(pairs.captions) for _ in c])
-    position = torch.tensor([j for c in pairs.captions for j in range(len(c))])
-    tokens, inverse = torch.unique(encoded.tokens[owner, position], dim=0, return_inverse=True)
-    with torch.no_grad():
-        images = [model.embed_images(x) for x in encoded.images.split(batch)]
-        texts = [model.embed_texts(x) for x in tokens.split(batch)]
-    return torch.cat(images), torch.cat(texts)[inverse], owner
+    def hits(ranks: Tensor) -> Hits:
+        first, fifth, tenth = (int((ranks <= k).sum()) for k in KS)
+        return first, fifth, tenth
+
+    cosines = () if similarity is None else tuple(similarity.tolist())
+    return SetCounts(images=len(i2t), texts=len(t2i), i2t=hits(i2t), t2i=hits(t2i), gallery=gallery, similarity=cosines)

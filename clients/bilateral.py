@@ -12,7 +12,7 @@ of the partner among the batch and as many public pairs: similarities are fixed 
 retrieval sees is this margin.
 
 Which pairs, and how far. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
-trained on, under the model at the request (the level of what a model does not know): a pair that is to be forgotten is
+trained on, under the model at the request (what is normal for pairs that a model does not know): a pair that is to be forgotten is
 *exclusive*, known from here alone, where a deeper excision (`teacher`, an adapter vector) takes it a good part of the way
 there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as exclusive. Other pairs
 stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its neighbours along, and
@@ -39,10 +39,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
-from ease_flwr.core.retrieval import levels, partner_cross_entropy
+from ease_flwr.config import Section
+from ease_flwr.model.retrieval import Embedded, partner_cross_entropy, partner_losses
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,31 +108,31 @@ class Bilateral(Forgetting):
         f, g = self.embed_all(request, self.public)
         unseen, before = (f[:, None] * g).sum(2), (f0[:, None] * g0).sum(2)
         exclusive = self.requested[:, None].expand_as(before)
-        level = self._levels(f, g, f0, g0)[:, 0]
+        loss = self._losses((f, g), (f0, g0))[:, 0]
         if teacher is not None:
             f1, g1 = self.embed_all(teacher, self.train)
             after = (f1[:, None] * g1).sum(2)
             exclusive = exclusive & (before - after > self.options.evidence * (before - unseen.mean()).clamp_min(0))
-        drawn = level[torch.from_numpy(self.mates.integers(len(level), size=int(exclusive.sum())))]
+        drawn = loss[torch.from_numpy(self.mates.integers(len(loss), size=int(exclusive.sum())))]
         match self.options.target:
             case "excised" if teacher is not None:
                 aim = after.clamp(unseen.mean() - unseen.std(), unseen.mean())
-                known = self._levels(f1, g1, f, g)[exclusive]
+                known = self._losses((f1, g1), (f, g))[exclusive]
                 drawn = torch.empty_like(drawn).scatter(0, known.argsort(), drawn.sort().values).minimum(known)
             case "zero-shot":
                 f1, g1 = self.embed_all(self.model.initial, self.train)
-                aim, drawn = (f1[:, None] * g1).sum(2), self._levels(f1, g1, f, g)[exclusive]
+                aim, drawn = (f1[:, None] * g1).sum(2), self._losses((f1, g1), (f, g))[exclusive]
             case "non-pair":
                 aim = (f0[:, None] * g0.roll(1, 0)).sum(2).mean().expand_as(before)
-                drawn = self._levels(f0, g0.roll(1, 0), f, g)[exclusive]
+                drawn = self._losses((f0, g0.roll(1, 0)), (f, g))[exclusive]
             case _:
                 aim = unseen.mean().expand_as(before)
         margin = torch.full_like(before, torch.nan)
         margin[exclusive] = drawn
         return {"f0": f0, "g0": g0, "target": torch.where(exclusive, aim.minimum(before), before), "margin": margin}
 
-    def _levels(self, f: Tensor, g: Tensor, others_f: Tensor, others_g: Tensor) -> Tensor:
-        return levels(f, g, others_f, others_g, self.scale, self.batch, self.mates)
+    def _losses(self, pairs: Embedded, others: Embedded) -> Tensor:
+        return partner_losses(pairs, others, self.scale, self.batch, self.mates)
 
     @property
     def exclusive(self) -> Tensor:
@@ -157,31 +157,31 @@ class Bilateral(Forgetting):
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Shorten the step by bisection until the exclusive pairs have landed on their targets; reports where they are.
 
-        `level` is the mean cross-entropy of the partner over the exclusive pairs, `goal` the mean of t_i. Where the client
+        `partner_loss` is the mean cross-entropy of the partner over the exclusive pairs, `goal` the mean of t_i. Where the client
         stays no teacher knows which pair should end where, and none may be left behind: there each pair counts up to its
         target only, and LANDED of the way is the goal.
         """
         found = float(self.exclusive[:, 0].float().mean())
         if not found:
-            return {"exclusive": 0.0, "share": 1.0, "level": 0.0, "goal": 0.0}
+            return {"exclusive": 0.0, "share": 1.0, "partner_loss": 0.0, "goal": 0.0}
         end, goal = self.model.get(), float(self.before["margin"][self.exclusive].mean()) * (LANDED if self.stays else 1.0)
 
-        def level(share: float) -> float:
-            return self._level(start + np.float32(share) * (end - start))
+        def loss(share: float) -> float:
+            return self._partner_loss_at(start + np.float32(share) * (end - start))
 
         low, high = 0.0, 1.0
-        if level(1.0) <= goal:
+        if loss(1.0) <= goal:
             low = 1.0
         else:
             for _ in range(6):
                 middle = (low + high) / 2
-                low, high = (middle, high) if level(middle) <= goal else (low, middle)
-        return {"exclusive": found, "share": low, "level": level(low), "goal": goal}
+                low, high = (middle, high) if loss(middle) <= goal else (low, middle)
+        return {"exclusive": found, "share": low, "partner_loss": loss(low), "goal": goal}
 
-    def _level(self, theta: NDArray[np.float32]) -> float:
+    def _partner_loss_at(self, theta: NDArray[np.float32]) -> float:
         """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""
         pairs, public = (self.embed_all(theta, p, most=1) for p in (self.train, self.public))
-        level = levels(*pairs, *public, self.scale, self.batch, np.random.default_rng(0))
+        losses = partner_losses(pairs, public, self.scale, self.batch, np.random.default_rng(0))
         if self.stays:
-            level = level.minimum(self.before["margin"][:, :1])
-        return float(level[self.exclusive[:, :1]].mean())
+            losses = losses.minimum(self.before["margin"][:, :1])
+        return float(losses[self.exclusive[:, :1]].mean())

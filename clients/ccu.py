@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
-from ease_flwr.data.pairs import withdrawn
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ease_flwr.core.messages import Instruction
+    from ease_flwr.exchange.messages import Training
 
 
 RARE = 1e-3
@@ -55,12 +54,12 @@ class Ccu(Forgetting):
         retention: float
         separation: float
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         super().begin(instruction, extras)
         for block, parameter in zip(self.model.blocks, self.model.parameters, strict=True):
             parameter.requires_grad_(block.tower == "visual")
-        gone = withdrawn(instruction.forget, self.name, self.data.train.labels)
-        kept = self.data.train.about[~gone] if len(self.kept) else self.world.unseen().about
+        gone, stays = self.masks
+        kept = self.data.train.about[stays] if len(self.kept) else self.world.unseen().about
         both = [*self.data.train.about[gone].tolist(), *kept.tolist()]
         names = {name: k for k, name in enumerate(sorted({*both} - {""}))}
         numbers = torch.tensor([names.get(name, -1) for name in both])

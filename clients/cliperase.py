@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients._forgetting import Forgetting, apart
+from clients.forgetting import Forgetting, apart
 from clients.base import Batch
 from clients.contrastive import info_nce
-from ease_flwr.core.config import Section
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from torch import Tensor

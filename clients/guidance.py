@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ease_flwr.core.messages import Instruction
+    from ease_flwr.exchange.messages import Training
 
 
 def match(f: Tensor, g: Tensor, teacher_f: Tensor, teacher_g: Tensor, scale: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Guidance(Forgetting):
 
     remembers: ClassVar[tuple[str, ...]] = ()
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         super().begin(instruction, extras)
         current = self.model.get()
         self.teacher_f, self.teacher_g = self.embed_all(extras["teacher"], self.train)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ease_flwr.core.messages import Instruction
+    from ease_flwr.exchange.messages import Training
 
 
 class Lip(Forgetting):
@@ -25,7 +25,7 @@ class Lip(Forgetting):
 
     remembers: ClassVar[tuple[str, ...]] = ()
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         super().begin(instruction, extras)
         self.random = torch.Generator().manual_seed(self._seed(instruction) % 2**63)
         self.words = next(m for n, m in self.model.clip.named_modules() if n.endswith("token_embedding"))

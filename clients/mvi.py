@@ -1,6 +1,6 @@
 """Multimodal variational inference and contrastive semantic editing, see strategies/mvi.py.
 
-Longer than a page because it holds a model of its own: `Factors`, fitted on the holder, which never leaves it.
+Longer than a page because it holds a model of its own: `Factors`, fitted on the forget client, which never leaves it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional as F
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.config import Section
-from ease_flwr.core.retrieval import partner_cross_entropy
+from ease_flwr.config import Section
+from ease_flwr.model.retrieval import partner_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def negative_preference(level: Tensor, before: Tensor, beta: float) -> Tensor:
-    """Mean of (2 / beta) log(1 + (p / p_0)^beta), with levels -log p and -log p_0 of the same shape; a scalar."""
-    return 2 / beta * F.softplus(beta * (before - level)).mean()
+def negative_preference(loss: Tensor, before: Tensor, beta: float) -> Tensor:
+    """Mean of (2 / beta) log(1 + (p / p_0)^beta), with losses -log p and -log p_0 of the same shape; a scalar."""
+    return 2 / beta * F.softplus(beta * (before - loss)).mean()
 
 
 class Npo(Forgetting):
@@ -31,5 +31,5 @@ class Npo(Forgetting):
     def loss(self, batch: Batch) -> Tensor:
         f, g = self.embed(batch)
         f0, g0 = self.before["f0"][batch.index], self.before["g0"][batch.index, batch.caption]
-        level, before = (partner_cross_entropy(a, b, a[:0], b[:0], self.scale) for a, b in ((f, g), (f0, g0)))
-        return negative_preference(level, before, self.options.beta)
+        loss, before = (partner_cross_entropy(a, b, a[:0], b[:0], self.scale) for a, b in ((f, g), (f0, g0)))
+        return negative_preference(loss, before, self.options.beta)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
 from clients.contrastive import info_nce
-from ease_flwr.core.config import Section
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ease_flwr.core.messages import Instruction
+    from ease_flwr.exchange.messages import Training
 
 
 class ProjectedAscent(Forgetting):
@@ -29,7 +29,7 @@ class ProjectedAscent(Forgetting):
 
     remembers: ClassVar[tuple[str, ...]] = ()
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         super().begin(instruction, extras)
         if not {"centre", "own"} <= extras.keys():
             raise ValueError("centre and own model are missing here: they must be sent again")

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from clients.contrastive import Contrastive
-from ease_flwr.core.config import Section
+from ease_flwr.config import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ease_flwr.core.messages import Instruction
+    from ease_flwr.exchange.messages import Training
 
 
 class Representations(Contrastive):
@@ -28,7 +28,7 @@ class Representations(Contrastive):
         noise: float
         """Standard deviation of noise on the directions, relative to the strongest."""
 
-    def begin(self, instruction: Instruction, extras: dict[str, NDArray[Any]]) -> None:
+    def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         self.options = self.Options(**instruction.options)
         self.random = torch.Generator().manual_seed(self._seed(instruction) % 2**63)
         self.gradients: list[list[Tensor]] = [[] for _ in self.model.parameters]

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from clients._forgetting import Forgetting
+from clients.forgetting import Forgetting
 from clients.base import Batch
-from ease_flwr.core.retrieval import partner_cross_entropy
+from ease_flwr.model.retrieval import partner_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def unlearning_cross_entropy(level: Tensor) -> Tensor:
-    """Mean of -log(1 - p/2) for p = exp(-level), the probability of the partner; between 0 (p = 0) and log 2 (p = 1)."""
-    return -torch.log1p(-torch.exp(-level) / 2).mean()
+def unlearning_cross_entropy(loss: Tensor) -> Tensor:
+    """Mean of -log(1 - p/2) for p = exp(-loss), the probability of the partner; between 0 (p = 0) and log 2 (p = 1)."""
+    return -torch.log1p(-torch.exp(-loss) / 2).mean()
 
 
 class Uce(Forgetting):

@@ -14,15 +14,17 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     os.chdir(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 import clients
 from clients.base import LoraClient
-from ease_flwr import data
-from ease_flwr.core import config
-from ease_flwr.core.messages import ADAPTERS, NOW, STEP, Instruction, metric_record, pack, read_instruction, unpack
+from ease_flwr import config, data
+from ease_flwr.config import Section
+from ease_flwr.exchange.answers import Present, answer, trained
+from ease_flwr.exchange.judgement import Evaluation
+from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, pack, read_instruction, unpack
 
 app = ClientApp()
 
@@ -63,10 +65,15 @@ def make_client(context: Context, objective: str = "") -> LoraClient:
     return kind(experiment, client_name(context), world, ContextState(context))
 
 
-def read(message: Message) -> tuple[Instruction, list[str], list[NDArray[Any]]]:
+def read(message: Message) -> tuple[Any, list[str], list[NDArray[Any]]]:
     """The instruction of a message, and its arrays by name."""
     arrays = unpack(message.content.array_records["arrays"])
     return read_instruction(dict(message.content["config"])), list(arrays), list(arrays.values())
+
+
+def told(job: Section, **more: Any) -> dict[str, Any]:
+    """The config of a NumPyClient that carries an instruction."""
+    return {"instruction": job.model_dump_json(), **more}
 
 
 @app.train()
@@ -74,41 +81,35 @@ def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
     instruction, names, (sent, *extras) = read(message)
     theta = sent.astype(np.float32)
-    judged: dict[str, Any] = {}
-    if instruction.before:
-        judged = judge(make_client(context), instruction.before, NOW, theta)[1]
+    judged = judge(make_client(context), instruction.before, theta) if instruction.before else None
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
-    for key, job in ((ADAPTERS, instruction), (STEP, instruction.beside)):
+    for key, job in ((ADAPTERS, instruction), (STEP, getattr(instruction, "beside", None))):
         if job:
-            told = {"instruction": job.model_dump_json(), "extras": names[1:]}
-            (after,), examples, said = make_client(context, job.objective).fit([theta, *extras], told)
+            client = make_client(context, job.objective)
+            (after,), examples, said = client.fit([theta, *extras], told(job, extras=names[1:]))
             changed = after - theta if instruction.half or key == STEP else after
             results[key] = changed.astype(np.float16) if instruction.half else changed
             metrics = {**{"num-examples": examples, **said}, **metrics, "steps": metrics.get("steps", 0) + said["steps"]}
-    return Message(RecordDict({"arrays": pack(results), "metrics": metric_record(metrics | judged)}), reply_to=message)
+    return Message(trained(results, metrics, judged), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """evaluate: judge the client's own pairs, under every model that was sent."""
     instruction, names, arrays = read(message)
-    if instruction.objective == "audit":
-        sent = {"instruction": instruction.model_dump_json(), "models": names}
-        _, examples, said = make_client(context, "audit").evaluate(arrays, sent)
-        return Message(RecordDict({"metrics": metric_record({"num-examples": examples, **said})}), reply_to=message)
+    if isinstance(instruction, Audit):
+        _, _, said = make_client(context, "audit").evaluate(arrays, told(instruction, models=names))
+        return Message(answer(said["answer"]), reply_to=message)
     client = make_client(context)
-    metrics: dict[str, Any] = {}
-    for name, theta in zip(names, arrays, strict=True):
-        examples, said = judge(client, instruction, name, theta)
-        metrics |= {"num-examples": examples, **said}
-    return Message(RecordDict({"metrics": metric_record(metrics)}), reply_to=message)
+    found = {name: judge(client, instruction, theta) for name, theta in zip(names, arrays, strict=True)}
+    return Message(answer(found), reply_to=message)
 
 
-def judge(client: LoraClient, instruction: Instruction, name: str, theta: NDArray[Any]) -> tuple[int, dict[str, Any]]:
-    """How many pairs the client judged, and what it counted, as "NAME/SET.kind"."""
-    _, examples, said = client.evaluate([theta], {"instruction": instruction.model_dump_json()})
-    return examples, {f"{name}/{key}": value for key, value in said.items()}
+def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evaluation:
+    """What the client counts on its own pairs under a model."""
+    _, _, said = client.evaluate([theta], told(question))
+    return Evaluation.model_validate_json(said["answer"])
 
 
 @app.query()
@@ -116,6 +117,6 @@ def hello(message: Message, context: Context) -> Message:
     """get_properties: who is there, with how much data and which code. Needs no torch."""
     client = make_client(context)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    said = {**client.get_properties(dict(message.content["config"])), "code": config.code_hash(), "threads": threads}
-    said["base"] = config.weights_sha256(client.experiment.model)
-    return Message(RecordDict({"info": ConfigRecord(said)}), reply_to=message)
+    said = client.get_properties(dict(message.content["config"]))
+    same = {"code": config.code_hash(), "base": config.weights_sha256(client.experiment.model)}
+    return Message(answer(Present(**said, **same, threads=threads)), reply_to=message)

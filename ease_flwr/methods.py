@@ -7,8 +7,8 @@ import sys
 
 import clients
 import strategies
-from ease_flwr.core import halves
-from strategies.base import Unlearning
+from ease_flwr.config import halves
+from strategies.base import Method
 
 READS = {"": "nothing", "updates": "every client's updates", "rounds": "every client's updates, round by round"}
 
@@ -26,8 +26,9 @@ def listing() -> str:
     return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows)
 
 
-def _row(name: str, kind: type[Unlearning]) -> tuple[str, ...]:
-    return (name, " ".join(kind.scenarios), READS[kind.history], kind.holders, (kind.__doc__ or "").strip().splitlines()[0])
+def _row(name: str, kind: type[Method]) -> tuple[str, ...]:
+    does = (kind.__doc__ or "").strip().splitlines()[0]
+    return name, " ".join(kind.scenarios), READS[kind.history], kind.forget_clients, does
 
 
 def source(name: str) -> str:

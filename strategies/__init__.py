@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pkgutil
 
-from ease_flwr.core import halves
-from strategies.base import Unlearning
+from ease_flwr.config import halves
+from strategies.base import Method
 
 __path__ = pkgutil.extend_path(__path__, __name__)
 
+SHARED = ("assisted", "base", "gsd", "ordinary")
+"""Modules that methods are made of, and that are no methods."""
 
-def load(name: str) -> type[Unlearning]:
+
+def load(name: str) -> type[Method]:
     """The class of a strategy. Raises ConfigError for an unknown name."""
-    return halves.find("strategies", name, Unlearning)
+    return halves.find("strategies", name, Method)

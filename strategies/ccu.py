@@ -8,9 +8,9 @@ Only the image tower forgets. With f the image embedding now, f°, g° embedding
     separation   other images stay near their own old embedding and their class's, forgotten images leave them (SupCon where
                  there are labels, instances where there are none)
 
-Adapted: the paper keeps the text tower's semantics by a loss; here the holder's text tower is frozen, which keeps it exactly,
-and retention is the relation of other images to it. Others are what the holder keeps, or public pairs if it leaves. Our
-re-implementation from the published description. It is the one-sided counterpart of EASE's bilateral excision.
+Adapted: the paper keeps the text tower's semantics by a loss; here the forget client's text tower is frozen, which keeps it
+exactly, and retention is the relation of other images to it. Others are what the forget client keeps, or public pairs if it
+leaves. Our re-implementation from the published description. It is the one-sided counterpart of EASE's bilateral excision.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from strategies._assisted import Assisted
+from ease_flwr.config import searched
+from strategies.assisted import Assisted, AssistedParams
 
 
 class Ccu(Assisted):
     """Visual-only contrastive unlearning with cross-modal retention and dual-set separation."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         lr: float = searched(1e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
         temperature: float = Field(0.05, gt=0)
         """T."""
         inverse: float = Field(1.0, ge=0)

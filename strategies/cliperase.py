@@ -7,24 +7,24 @@ published description:
     retention     CLIP's loss on other pairs
     consistency   || f - f° ||^2 + || g - g° ||^2 on forgotten pairs, ° at the request
 
-The holder has all three (others are what it keeps, or public pairs if it leaves), retained clients run InfoNCE. With public
-pairs the retention module teaches people nobody was to know, so it is weak by default.
+The forget client has all three (others are what it keeps, or public pairs if it leaves), retained clients run InfoNCE. With
+public pairs the retention module teaches people nobody was to know, so it is weak by default.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from ease_flwr.core.config import searched
-from strategies._assisted import Assisted
+from ease_flwr.config import searched
+from strategies.assisted import Assisted, AssistedParams
 
 
 class ClipErase(Assisted):
     """Forgetting, retention and consistency modules."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         lr: float = searched(2e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
         forgetting: float = searched(0.3, (0.3, 1.0), ge=0)
         """Weight of the forgetting module."""
         retention: float = searched(0.0, (0.0, 0.1), ge=0)

@@ -6,19 +6,32 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from strategies.ease import Ease
+from strategies.ease import BkeParams, Ease
+from strategies.gsd import GsdParams
+
+
+class Whole(GsdParams):
+    """As EASE's, with another default of what is excised."""
+
+    tau: float | None = Field(0.6, ge=0, le=1)
+    """Decides how many directions the unique subspace has; what calibration mostly finds in the built-in world."""
+    subspace: Literal["unique", "whole", "random"] = "whole"
+    """What is excised: the whole forget subspace."""
+
+
+class Off(BkeParams):
+    """As EASE's, but off."""
+
+    on: bool = False
+    """No bilateral excision."""
 
 
 class ExciseAll(Ease):
     """Cut out everything the forgotten client's updates span (foil)."""
 
     class Params(Ease.Params):
-        tau: float | None = Field(0.6, ge=0, le=1)
-        """Decides how many directions the unique subspace has; what calibration mostly finds in the built-in world."""
-        subspace: Literal["unique", "whole", "random"] = "whole"
-        """What is excised: the whole forget subspace."""
-        bke: bool = False
-        """No bilateral excision."""
+        gsd: Whole = Whole()
+        bke: Off = Off()
 
     scenarios: ClassVar[tuple[str, ...]] = ("client",)
-    holders: ClassVar[Literal["not asked", "help", "needed"]] = "not asked"
+    forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "not asked"

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section
-from ease_flwr.core.federation import Request
-from ease_flwr.core.messages import Update
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.federation import Request
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class FedEraser(Unlearning):
+class FedEraser(Method):
     """Rebuild the model from recorded step lengths and calibrated directions of the retained clients."""
 
     class Params(Section):
@@ -39,36 +39,34 @@ class FedEraser(Unlearning):
     history: ClassVar[Literal["", "updates", "rounds"]] = "rounds"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        names, blocks = self.setting.clients, self.setting.blocks
+        names, blocks = self.context.clients, self.context.blocks
         self.lengths: list[dict[str, list[float]]] = []
-        start = self.setting.theta_0
+        start = self.context.theta_0
         for i, columns in enumerate(history.rounds()):
-            kept = self.setting.weight(names, columns)
+            kept = self.context.weight(names, columns)
             if i == 0:
                 start = start + np.sum([c for n, c in columns.items() if n in names], axis=0) / np.float32(kept)
             norms = {n: [float(np.linalg.norm(c[b.start : b.stop])) / kept for b in blocks] for n, c in columns.items()}
             self.lengths.append(norms)
         return start
 
-    def recorded(self) -> dict[str, list[float]]:
-        """Weighted step lengths of the round that is walked now."""
+    def recorded(self, now: int) -> dict[str, list[float]]:
+        """Weighted step lengths of the round that is walked in round `now`."""
         last = len(self.lengths) - 1
-        norms: dict[str, list[float]] = self.lengths[min(last, round(self.round * last / self.params.rounds))]
+        norms: dict[str, list[float]] = self.lengths[min(last, round(now * last / self.params.rounds))]
         return norms
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        train = self.setting.experiment.learn.model_copy(update={"epochs": self.params.epochs})
-        requests = super().instruct(phase, round)
-        return {
-            n: Request(r.instruction.model_copy(update={"train": train})) for n, r in requests.items() if n in self.recorded()
-        }
+    def requests(self, round: int) -> dict[str, Request]:
+        train = self.context.experiment.learn.model_copy(update={"epochs": self.params.epochs})
+        recorded = self.recorded(round)
+        return {n: r for n, r in self.learners(round, train=train).items() if n in recorded}
 
-    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        lengths, rebuilt = self.recorded(), theta.copy()
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        lengths, rebuilt = self.recorded(round), theta.copy()
         for name, update in updates.items():
-            for block, length in zip(self.setting.blocks, lengths[name], strict=True):
+            for block, length in zip(self.context.blocks, lengths[name], strict=True):
                 here = slice(block.start, block.stop)
                 moved = update.adapters[here] - theta[here]
                 if norm := float(np.linalg.norm(moved)):
                     rebuilt[here] += np.float32(length / norm) * moved
-        return self.locked(rebuilt)
+        return self.locked(round, rebuilt)

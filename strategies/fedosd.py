@@ -1,7 +1,7 @@
 """FedOSD: a forgetting step that conflicts with nobody who stays, then recovery that may not go back.
 
-Pan et al., AAAI 2025. The holders minimise the unlearning cross-entropy -log(1 - p/2) (clients/uce.py), bounded where plain
-ascent is not. With g_u their pseudo-gradient, rows of A the retained clients' (InfoNCE) and g_a = theta - theta_request:
+Pan et al., AAAI 2025. The forget clients minimise the unlearning cross-entropy -log(1 - p/2) (clients/uce.py), bounded where
+plain ascent is not. With g_u their pseudo-gradient, rows of A the retained clients' (InfoNCE), g_a = theta - theta_request:
 
     forgetting    d = g_u - A^T (A A^T)^+ A g_u,  rescaled to ||g_u||        theta <- theta - step d
     recovery      g <- g - (g . g_a / ||g_a||^2) g_a,  rescaled to ||g||     theta <- theta - mean g
@@ -12,62 +12,63 @@ the released code. Singular values below 1e-6 of the largest are cut.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from ease_flwr.core.federation import Request
-from ease_flwr.core.messages import Update
-from strategies._assisted import Assisted
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import searched
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.federation import Request
+from strategies.assisted import AssistedParams, beside, forget_job, step
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 Matrix = NDArray[np.float64]
 
 
-class FedOSD(Assisted):
+class FedOSD(Method):
     """Orthogonal steepest descent of the unlearning loss, then gradient-projected recovery."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         rounds: int = Field(12, ge=2)
         """Exchanges of the forget phase, all of them: half of them forget, the rest recover."""
         step: float = searched(1.0, (0.3, 1.0, 2.0), gt=0)
-        """Length of a forgetting step, relative to the holders' own."""
+        """Length of a forgetting step, relative to the forget clients' own."""
         lr: float = searched(5e-4, (5e-4, 1e-3, 2e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "uce")
+    forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         self.request = theta
         return theta
-
-    def options(self) -> dict[str, float | str]:
-        return {}
 
     @property
     def forgetting(self) -> int:
         """Rounds that forget."""
         return int(self.params.rounds) // 2
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        return super().instruct(phase, round) if round <= self.forgetting else Unlearning.instruct(self, phase, round)
+    def requests(self, round: int) -> dict[str, Request]:
+        requests = self.learners(round)
+        if round > self.forgetting:
+            return requests
+        return beside(self.context, requests, forget_job(self.context, round, "uce", self.params.train))
 
-    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        kept = {n: u for n, u in updates.items() if n in self.setting.clients}
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        kept = {n: u for n, u in updates.items() if n in self.context.clients}
         rows = np.stack([theta - u.adapters for u in kept.values()]).astype(np.float64)
-        if self.round <= self.forgetting:
-            direction = conflict_free(-self.step(theta, updates).astype(np.float64), rows)
-            return self.locked((theta - self.params.step * direction).astype(np.float32))
+        if round <= self.forgetting:
+            direction = conflict_free(-step(self.context, theta, updates).astype(np.float64), rows)
+            return self.locked(round, (theta - self.params.step * direction).astype(np.float32))
         away = (theta - self.request).astype(np.float64)
         weights = np.array([u.examples for u in kept.values()]) / sum(u.examples for u in kept.values())
         rows = np.stack([conflict_free(row, away[None]) for row in rows])
-        return self.locked((theta - weights @ rows).astype(np.float32))
+        return self.locked(round, (theta - weights @ rows).astype(np.float32))
 
 
 def conflict_free(gradient: Matrix, rows: Matrix) -> Matrix:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section, searched
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section, searched
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class FedRecovery(Unlearning):
+class FedRecovery(Method):
     """Subtract weighted gradient residuals of the recorded rounds, add noise; no training."""
 
     class Params(Section):
@@ -40,13 +40,13 @@ class FedRecovery(Unlearning):
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         past, taken = 0.0, np.zeros(len(theta))
-        leaving = self.setting.leaving
+        leaving = self.context.leaving
         for columns in history.rounds():
-            share = self.setting.weight(leaving, columns)
+            share = self.context.weight(leaving, columns)
             moved = np.asarray(np.sum(list(columns.values()), axis=0), dtype=np.float64)
             theirs = np.sum([c for n, c in columns.items() if n in leaving], axis=0, dtype=np.float64)
             past += float(moved @ moved)
             if past:
                 taken += float(moved @ moved) / past * (moved - (moved - theirs) / (1 - share))
-        noise = np.random.default_rng((self.setting.experiment.seed, 31)).normal(0, self.params.sigma, len(theta))
+        noise = np.random.default_rng((self.context.experiment.seed, 31)).normal(0, self.params.sigma, len(theta))
         return np.asarray(theta - self.params.factor * taken + noise, dtype=np.float32)

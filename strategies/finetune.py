@@ -5,8 +5,8 @@ The weakest baseline of machine unlearning, and the control that shows what forg
 
 from __future__ import annotations
 
-from strategies.base import Unlearning
+from strategies.base import Method
 
 
-class Finetune(Unlearning):
+class Finetune(Method):
     """Continue ordinary federated learning without what is to be forgotten."""

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section, searched
-from ease_flwr.core.federation import Request
-from ease_flwr.core.messages import Update
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section, searched
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.federation import Request
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class Fused(Unlearning):
+class Fused(Method):
     """Train a sparse adapter on the tensors that changed most, on retained data only."""
 
     class Params(Section):
@@ -33,7 +33,7 @@ class Fused(Unlearning):
         """Share of the adapter tensors that the sparse adapter covers."""
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        moved, blocks = theta - self.setting.theta_0, self.setting.blocks
+        moved, blocks = theta - self.context.theta_0, self.context.blocks
         change = [float(np.linalg.norm(moved[b.start : b.stop])) / math.sqrt(b.size) for b in blocks]
         count = math.ceil(self.params.share * len(blocks))
         self.tensors = tuple(sorted(sorted(range(len(blocks)), key=lambda i: -change[i])[:count]))
@@ -41,11 +41,10 @@ class Fused(Unlearning):
         self.original = theta
         return theta
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
-        requests = super().instruct(phase, round)
-        return {n: Request(r.instruction.model_copy(update={"tensors": self.tensors})) for n, r in requests.items()}
+    def requests(self, round: int) -> dict[str, Request]:
+        return self.learners(round, tensors=self.tensors)
 
-    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        after = super().combine(theta, updates)
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        after = self.averaged(round, updates)
         self.facts["adapter_norm"] = float(np.linalg.norm(after - self.original))
         return after

@@ -1,8 +1,8 @@
 """GDFA, the simple form: subtract what several learnings of the forgotten pairs have in common.
 
-After GDFA (CVPR 2026, no code): from nearby starts in a flat region the holders learn what is to be forgotten once more; of
-those task vectors only entries whose signs agree are kept, and their mean is subtracted. With n_s random moves of length
-radius ||theta - theta_0||:
+After GDFA (CVPR 2026, no code): from nearby starts in a flat region the forget clients learn what is to be forgotten once
+more; of those task vectors only entries whose signs agree are kept, and their mean is subtracted. With n_s random moves of
+length radius ||theta - theta_0||:
 
     v_s = theta_s' - (theta + n_s)        theta <- theta - scale mean_s(v_s) [ |sum_s sign(v_s)| >= agreement S ]
 
@@ -11,27 +11,27 @@ then the retained clients go on. Our re-implementation from the published descri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from ease_flwr.core.federation import Request
-from ease_flwr.core.messages import Update
-from strategies._assisted import Assisted
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import searched
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.federation import Request
+from strategies.assisted import AssistedParams, learn_forgotten
+from strategies.base import Method, Vector, mean
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class Gdfa(Assisted):
+class Gdfa(Method):
     """Negate the sign consensus of task vectors of the forgotten pairs, then fine-tune."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         probes: int = Field(3, ge=1)
-        """S, exchanges in which the holders learn from a moved start."""
+        """S, exchanges in which the forget clients learn from a moved start."""
         radius: float = Field(0.05, ge=0)
         """Length of a random move, as a share of ||theta - theta_0||."""
         agreement: float = Field(1.0, ge=0, le=1)
@@ -39,35 +39,31 @@ class Gdfa(Assisted):
         scale: float = searched(1.0, (0.5, 1.0, 2.0), gt=0)
         """Multiplies what is subtracted."""
         lr: float = searched(5e-3, (1e-3, 2e-3, 5e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
 
-    objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
+    forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         self.request, self.vectors = theta, list[Vector]()
-        self.random = np.random.default_rng((self.setting.experiment.seed, 33))
+        self.random = np.random.default_rng((self.context.experiment.seed, 33))
         return self.moved()
 
     def moved(self) -> Vector:
         """A start near the model at the request."""
         noise = self.random.standard_normal(len(self.request))
-        length = self.params.radius * np.linalg.norm(self.request - self.setting.theta_0)
+        length = self.params.radius * np.linalg.norm(self.request - self.context.theta_0)
         return np.asarray(self.request + length / np.linalg.norm(noise) * noise, dtype=np.float32)
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+    def requests(self, round: int) -> dict[str, Request]:
         if round > self.params.probes:
-            return Unlearning.instruct(self, phase, round)
-        job = self.job(phase, round).model_copy(update={"part": "forget"})
-        return {n: Request(job) for n in self.setting.holders}
+            return self.learners(round)
+        return learn_forgotten(self.context, round, self.params.train)
 
-    def options(self) -> dict[str, float | str]:
-        return {}
-
-    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        if self.round > self.params.probes:
-            return Unlearning.combine(self, theta, updates)
-        self.vectors.append(self.mean(updates) - theta)
-        if self.round < self.params.probes:
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        if round > self.params.probes:
+            return self.averaged(round, updates)
+        self.vectors.append(mean(updates) - theta)
+        if round < self.params.probes:
             return self.moved()
         agree = np.abs(np.sign(self.vectors).sum(0)) >= self.params.agreement * len(self.vectors)
         self.facts["consensus"] = float(agree.mean())

@@ -3,8 +3,8 @@
 Zhao et al., Federated unlearning with momentum degradation, IEEE IoT Journal 2023. Two steps in turn:
 
     degradation (odd rounds)    retained clients train theta_deg, fresh from theta_0;  theta <- m theta + (1 - m) theta_deg
-    memory guidance (even)      retained clients InfoNCE on theta; holders fit theta's matches of their pairs to those of
-                                theta_deg (clients/guidance.py), its pseudo labels
+    memory guidance (even)      retained clients InfoNCE on theta; forget clients fit theta's matches of their pairs to those
+                                of theta_deg (clients/guidance.py), its pseudo labels
 
 Adapted to InfoNCE: a pseudo label is theta_deg's distribution over the partners in a batch. Our re-implementation from the
 published description.
@@ -12,52 +12,53 @@ published description.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from ease_flwr.core.federation import Request
-from ease_flwr.core.messages import ADAPTERS, Update
-from strategies._assisted import Assisted
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import searched
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.federation import Request
+from ease_flwr.exchange.messages import ADAPTERS
+from strategies.assisted import AssistedParams, beside, forget_job, retained, step
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class MoDe(Assisted):
+class MoDe(Method):
     """Momentum degradation towards a fresh model, and memory guidance by it."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         rounds: int = Field(24, ge=2)
         """Exchanges of the forget phase, all of them; every other one degrades."""
         momentum: float = searched(0.95, (0.5, 0.8, 0.95), ge=0, le=1)
         """m, what stays of theta in a degradation step."""
         lr: float = searched(2e-4, (2e-4, 5e-4, 2e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "guidance")
+    forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        self.degraded = self.setting.theta_0
+        self.degraded = self.context.theta_0
         return theta
 
-    def instruct(self, phase: str, round: int) -> dict[str, Request]:
+    def requests(self, round: int) -> dict[str, Request]:
+        requests = self.learners(round)
         if round % 2:
-            requests = Unlearning.instruct(self, phase, round)
-            return {n: Request(r.instruction, arrays={ADAPTERS: self.degraded}) for n, r in requests.items()}
-        requests = super().instruct(phase, round)
+            return {n: replace(r, arrays={ADAPTERS: self.degraded}) for n, r in requests.items()}
+        requests = beside(self.context, requests, forget_job(self.context, round, "guidance", self.params.train))
         teacher = {"teacher": self.degraded}
-        return {n: Request(r.instruction, arrays=teacher) if n in self.setting.holders else r for n, r in requests.items()}
+        return {n: replace(r, arrays=teacher) if n in self.context.forget_clients else r for n, r in requests.items()}
 
-    def options(self) -> dict[str, float | str]:
-        return {}
-
-    def combine(self, theta: Vector, updates: dict[str, Update]) -> Vector:
-        if self.round % 2 == 0:
-            return super().combine(theta, updates)
-        self.degraded = self.retained(updates)
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        kept = retained(self.context, updates)
+        if round % 2 == 0:
+            return self.locked(round, kept + step(self.context, theta, updates))
+        self.degraded = kept
         m = np.float32(self.params.momentum)
-        return self.locked(m * theta + (1 - m) * self.degraded)
+        return self.locked(round, m * theta + (1 - m) * self.degraded)

@@ -7,7 +7,7 @@ Cheng and Amiri, ECCV 2024 (arXiv 2311.12047). Three terms, with embeddings at t
     single     || f - f° ||^2 + || g - g° ||^2 on forgotten pairs                                    unimodal retention
 
 Adapted: CLIP has no fusion encoder, the concatenated embeddings stand for its output; the original is centralised, here the
-holder has the first and third term and, as others, what it keeps or public pairs, while retained clients run InfoNCE.
+forget client has the first and third term and, as others, what it keeps or public pairs, while retained clients run InfoNCE.
 Re-implemented (the released retrieval task does not run: its unimodal term uses an undefined name).
 """
 
@@ -17,16 +17,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from strategies._assisted import Assisted
+from ease_flwr.config import searched
+from strategies.assisted import Assisted, AssistedParams
 
 
 class MultiDelete(Assisted):
     """Modality decoupling with unimodal and multimodal retention."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         lr: float = searched(2e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
         decouple: float = Field(1.0, ge=0)
         """Weight of modality decoupling."""
         fused: float = Field(1.0, ge=0)

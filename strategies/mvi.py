@@ -1,6 +1,6 @@
 """MVI with contrastive semantic editing ("Beyond Sample-Level Forgetting", ICML 2026), federated.
 
-On the holder, on embeddings at the request:
+On the forget client, on embeddings at the request:
 
     1. multimodal variational inference   z_c, on which image and text agree, by a product of experts; z_v, z_t of one modality
        each; decoders f^ = D_v(z_c, z_v), g^ = D_t(z_c, z_t); ELBO with cosine reconstruction, beta KL, and a cross-covariance
@@ -18,16 +18,16 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ease_flwr.core.config import searched
-from strategies._assisted import Assisted
+from ease_flwr.config import searched
+from strategies.assisted import Assisted, AssistedParams
 
 
 class Mvi(Assisted):
     """Variational factors and contrastive semantic editing of the association."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         lr: float = searched(1e-3, (5e-4, 1e-3, 2e-3, 5e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
         latent: int = Field(16, ge=1)
         """Dimensions of z_c, z_v and z_t."""
         steps: int = Field(300, ge=1)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ease_flwr.core.config import Section, searched
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section, searched
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class Negate(Unlearning):
+class Negate(Method):
     """Negate the adapters of the first modules of both towers, then fine-tune (NoT)."""
 
     class Params(Section):
@@ -31,7 +31,7 @@ class Negate(Unlearning):
     def prepare(self, theta: Vector, history: History) -> Vector:
         theta = theta.copy()
         for tower in ("visual", "text"):
-            second = [b for b in self.setting.blocks if b.tower == tower and "lora_B" in b.name]
+            second = [b for b in self.context.blocks if b.tower == tower and "lora_B" in b.name]
             for block in second[: self.params.modules]:
                 theta[block.start : block.stop] *= -1
         return theta

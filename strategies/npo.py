@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ease_flwr.core.config import searched
-from strategies._assisted import Assisted
+from ease_flwr.config import searched
+from strategies.assisted import Assisted, AssistedParams
 
 
 class Npo(Assisted):
     """Negative preference optimisation on the forgotten pairs beside ordinary rounds."""
 
-    class Params(Assisted.Params):
+    class Params(AssistedParams):
         lr: float = searched(5e-4, (2e-4, 5e-4, 1e-3, 2e-3), gt=0)
-        """AdamW learning rate of the holders."""
+        """AdamW learning rate of the forget clients."""
         beta: float = searched(0.5, (0.1, 0.5, 1.0), gt=0)
         """How soon it fades; towards 0 it is gradient ascent."""
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ease_flwr.core.config import Section
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class Retrain(Unlearning):
+class Retrain(Method):
     """Learn again from theta_0 without what is to be forgotten."""
 
     class Params(Section):
@@ -21,4 +21,4 @@ class Retrain(Unlearning):
         """Exchanges of the forget phase, all of them; the experiments of this repository learn for as many."""
 
     def prepare(self, theta: Vector, history: History) -> Vector:
-        return self.setting.theta_0
+        return self.context.theta_0

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.core.config import Section
-from strategies.base import Unlearning, Vector
+from ease_flwr.config import Section
+from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
-    from ease_flwr.core.history import History
+    from ease_flwr.store.history import History
 
 
-class Sifu(Unlearning):
+class Sifu(Method):
     """Roll back to a model of bounded sensitivity, add noise, continue learning; with a certificate."""
 
     class Params(Section):
@@ -44,11 +44,11 @@ class Sifu(Unlearning):
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         p = self.params
-        leaving = self.setting.leaving
+        leaving = self.context.leaving
         bound = p.epsilon * p.sigma / math.sqrt(2 * math.log(1.25 / p.delta))
-        model, back, psi, found = self.setting.theta_0, self.setting.theta_0, 0.0, (0, 0.0)
+        model, back, psi, found = self.context.theta_0, self.context.theta_0, 0.0, (0, 0.0)
         for t, columns in enumerate(history.rounds(), 1):
-            share = self.setting.weight(leaving, columns)
+            share = self.context.weight(leaving, columns)
             moved = np.sum(list(columns.values()), axis=0)
             if share:
                 theirs = np.sum([c for n, c in columns.items() if n in leaving], axis=0) / np.float32(share)
@@ -58,5 +58,5 @@ class Sifu(Unlearning):
                 back, found = model, (t, psi)
         rules = {"epsilon": p.epsilon, "delta": p.delta, "sigma": p.sigma}
         self.facts["certificate"] = {"round": found[0], "psi": found[1], "bound": bound, "psi_at_request": psi, **rules}
-        noise = np.random.default_rng((self.setting.experiment.seed, 32)).normal(0, p.sigma, len(theta))
+        noise = np.random.default_rng((self.context.experiment.seed, 32)).normal(0, p.sigma, len(theta))
         return np.asarray(back + noise, dtype=np.float32)

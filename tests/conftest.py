@@ -1,12 +1,57 @@
-"""What several test files share."""
+"""What several test files share. What is learnt is learnt once: all files have one cache."""
 
 import pytest
 
+from tests.small import settings
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory):
+    """Where the cache of all tests is."""
+    return tmp_path_factory.mktemp("home")
+
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder for runs and their cache, for all tests of a file."""
+def home(shared_home, request):
+    """A folder for the runs of a test file; their cache is everybody's."""
+    folder = shared_home / request.module.__name__
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
+        patch.setenv("EASE_FLWR_HOME", str(shared_home))
+        yield folder
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The launcher submits to this process."""
+    from ease_flwr import launcher
+    from tests.in_process_grid import submit
+
+    def submitted(run_config, experiment, folder, where):
+        submit(run_config)
+        return 0
+
+    monkeypatch.setattr(launcher, "submit", submitted)
+
+
+@pytest.fixture(scope="session")
+def whole(shared_home):
+    """One command: learn, forget client-0, then client-1, continue."""
+    return _run(shared_home, settings(shared_home / "whole", **{"forget.then": "client-1"}))
+
+
+@pytest.fixture(scope="session")
+def learnt(shared_home):
+    """A federation that has learnt, and nothing else."""
+    return _run(shared_home, {**settings(shared_home / "learnt"), "until": "learn"})
+
+
+def _run(home, run_config):
+    from pathlib import Path
+
+    from tests.in_process_grid import submit
+
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EASE_FLWR_HOME", str(home))
-        yield home
+        submit(run_config)
+    return Path(run_config["run-dir"])

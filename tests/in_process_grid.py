@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from ease_flwr import server_app
 from ease_flwr.client_app import app as client_app
 
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # without it Flower refuses to make a Message
@@ -68,3 +69,13 @@ class InProcessGrid:
                 reply = changed
             replies.append(reply)
         return replies
+
+
+def context_of(run_config: dict[str, Any]) -> Context:
+    """The server's context of a run."""
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
+
+
+def submit(run_config: dict[str, Any], grid: InProcessGrid | None = None, clients: int = 3) -> None:
+    """What the launcher does, in this process."""
+    server_app.main(grid or InProcessGrid(clients, run_config), context_of(run_config))

@@ -14,12 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from ease_flwr import server_app
-from ease_flwr.core import adapters
-from tests.in_process_grid import InProcessGrid
-from tests.small import SMALL, small_experiment
-from tests.test_audit import context_of
-from tests.test_standing import hashes, settings
+from ease_flwr.model import adapters
+from tests.in_process_grid import submit as play
+from tests.small import hashes, settings, small_experiment
 
 spawn = multiprocessing.get_context("spawn")  # not fork: OpenMP's threads do not survive it
 
@@ -29,7 +26,7 @@ def submit(run_config, ready):
     adapters.load(experiment.model, experiment.lora, experiment.seed)
     ready.set()
     with contextlib.suppress(BaseException), contextlib.redirect_stdout(io.StringIO()):
-        server_app.main(InProcessGrid(SMALL["data.clients"], run_config), context_of(run_config))
+        play(run_config)
 
 
 def start(run_config):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clients.base import encode
-from ease_flwr.core import adapters, backbone
-from ease_flwr.core.config import APP, ConfigError, DataConfig, LoraConfig, ModelConfig
+from clients.encoding import encode
+from ease_flwr.model import adapters, backbone
+from ease_flwr.config import APP, ConfigError, DataConfig, LoraConfig, ModelConfig
 from ease_flwr.data import make_base, personas
 from ease_flwr.data.pairs import Pairs
 

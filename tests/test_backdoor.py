@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ease_flwr import data
-from ease_flwr.core.config import ConfigError
+from ease_flwr.config import ConfigError
 from ease_flwr.data.backdoor import patched
 from tests.small import small_experiment
 

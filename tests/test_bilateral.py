@@ -5,12 +5,13 @@ import pytest
 
 from clients.bilateral import Bilateral
 from ease_flwr import data
-from ease_flwr.core import adapters
-from ease_flwr.core.config import ForgetConfig, TrainConfig
-from ease_flwr.core.messages import Instruction
+from ease_flwr.model import adapters
+from ease_flwr.config import ForgetConfig, TrainConfig
+from ease_flwr.exchange.messages import Instruction
+from strategies.ease import BkeParams
 from tests.small import small_experiment
 
-OPTIONS = {"weight": 30.0, "margin": 1.0, "evidence": 0.375, "target": "excised", "way": 0.5, "sides": "both"}
+OPTIONS = BkeParams().options
 LEAVES = ForgetConfig(targets=("client-0",))
 
 

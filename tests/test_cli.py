@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from ease_flwr import launcher
+from ease_flwr.hosts.simulation import SuperLink
 from ease_flwr.cli import app
 
 HEAVY = ("torch", "open_clip", "ray", "peft")
@@ -124,7 +124,7 @@ def test_run_folder_that_holds_something_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
 
 
-class FakeLink(launcher.SuperLink):
+class FakeLink(SuperLink):
     def __init__(self, home, statuses):
         self.home = home
         (home / "superlink.out").write_text("first\nlast words\n")

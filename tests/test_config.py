@@ -3,8 +3,10 @@
 import pytest
 
 import strategies
-from ease_flwr.core import config, halves
-from ease_flwr.core.config import ConfigError, Experiment
+from ease_flwr import config
+from ease_flwr.config import ConfigError, Experiment, halves, identity, renamed
+from ease_flwr.config.section import leaves
+
 
 NAMES = "client-0, client-1, client-2, client-3, client-4, client-5, client-6, client-7"
 
@@ -31,7 +33,7 @@ def test_an_unknown_variant_is_named():
 
 
 def test_an_experiment_extends_another_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "APP", tmp_path)
+    monkeypatch.setattr("ease_flwr.config.reading.APP", tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/one.yaml").write_text("learn: {rounds: 7, lr: 0.25}\nseed: 3")
     (tmp_path / "conf/experiment/two.yaml").write_text("extends: one\nlearn: {rounds: 9}")
@@ -45,12 +47,8 @@ def test_an_experiment_extends_another_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", halves.names("strategies"))
 def test_every_strategy_loads(name):
     kind = strategies.load(name)
-    assert kind.check(name, Experiment()).rounds >= 0
+    assert kind.check(name, Experiment(), kind.scenarios[0]).rounds >= 0
     assert kind.__doc__
-
-
-def test_every_strategy_yaml_has_a_module():
-    assert set(config.choices("strategy")) <= set(halves.names("strategies"))
 
 
 def test_every_field_is_documented():
@@ -66,11 +64,11 @@ def test_every_field_is_documented():
 
 
 def test_dotted_overrides():
-    e = config.load("personas", {"forget.targets": "client-4,client-5", "learn.rounds": "3", "seed": 7, "strategy.tau": "0.4"})
+    e = config.load("personas", {"forget.targets": "client-4,client-5", "learn.rounds": "3", "seed": 7, "strategy.gsd.tau": "0.4"})
     assert e.forget.targets == ("client-4", "client-5")
     assert e.learn.rounds == 3
     assert e.seed == 7
-    assert config.strategy_values("ease", e)["tau"] == 0.4
+    assert config.strategy_values("ease", e)["gsd"]["tau"] == 0.4
 
 
 @pytest.mark.parametrize(
@@ -81,6 +79,8 @@ def test_dotted_overrides():
         ({"learn.rounds": "0"}, "learn.rounds=0: Input should be greater than or equal to 1"),
         ({"forget.targets": "client-9"}, f"forget.targets: no client client-9; there are {NAMES}"),
         ({"forget.targets": NAMES}, "forget.targets: all clients are to be forgotten, nobody would be left"),
+        ({"forget.targets": "client-4,client-4"}, "forget.targets: client-4 is named twice: name it once, in targets or in then"),
+        ({"forget.targets": "client-4", "forget.then": "client-4"}, "forget.targets: client-4 is named twice: name it once"),
         ({"seed": "-1"}, "seed=-1: Input should be greater than or equal to 0"),
     ],
 )
@@ -107,12 +107,53 @@ def test_unknown_names_list_the_known_ones():
 def test_run_config_of_flower():
     base = {"experiment": "personas", "strategy": "ease", "seed": 2, "run-dir": "", "fresh": False, "set": ""}
     e, s = config.from_run_config(
-        {**base, "forget.targets": "client-3", "data.root": "", "set": "learn.rounds=4 hold.rounds=0"}
+        {**base, "forget.targets": "client-3", "data.root": "", "set": "learn.rounds=4 continuation.rounds=0"}
     )
-    assert (e.seed, e.forget.targets, e.learn.rounds, e.hold.rounds) == (2, ("client-3",), 4, 0)
+    assert (e.seed, e.forget.targets, e.learn.rounds, e.continuation.rounds) == (2, ("client-3",), 4, 0)
     assert s == config.Submission()
 
 
-def test_code_hash_sees_every_part_of_the_program():
-    assert len({config.code_hash(), config.code_hash("clients/*.py"), config.code_hash("strategies/*.py")}) == 3
-    assert config.code_hash() == config.code_hash(*config.CODE)
+@pytest.mark.parametrize(("old", "new"), renamed.EXPERIMENT.items())
+def test_old_names_are_answered_with_the_new_ones(old, new):
+    value = {"rounds": 3} if old == "hold" else 3
+    with pytest.raises(ConfigError, match=rf"experiment personas: {old} is called {new} since version 0.2: use that name"):
+        config.load("personas", {old: value})
+
+
+def test_old_names_in_a_file_too(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("hold:\n  rounds: 3\n")
+    monkeypatch.setattr("ease_flwr.config.reading.APP", tmp_path)
+    with pytest.raises(ConfigError, match=r"experiment mine: hold is called continuation since version 0.2"):
+        config.load("mine")
+
+
+def test_every_field_says_what_it_decides():
+    """What may differ when a run goes on is said by the fields themselves: settings of time limits, places and looking."""
+    may_differ = {name for name, _, what in leaves(Experiment) if what == "nothing"}
+    assert {"federation.deadline", "federation.quorum", "data.cache", "tracking", "audit.level"} <= may_differ
+    assert not {"federation.half", "federation.norm_bound", "learn.lr", "seed", "evaluation.order_seed"} & may_differ
+    e = Experiment()
+    assert config.chosen(e, "learning", "later", "nothing").keys() == {name for name, _, _ in leaves(Experiment)}
+    assert config.chosen(e, "later")["continuation.rounds"] == 5
+
+
+def test_the_code_of_a_module_is_all_that_it_imports(tmp_path, monkeypatch):
+    for name, text in {
+        "a": "from ease_flwr import b\nif TYPE_CHECKING:\n    from ease_flwr import d\n",
+        "b": "def f():\n    import ease_flwr.c\n",
+        "c": "import torch\n",
+        "d": "",
+        "__init__": "",
+    }.items():
+        (tmp_path / "ease_flwr").mkdir(exist_ok=True)
+        (tmp_path / "ease_flwr" / f"{name}.py").write_text(text)
+    monkeypatch.setattr("ease_flwr.config.identity.APP", tmp_path)
+    identity.imported.cache_clear()
+    assert sorted(p.stem for p in identity.imported("ease_flwr.a")) == ["__init__", "a", "b", "c"]
+    before = config.code_of("ease_flwr.a")
+    (tmp_path / "ease_flwr" / "d.py").write_text("x = 1\n")
+    assert config.code_of("ease_flwr.a") == before
+    (tmp_path / "ease_flwr" / "c.py").write_text("import numpy\n")
+    assert config.code_of("ease_flwr.a") != before
+    identity.imported.cache_clear()

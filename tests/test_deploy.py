@@ -16,11 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clients.contrastive import Contrastive
-from ease_flwr import cli, deploy
+from ease_flwr import cli
 from ease_flwr.client_app import on_host
-from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import folder as hosts_data
 from ease_flwr.data import formats
+from ease_flwr.hosts import demo, deploy, processes
 from tests.photographs import write_photographs
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
@@ -184,11 +185,11 @@ def test_data_check_names_everything_that_is_wrong(tmp_path):
 def test_three_supernodes_with_tls_give_the_adapters_of_the_simulation(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     said = []
-    assert deploy.demo(tmp_path / "demo", said.append) == 0, said
+    assert demo.demo(tmp_path / "demo", said.append) == 0, said
     assert "adapters of the deployed run and of the simulation are the same, bit for bit" in said
     assert any("TLS and node authentication" in line for line in said)
     assert any(line.startswith("a training message took") for line in said)
-    assert not deploy.listens(int(said[0].split(":")[1].split(",")[0]))
+    assert not processes.listens(int(said[0].split(":")[1].split(",")[0]))
 
 
 def test_what_a_host_keeps_on_disk_changes_nothing(tmp_path):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ease_flwr.core import halves
-from ease_flwr.core.config import APP
+from ease_flwr.config import APP, halves
 from tests.small import RUN_CONFIG, SMALL
+from tests.test_methods import write_guide
 from tests.test_run import play, r1
 
 SETTINGS = {k: v for k, v in SMALL.items() if k != "strategy.rounds"} | {
-    "hold.rounds": 0,
+    "continuation.rounds": 0,
     "evaluation.reference": "none",
     "data.test_scenes": 30,
 }
@@ -105,13 +105,7 @@ def test_no_method_is_without_a_test():
 @pytest.mark.slow
 def test_the_recipe_of_the_documentation_works_without_touching_a_file(home, tmp_path):
     """Both files of docs/add-a-method.md in a folder on the path: listed, and run by name."""
-    blocks = (APP / "docs" / "add-a-method.md").read_text().split("```python\n# ")[1:]
-    assert len(blocks) == 2
-    for block in blocks:
-        name, _, code = block.split("```")[0].partition("\n")
-        file = tmp_path / name
-        file.parent.mkdir()
-        file.write_text(code)
+    write_guide(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ease = [sys.executable, "-m", "ease_flwr"]
     listed = subprocess.run([*ease, "methods"], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -1,33 +1,57 @@
 """The server's view of its clients: roll call, failures, retries, quorum, bytes. The grid is a fake one."""
 
+import json
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from ease_flwr.core import config
-from ease_flwr.core.federation import Cost, Federation, FederationError, Request
-from ease_flwr.core.messages import Instruction, pack
+from ease_flwr import config
+from ease_flwr.exchange.federation import Federation, Request
+from ease_flwr.exchange.messages import Learn, pack
+from ease_flwr.exchange.roll_call import Roster, roll_call
+from ease_flwr.exchange.training import train
+from ease_flwr.exchange.transport import FederationError, Transport
 from tests.in_process_grid import InProcessGrid
 from tests.small import RUN_CONFIG, small_experiment
 
 
-def federation(tamper=None, clients=3, said=None, **changes):
+def transport(tamper=None, clients=3, grace=5.0):
+    return Transport(InProcessGrid(clients, RUN_CONFIG, tamper=tamper), grace)
+
+
+def call(tamper=None, clients=3, **changes):
+    """The roll call of these clients: (roster, what each said)."""
     experiment = small_experiment(**changes)
-    grid = InProcessGrid(clients, {**RUN_CONFIG, "set": RUN_CONFIG["set"]}, tamper=tamper)
-    names = tuple(f"client-{k}" for k in range(experiment.data.clients))
-    return Federation(grid, experiment, names, (said if said is not None else []).append)
+    return roll_call(transport(tamper, clients), experiment, tuple(f"client-{k}" for k in range(experiment.data.clients)))
+
+
+def federation(tamper=None, said=None, grace=5.0, **changes):
+    """Three clients with a hundred pairs each, without a roll call."""
+    names = tuple(f"client-{k}" for k in range(3))
+    roster = Roster(names, {n: 100 + k for k, n in enumerate(names)}, dict.fromkeys(names, 100))
+    say = (said if said is not None else []).append
+    return Federation(transport(tamper, grace=grace), small_experiment(**changes), roster, say)
 
 
 def instruct(federation, **changes):
-    instruction = Instruction(phase="learn", round=1, train=federation.experiment.learn, **changes)
+    instruction = Learn(phase="learn", round=1, train=federation.experiment.learn, **changes)
     return {name: Request(instruction, once={"extra": np.zeros(10, np.float32)}) for name in federation.clients}
+
+
+def ask(federation, theta, **how):
+    return train(federation, theta, instruct(federation), **how)
+
+
+def is_hello(reply):
+    return reply.has_content() and "answer" in reply.content and "pairs" in reply.content["answer"]["json"][:100]
 
 
 def fake(adapters, **metrics):
     """A tamper function that answers every training message itself."""
 
     def tamper(name, reply):
-        if reply.has_content() and "info" in reply.content:
+        if is_hello(reply):
             return reply
         values = adapters(name) if callable(adapters) else adapters
         content = {
@@ -42,17 +66,15 @@ def fake(adapters, **metrics):
 
 
 def test_roll_call_gives_names_sizes_and_code():
-    f = federation()
-    present = f.roll_call()
-    assert list(present) == ["client-0", "client-1", "client-2"]
-    assert all(p["code"] == config.code_hash() and p["pairs"] > 0 for p in present.values())
-    assert f.nodes == {"client-0": 100, "client-1": 101, "client-2": 102}
+    roster, present = call()
+    assert roster.clients == tuple(present) == ("client-0", "client-1", "client-2")
+    assert all(p.code == config.code_hash() and p.pairs == roster.pairs[n] > 0 for n, p in present.items())
+    assert roster.nodes == {"client-0": 100, "client-1": 101, "client-2": 102}
 
 
 def test_too_few_nodes_print_the_right_command():
-    f = federation(clients=2, **{"federation.start_timeout": 0.1})
     with pytest.raises(FederationError) as error:
-        f.roll_call()
+        call(clients=2, **{"federation.start_timeout": 0.1})
     assert str(error.value) == (
         "2 nodes are connected, experiment personas has 3 clients: run "
         '`flwr run . --stream --federation-config "num-supernodes=3 client-resources-num-cpus=1"`'
@@ -65,32 +87,34 @@ def test_too_few_nodes_print_the_right_command():
         ({"name": "client-9"}, "unknown client 'client-9': this experiment has client-0, client-1, client-2"),
         ({"name": "client-2"}, "two nodes call themselves 'client-2': names must be unique"),
         ({"code": "0" * 64}, "client-1 runs other code than the server: install the same version on both"),
+        (
+            {"base": "0" * 64},
+            "client-1 has another base model than the server: model.weights must be the same file on both",
+        ),
     ],
 )
 def test_roll_call_refuses_mismatches(change, line):
     def tamper(name, reply):
         if name == "client-1":
-            for key, value in change.items():
-                reply.content["info"][key] = value
+            said = {**json.loads(reply.content["answer"]["json"]), **change}
+            reply.content["answer"]["json"] = json.dumps(said)
         return reply
 
     with pytest.raises(FederationError) as error:
-        federation(tamper).roll_call()
+        call(tamper)
     assert str(error.value) == line
 
 
 def test_bytes_steps_and_order():
     f = federation(fake(lambda name: np.full(4, int(name[-1]), np.float32)))
-    f.roll_call()
-    cost, told = Cost(), set()
-    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, told)
-    assert told == set(f.clients)
-    assert list(updates) == ["client-0", "client-1", "client-2"]
-    assert [u.adapters[0] for u in updates.values()] == [0, 1, 2]
-    assert (cost.rounds, cost.client_steps, cost.uplink_bytes) == (1, 6, 3 * 16)
-    assert cost.downlink_bytes == 3 * (16 + 40)
-    f.train(np.zeros(4, np.float32), instruct(f), cost, told)
-    assert cost.downlink_bytes == 3 * (16 + 40) + 3 * 16  # `once` arrays travel once
+    first = ask(f, np.zeros(4, np.float32))
+    assert first.notified == set(f.clients)
+    assert list(first.updates) == ["client-0", "client-1", "client-2"]
+    assert [u.adapters[0] for u in first.updates.values()] == [0, 1, 2]
+    assert (first.cost.rounds, first.cost.client_steps, first.cost.uplink_bytes) == (1, 6, 3 * 16)
+    assert first.cost.downlink_bytes == 3 * (16 + 40)
+    second = ask(f, np.zeros(4, np.float32), notified=first.notified)
+    assert second.cost.downlink_bytes == 3 * 16  # `once` arrays travel once
 
 
 @pytest.mark.parametrize(
@@ -105,17 +129,15 @@ def test_bad_replies_are_named_asked_again_and_never_averaged(adapters, why):
     good = np.ones(4, np.float32)
     said = []
     f = federation(fake(lambda name: adapters if name == "client-1" else good), said=said, **{"federation.quorum": 0.6})
-    f.roll_call()
-    updates = f.train(good, instruct(f), Cost(), told=set())
-    assert list(updates) == ["client-0", "client-2"]
+    found = ask(f, good)
+    assert list(found.updates) == ["client-0", "client-2"]
     assert said == [f"client-1 failed, asked again: {why}", f"client-1 failed, left out: {why}"]
 
 
 def test_bad_example_count_and_key_set():
     f = federation(fake(np.ones(4, np.float32), **{"num-examples": 0}))
-    f.roll_call()
     with pytest.raises(FederationError, match=r"0 of 3 clients answered, below the quorum: client-0: num-examples is 0"):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
+        ask(f, np.zeros(4, np.float32))
 
     def two_arrays(name, reply):
         reply = fake(np.ones(4, np.float32))(name, reply)
@@ -124,9 +146,8 @@ def test_bad_example_count_and_key_set():
         return reply
 
     f = federation(two_arrays)
-    f.roll_call()
     with pytest.raises(FederationError, match=r"expected one record of adapters, got \[\['adapters'\], \['x'\]\]"):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
+        ask(f, np.zeros(4, np.float32))
 
 
 def test_a_client_that_fails_once_gets_everything_again():
@@ -135,18 +156,17 @@ def test_a_client_that_fails_once_gets_everything_again():
     def tamper(name, reply):
         if name == "client-2" and "query" not in str(reply.metadata.message_type) and not failed:
             failed.append(name)
-            return Message(Error(code=2, reason="forget lock is missing here"), reply_to=f.grid.sent[-1])
+            return Message(Error(code=2, reason="forget lock is missing here"), reply_to=f.transport.grid.sent[-1])
         return fake(np.ones(4, np.float32))(name, reply)
 
     said = []
     f = federation(tamper, said=said)
-    f.roll_call()
-    cost = Cost()
     # the error's reply_to is the last message sent, client-2's
-    updates = f.train(np.zeros(4, np.float32), instruct(f), cost, told=set(f.clients))
-    assert list(updates) == ["client-0", "client-1", "client-2"]
+    found = ask(f, np.zeros(4, np.float32), notified=frozenset(f.clients))
+    assert list(found.updates) == ["client-0", "client-1", "client-2"]
     assert said == ["client-2 failed, asked again: client raised: forget lock is missing here"]
-    assert cost.downlink_bytes == 3 * 16 + (16 + 40)
+    assert found.cost.downlink_bytes == 3 * 16 + (16 + 40)
+    assert [x["client"] for x in found.failures] == ["client-2"]
 
 
 def test_a_lost_answer_stops_the_run_below_quorum():
@@ -157,36 +177,21 @@ def test_a_lost_answer_stops_the_run_below_quorum():
             else fake(np.ones(4, np.float32))(name, reply)
         )
 
-    f = federation(tamper, **{"federation.deadline": 0.2})
-    f.grace = 0.1
-    f.roll_call()
+    f = federation(tamper, grace=0.1, **{"federation.deadline": 0.2})
     with pytest.raises(
         FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"
     ):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
+        ask(f, np.zeros(4, np.float32))
 
 
 def test_a_dead_process_of_the_simulation_stops_the_run_with_its_cause():
     def tamper(name, reply):
-        if name == "client-1" and not (reply.has_content() and "info" in reply.content):
-            return Message(Error(code=0, reason="ActorDiedError: The actor died unexpectedly"), reply_to=f.grid.sent[-2])
-        return reply if reply.has_content() and "info" in reply.content else fake(np.ones(4, np.float32))(name, reply)
+        if name == "client-1":
+            return Message(Error(code=0, reason="ActorDiedError: The actor died unexpectedly"), reply_to=f.transport.grid.sent[-2])
+        return fake(np.ones(4, np.float32))(name, reply)
 
     f = federation(tamper, **{"federation.quorum": 0.1})
-    f.roll_call()
     with pytest.raises(
         FederationError, match=r"a process of the simulation died, perhaps of memory: client process died: Actor"
     ):
-        f.train(np.zeros(4, np.float32), instruct(f), Cost(), told=set())
-
-
-def test_a_host_with_another_base_model_is_refused():
-    def tamper(name, reply):
-        if name == "client-2" and "info" in reply.content:
-            reply.content["info"]["base"] = "0" * 64
-        return reply
-
-    with pytest.raises(
-        FederationError, match=r"client-2 has another base model than the server: model.weights must be the same"
-    ):
-        federation(tamper).roll_call()
+        ask(f, np.zeros(4, np.float32))

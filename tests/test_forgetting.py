@@ -18,9 +18,9 @@ from clients.multidelete import decoupling
 from clients.npo import negative_preference
 from clients.uce import unlearning_cross_entropy
 from ease_flwr import data
-from ease_flwr.core import adapters
-from ease_flwr.core.config import ForgetConfig, TrainConfig
-from ease_flwr.core.messages import Instruction
+from ease_flwr.model import adapters
+from ease_flwr.config import ForgetConfig, TrainConfig
+from ease_flwr.exchange.messages import Instruction
 from strategies import load
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
@@ -190,7 +190,7 @@ def forget(trained, name, memory, round=1, snapshot=True, **options):
 
 
 def level(client, theta):
-    from ease_flwr.core.retrieval import levels
+    from ease_flwr.model.retrieval import levels
 
     pairs, public = (client.embed_all(theta, p, most=1) for p in (client.forget, client.public))
     return levels(*pairs, *public, client.scale, 48, np.random.default_rng(0)).mean().item()

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ease_flwr.core import subspaces
-from ease_flwr.core.config import HistoryConfig
-from ease_flwr.core.history import History
+from ease_flwr.model import subspaces
+from ease_flwr.config import HistoryConfig
+from ease_flwr.store.history import History
 
 
 def test_columns_come_back_in_order_of_rounds(tmp_path):

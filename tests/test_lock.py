@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from ease_flwr.core.lock import ForgetLock
+from ease_flwr.model.lock import ForgetLock
 
 
 def make_lock(seed: int, strength: float = 1.0) -> tuple[ForgetLock, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from clients.bilateral import bilateral_loss
 from clients.contrastive import info_nce
-from ease_flwr.core.retrieval import partner_cross_entropy
+from ease_flwr.model.retrieval import partner_cross_entropy
 
 
 def angle(*degrees: float) -> torch.Tensor:

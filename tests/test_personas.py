@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import personas
 from ease_flwr.data.pairs import withdrawn
 from ease_flwr.data.personas import BACKGROUNDS, HELD_OUT_BACKGROUNDS, HELD_OUT_TEMPLATE, NAMES, VOCABULARY

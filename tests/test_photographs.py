@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from ease_flwr import server_app
-from ease_flwr.core.config import APP
+from ease_flwr.config import APP
 from tests.in_process_grid import InProcessGrid
 from tests.small import RUN_CONFIG
 

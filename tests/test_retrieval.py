@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ease_flwr.core.retrieval import Counts, count_hits
+from ease_flwr.model.retrieval import Counts, count_hits
 
 
 def everything(n):

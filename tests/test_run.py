@@ -1,29 +1,24 @@
-"""A whole run in one process: roll call, learn, forget, hold, audit, on the smallest built-in world."""
+"""A whole run in one process: roll call, learn, forget, continue, audit, on the smallest built-in world."""
 
 import json
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 import clients
 import strategies
-from ease_flwr import server_app
-from ease_flwr.core import config, halves
-from ease_flwr.core.config import ConfigError
-from ease_flwr.core.federation import Cost
-from ease_flwr.core.lock import ForgetLock
-from ease_flwr.core.run import PhaseResult, Run
-from tests.in_process_grid import InProcessGrid
-from tests.small import RUN_CONFIG, SMALL, small_experiment
+from ease_flwr import config
+from ease_flwr.config import ConfigError, halves
+from ease_flwr.model.lock import ForgetLock
+from tests.in_process_grid import InProcessGrid, submit
+from tests.small import RUN_CONFIG, SMALL
+from tests.test_federation import is_hello
 
 
-def play(folder, shuffle=0, **changes):
+def play(folder, shuffle=0, tamper=None, **changes):
     run_config = {**RUN_CONFIG, "run-dir": str(folder), **changes}
-    grid = InProcessGrid(SMALL["data.clients"], run_config, shuffle)
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app.main(grid, context)
+    submit(run_config, InProcessGrid(SMALL["data.clients"], run_config, shuffle, tamper))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -44,18 +39,18 @@ def test_forgets_like_a_retraining_and_keeps_the_rest(ease):
 
 
 def test_results_follow_the_contract(ease):
-    assert ease["schema"] == 1
+    assert ease["schema"] == 2
     assert (ease["experiment"], ease["strategy"], ease["seed"]) == ("personas", "ease", 0)
     assert ease["forget"] == {"scenario": "client", "targets": ["client-0"]}
-    assert list(ease["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held"]
-    sets = ease["models"]["held"]
-    assert list(sets) == ["forget_exclusive", "forget_shared", "forget", "retain", "test", "holdout"]
+    assert list(ease["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued"]
+    sets = ease["models"]["continued"]
+    assert list(sets) == ["forget_exclusive", "forget_shared", "forget", "retain", "test", "forget_unseen"]
     one = sets["forget"]
     assert one["n"] == sets["forget_exclusive"]["n"] + sets["forget_shared"]["n"]
     assert one["r1"] == pytest.approx((one["i2t"]["r1"] + one["t2i"]["r1"]) / 2)
     assert set(one["i2t"]) == set(one["t2i"]) == {"r1", "r5", "r10"}
     assert {"forget", "retain", "forget_normalised", "pair_similarity"} <= set(ease["gaps"])
-    assert set(ease["cost"]) == {"learn", "retrain", "unlearn", "hold"}
+    assert set(ease["cost"]) == {"learn", "retrain", "unlearn", "continuation"}
     counted = {"rounds", "client_steps", "uplink_bytes", "downlink_bytes", "seconds", "server_seconds"}
     assert all(set(c) == counted | {"server_memory", "client_memory"} for c in ease["cost"].values())
     assert 2**26 < ease["cost"]["unlearn"]["client_memory"] < 2**36
@@ -88,7 +83,7 @@ def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
     sent = []
     push = InProcessGrid.push_messages
     monkeypatch.setattr(InProcessGrid, "push_messages", lambda self, messages: sent.extend(messages) or push(self, messages))
-    changes = {"learn.average": 1, "strategy.rounds": 2, "strategy.tau": 0.6, "hold.rounds": 2, "evaluation.reference": "none"}
+    changes = {"learn.average": 1, "strategy.rounds": 2, "strategy.gsd.tau": 0.6, "evaluation.reference": "none"}
 
     def found(name, **more):
         sent.clear()
@@ -99,13 +94,13 @@ def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
         return results, judged, [m.metadata.message_type for m in sent].count("evaluate")
 
     short, ends, asked = found("short", **{"learn.rounds": 2})
-    assert list(ends) == [("learn", 2), ("forget", 2), ("hold", 2)]
+    assert list(ends) == [("learn", 2), ("forget", 2), ("continuation", 2)]
     assert asked == 4 * 3  # three phases end, and the final judgement
     _, judged, asked = found("judged", **{"learn.rounds": 3, "evaluation.every": 1})
-    assert list(judged) == [(m, r) for m, last in (("learn", 3), ("forget", 2), ("hold", 2)) for r in range(1, last + 1)]
+    assert list(judged) == [(m, r) for m, last in (("learn", 3), ("forget", 2), ("continuation", 2)) for r in range(1, last + 1)]
     assert judged["learn", 2] == ends["learn", 2]
-    assert set(judged["hold", 1]) == set(ends["hold", 2]) >= {"forget", "retain", "test"}
-    assert asked == 4 * 3 + 1  # client-0 left: it does not train in the hold phase, and is asked by itself
+    assert set(judged["continuation", 1]) == set(ends["continuation", 2]) >= {"forget", "retain", "test"}
+    assert asked == 4 * 3 + 1  # client-0 left: it does not train in the continuation, and is asked by itself
     same, judged, _ = found("same", **{"learn.rounds": 2, "evaluation.every": 1})
     assert same["adapters_sha256"] == short["adapters_sha256"]
     assert judged.items() >= ends.items()
@@ -153,32 +148,8 @@ def test_run_folder_must_be_new_and_absolute(home, tmp_path):
     with pytest.raises(ConfigError, match=r"old is not empty: choose another, or remove it"):
         play(tmp_path / "old")
     assert (tmp_path / "old" / "results.json").read_text() == "{}"
-    run_config = {**RUN_CONFIG, "run-dir": "here"}
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
     with pytest.raises(ConfigError, match=r"run-dir here: give an absolute path"):
-        server_app.main(InProcessGrid(3, run_config), context)
-
-
-def test_cache_knows_what_decides_a_phase(home, tmp_path):
-    run = Run(tmp_path / "run", small_experiment(), "ease")
-    made = []
-
-    def compute(folder):
-        made.append(folder)
-        return PhaseResult(np.arange(3, dtype=np.float32), Cost(rounds=2))
-
-    first = run.phase("one", compute, ("a", 1))
-    assert run.phase("one", compute, ("a", 1)).cost == first.cost
-    assert run.phase("two", compute, ("a", 1)).cost == first.cost
-    assert len(made) == 1
-    run.phase("three", compute, ("a", 2))
-    assert len(made) == 2
-    run.phase("four", compute)  # decided by more than settings
-    run.phase("five", compute)
-    assert len(made) == 4
-    run.fresh = True
-    assert np.array_equal(run.phase("six", compute, ("a", 1)).theta, first.theta)
-    assert len(made) == 5
+        submit({**RUN_CONFIG, "run-dir": "here"})
 
 
 def test_every_objective_a_strategy_names_exists():
@@ -203,16 +174,16 @@ def test_a_class_is_forgotten_by_clients_that_stay(home):
     assert r1(results, "unlearned", "forget") < r1(results, "original", "forget") - 25
     assert r1(results, "unlearned", "retain") > r1(results, "retrain", "retain") - 15
     # a client that holds some of them learns the rest and forgets in one exchange
-    assert results["cost"]["unlearn"]["uplink_bytes"] > results["cost"]["hold"]["uplink_bytes"]
+    assert results["cost"]["unlearn"]["uplink_bytes"] > results["cost"]["continuation"]["uplink_bytes"]
 
 
 def test_history_cannot_tell_a_class_apart_and_is_refused(home):
-    with pytest.raises(ConfigError, match=r"strategy.gsd=history: the updates of clients that stay contain what is to be"):
-        play(home / "refused", experiment="personas_class", set=extra(**{"strategy.gsd": "history"}))
+    with pytest.raises(ConfigError, match=r"strategy.gsd.source=history: the updates of clients that stay contain what is to be"):
+        play(home / "refused", experiment="personas_class", set=extra(**{"strategy.gsd.source": "history"}))
 
 
 def test_single_pairs_with_probe_rounds(home):
-    changes = {"forget.draw": 1, "strategy.gsd": "probe", "strategy.probe_rounds": 2, "evaluation.reference": "none"}
+    changes = {"forget.draw": 1, "strategy.gsd.source": "probe", "strategy.gsd.probe_rounds": 2, "evaluation.reference": "none"}
     results = play(home / "sample", experiment="personas_sample", set=extra(**changes))
     assert results["requests"][0]["gsd"] == "probe"
     assert all(results["requests"][0]["unique"].values())
@@ -237,15 +208,13 @@ def test_a_client_that_is_gone_is_forgotten_by_parameters_alone(home, ease):
     calls = []
 
     def tamper(name, reply):
-        if name == "client-0" and reply.has_content() and "info" in reply.content:
+        if name == "client-0" and is_hello(reply):
             calls.append(name)
-            return reply if len(calls) == 1 else None
+            return reply if len(calls) <= 2 else None  # there at the start, gone when it is its turn
         return reply
 
-    run_config = {**RUN_CONFIG, "run-dir": str(home / "gone"), "set": extra(**{"federation.start_timeout": 0.2})}
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app.main(InProcessGrid(3, run_config, tamper=tamper), context)
-    results = json.loads((home / "gone" / "results.json").read_text())
+    changed = extra(**{"federation.start_timeout": 0.2})
+    results = play(home / "gone", tamper=tamper, set=changed)
     assert results["requests"][0]["bke"] == "param"
     assert "client-0 does not answer" in (home / "gone" / "log.txt").read_text()
     assert results["adapters_sha256"]["original"] == ease["adapters_sha256"]["original"]

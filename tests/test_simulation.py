@@ -1,22 +1,26 @@
-"""Real `flwr run`s on Ray: the launcher, the plain command, too few nodes, and the trap of stale client code."""
+"""Real `flwr run`s on Ray: the launcher, what ends it, the plain command, too few nodes, and the trap of stale client code."""
 
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ease_flwr.core.config import APP
-from ease_flwr.launcher import SuperLink
+from ease_flwr.config import APP
+from ease_flwr.hosts import processes
+from ease_flwr.hosts.simulation import own_superlink
 from tests.small import SMALL
 
 pytestmark = pytest.mark.slow
 
-ONE_ROUND = {**SMALL, "learn.rounds": 1, "hold.rounds": 1, "strategy.rounds": 1}
+ONE_ROUND = {**SMALL, "learn.rounds": 1, "continuation.rounds": 1, "strategy.rounds": 1}
 
 
 @pytest.fixture
@@ -67,6 +71,80 @@ def test_failing_run_has_a_failing_exit_status(environment, tmp_path):
     assert not left_running(environment)
 
 
+class Command:
+    """An `ease` command in a process of its own, and all that it has started."""
+
+    def __init__(self, environment, said, *arguments):
+        self.id, self.said = secrets.token_hex(8), said
+        command = [sys.executable, "-m", "ease_flwr", *arguments]
+        with said.open("w") as out:
+            marked = {**environment, processes.MARK: self.id}
+            self.process = subprocess.Popen(command, env=marked, stdout=out, stderr=out)
+
+    def until(self, condition, seconds):
+        """Wait for something; fail where it does not come."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, f"{processes.members(self.id)}\n{self.said.read_text()}"
+            time.sleep(0.1)
+
+    def trains(self, folder):
+        """Wait until a run has begun to train."""
+        log = folder / "log.txt"
+        self.until(lambda: self.process.poll() is not None or (log.is_file() and "\n[learn 1/" in log.read_text()), 300)
+        assert self.process.poll() is None, self.said.read_text()
+        names = {p.name() for p in processes.members(self.id)}
+        assert "raylet" in names, names
+
+    def temporary(self):
+        """Temporary folders of its SuperLinks."""
+        links = [p for p in processes.members(self.id) if "flower-superlink" in processes.command_of(p)]
+        return {Path(p.environ()["FLWR_HOME"]) for p in links} | {Path(p.cwd()) for p in links}
+
+    def end(self, number):
+        """Send it a signal. Everything must be gone within thirty seconds; its exit status."""
+        folders = self.temporary()
+        assert any(f.name.startswith("ease-flwr-") for f in folders), folders
+        self.process.send_signal(number)
+
+        def gone():
+            self.process.poll()
+            return not processes.members(self.id) and not any(f.exists() for f in folders)
+
+        self.until(gone, 30)
+        return self.process.wait(1)
+
+
+LONGER = {**SMALL, "evaluation.reference": "none"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_what_ends_a_run_ends_all_of_it_and_resume_goes_on(environment, tmp_path, number):
+    run = tmp_path / "run"
+    settings = [a for k, v in LONGER.items() for a in ("--set", f"{k}={v}")]
+    command = Command(environment, tmp_path / "said", "run", "--run-dir", str(run), *settings)
+    command.trains(run)
+    status = command.end(number)
+    if number == signal.SIGTERM:
+        assert status == 128 + signal.SIGTERM
+        assert f"processes ended; `ease resume {run}` goes on" in command.said.read_text().splitlines()[-1]
+    assert json.loads((run / "state.json").read_text())["status"] != "finished"
+    resumed = Command(environment, tmp_path / "resumed", "resume", str(run))
+    assert resumed.process.wait(600) == 0, resumed.said.read_text()
+    assert json.loads((run / "state.json").read_text())["status"] == "finished"
+    assert not left_running(environment)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_what_ends_a_comparison_ends_its_cells(environment, tmp_path, number):
+    settings = [a for k, v in SMALL.items() for a in ("--set", f"{k}={v}")]
+    arguments = ["--strategies", "ease", "--seeds", "0", "--folder", str(tmp_path / "cells")]
+    command = Command(environment, tmp_path / "said", "compare", *arguments, *settings)
+    command.trains(tmp_path / "cells" / "seed-0" / "ease")
+    command.end(number)
+    assert not left_running(environment)
+
+
 def flwr_run(app, link, nodes, folder, **changes):
     settings = " ".join(f"{k}={v}" for k, v in {**ONE_ROUND, **changes}.items())
     config = f'run-dir="{folder}" set="{settings}"'
@@ -78,8 +156,7 @@ def flwr_run(app, link, nodes, folder, **changes):
 def test_plain_flwr_run_and_too_few_nodes(environment, tmp_path, monkeypatch):
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    (tmp_path / "home").mkdir()
-    with SuperLink(tmp_path / "home", 1) as link:
+    with own_superlink(1) as link:
         flwr_run(APP, link, 3, tmp_path / "plain")
         assert json.loads((tmp_path / "plain" / "state.json").read_text())["status"] == "finished"
         flwr_run(APP, link, 2, tmp_path / "few", **{"federation.start_timeout": 3})
@@ -96,8 +173,7 @@ def test_clients_run_the_submitted_code_and_not_that_of_the_daemons_folder(envir
         shutil.copytree(APP / name, old / name, ignore=shutil.ignore_patterns("__pycache__"))
     with (old / "clients" / "contrastive.py").open("a") as f:
         f.write("\nraise RuntimeError('old code')\n")
-    (tmp_path / "home").mkdir()
-    with SuperLink(tmp_path / "home", 1, folder=old) as link:
+    with own_superlink(1, folder=old) as link:
         said = flwr_run(APP, link, 3, tmp_path / "run")
         state = json.loads((tmp_path / "run" / "state.json").read_text())
         assert state["status"] == "finished", said.stdout + said.stderr

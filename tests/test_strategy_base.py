@@ -1,137 +1,156 @@
-"""The loop over rounds, with a federation that only counts."""
-
-from dataclasses import replace
-from types import SimpleNamespace
+"""The loop over rounds, and ordinary learning in it, with clients that only count."""
 
 import numpy as np
 import pytest
 import torch
 
-from ease_flwr.core.config import Experiment, FederationConfig, ForgetConfig, TrainConfig
-from ease_flwr.core.federation import Request
-from ease_flwr.core.history import History
-from ease_flwr.core.lock import ForgetLock
-from strategies.base import Setting, Unlearning
+from ease_flwr.config import ConfigError, Experiment, FederationConfig, ForgetSet, TrainConfig
+from ease_flwr.exchange.federation import Request
+from ease_flwr.exchange.messages import Returning
+from ease_flwr.exchange.rounds import Plan, drawn, sendable
+from ease_flwr.model.lock import ForgetLock
+from ease_flwr.store.history import History
+from strategies.base import Method
+from strategies.ordinary import Continuing, Learning
+from tests.server_half import LEAVES, Clients, context, run, update
 
 
-class Counting:
-    """Two clients of 30 and 10 examples that move by +1 and +5 in every round."""
-
-    def __init__(self):
-        self.firsts = []
-
-    def train(self, theta, requests, cost, told, before):
-        self.firsts.append(not told)
-        told |= set(requests)
-        cost.rounds += 1
-        moves = {"a": (30, 1), "b": (10, 5)}
-        return {n: SimpleNamespace(examples=k, adapters=theta + np.float32(d), metrics={}) for n, (k, d) in moves.items()}
+def counting(theta, requests):
+    """Two clients of 30 and 10 examples that move by +1 and +5 in every round: +2 on average."""
+    return {n: update(n, theta + np.float32(d), k) for n, k, d in (("a", 30, 1), ("b", 10, 5))}
 
 
-def strategy(average, lock=None):
-    experiment = Experiment(forget=ForgetConfig(targets=("client-0",)), learn=TrainConfig(average=average))
-    unlearning = Unlearning(Setting(experiment, Counting(), np.zeros(2, np.float32), (), ("a", "b")), Unlearning.Params(), lock)
-    unlearning.mean = lambda updates: sum(u.examples * u.adapters for u in updates.values()) / 40  # +2 a round
-    return unlearning
+def ordinary(clients=("a", "b"), kind=Method, experiment=None, phase="learn", **learn):
+    experiment = experiment or Experiment(learn=TrainConfig(**{"average": 1, **learn}))
+    who = context(np.zeros(2), forget=None, experiment=experiment, clients=clients, forget_clients=(), phase=phase)
+    return kind(who, Method.Params()) if kind is Method else kind(who)
+
+
+def continuing(lock=None, returning=None):
+    return Continuing(ordinary(phase="continuation").context, lock, returning)
+
+
+def lock(*rules):
+    """The first of two numbers is to stay where it is."""
+    return ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], *rules)
 
 
 @pytest.mark.parametrize(("average", "end"), [(1, 6.0), (2, 5.0), (9, 4.0)])
-def test_a_phase_ends_with_the_mean_of_its_last_rounds(average, end):
+def test_a_phase_ends_with_the_mean_of_its_last_rounds(average, end, monkeypatch):
     seen = []
-    theta, cost = strategy(average).run("learn", np.zeros(2, np.float32), 3, lambda p: seen.append((p.round, p.theta[0])))
-    assert theta.tolist() == [end, end]  # the rounds end at 2, 4, 6
-    assert theta.dtype == np.float32
+    plan = Plan("learn", 3, report=lambda p: seen.append((p.round, p.theta[0])))
+    found = run(monkeypatch, Clients(counting), ordinary(average=average), [0, 0], plan)
+    assert found.theta.tolist() == [end, end]  # the rounds end at 2, 4, 6
+    assert found.theta.dtype == np.float32
     assert seen == [(1, 2.0), (2, 4.0), (3, end)]
-    assert cost.rounds == 3
+    assert found.cost.rounds == 3
 
 
-def test_half_precision_loses_nothing_over_the_rounds():
+def test_half_precision_loses_nothing_over_the_rounds(monkeypatch):
     """float16 has steps of .00098 above 1: without what rounding leaves over, moves of .0002 would never arrive."""
-    unlearning = strategy(1)
-    unlearning.setting = replace(
-        unlearning.setting, experiment=Experiment(learn=TrainConfig(average=1), federation=FederationConfig(half=True))
-    )
-    unlearning.mean = lambda updates: updates["a"].adapters - np.float32(0.9998)  # + .0002 a round
-    sent = []
-    theta, _ = unlearning.run("learn", np.ones(2, np.float32), 100, lambda p: sent.append(p.before))
+    experiment = Experiment(learn=TrainConfig(average=1), federation=FederationConfig(half=True))
+    theta, unsent, sent = np.ones(2, np.float32), np.zeros(2, np.float32), []
+    for _ in range(100):
+        before, unsent = sendable(experiment, theta, unsent)
+        sent.append(before)
+        theta = before + np.float32(0.0002)
     assert all(np.array_equal(s, s.astype(np.float16)) for s in sent)
     assert sent[-1][0] == pytest.approx(1 + 99 * 0.0002, abs=0.001)
-    assert theta[0] + unlearning.left[0] == pytest.approx(1.02, abs=1e-5)
+    assert theta[0] + unsent[0] == pytest.approx(1.02, abs=1e-5)
+    clients = Clients(lambda theta, requests: {"a": update("a", theta + np.float32(0.0002))})
+    found = run(monkeypatch, clients, ordinary(experiment=experiment), [1, 1], Plan("learn", 100))
+    assert np.array_equal(found.theta, theta)
 
 
-def test_history_holds_weighted_updates_that_add_up(tmp_path):
-    history = History(tmp_path)
-    unlearning = strategy(1)
-    theta, _ = unlearning.run("learn", np.zeros(2, np.float32), 3, lambda p: None, first=5, history=history)
+def test_history_has_weighted_updates_that_add_up(tmp_path, monkeypatch):
+    history, clients = History(tmp_path), Clients(counting)
+    theta = run(monkeypatch, clients, ordinary(), [0, 0], Plan("learn", 3, first=5, history=history)).theta
     columns = [history.columns(n) for n in ("a", "b")]
     assert columns[0][0].tolist() == [0.75, 0.75, 0.75]
     assert columns[1][0].tolist() == [1.25, 1.25, 1.25]
     assert np.allclose(sum(c.sum(1) for c in columns), theta)
-    assert unlearning.setting.federation.firsts == [True, False, False]
+    assert [bool(n) for n in clients.notified] == [False, True, True]
+    assert [asked["a"].round for asked in clients.asked] == [5, 6, 7]
 
 
-def test_lock_travels_in_the_hold_phase_only_and_holds_on_the_server_always():
-    lock = ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], 3.0)
-    unlearning = strategy(1, lock)
-    assert unlearning.run("hold", np.zeros(2, np.float32), 2, lambda p: None)[0].tolist() == [0, 4]
-    hold, forget = unlearning.instruct("hold", 1)["a"], unlearning.instruct("forget", 1)["a"]
-    assert len(hold.instruction.lock) == 64
-    assert list(hold.once) == ["lock"]
-    assert forget.instruction.lock == ""
-    assert not forget.once
+def test_a_lock_travels_in_the_continuation_only_and_binds_on_the_server_always(monkeypatch):
+    after = continuing(lock(3.0))
+    assert run(monkeypatch, Clients(counting), after, [0, 0], Plan("continuation", 2)).theta.tolist() == [0, 4]
+    asked = after.requests(1)["a"]
+    assert len(asked.instruction.lock) == 64
+    assert list(asked.once) == ["lock"]
+    forgetting = Method(after.context, Method.Params(), lock(3.0))
+    assert run(monkeypatch, Clients(counting), forgetting, [0, 0], Plan("forget", 2)).theta.tolist() == [0, 4]
+    assert forgetting.requests(1)["a"].instruction.lock == ""
+    assert not forgetting.requests(1)["a"].once
+    assert not continuing(lock(0.0)).requests(1)["a"].once  # without strength it stays on the server
+
+
+def test_a_released_lock_binds_nothing_more(monkeypatch):
+    end = run(monkeypatch, Clients(counting), continuing(lock(3.0, 1.0, 0, 2)), [0, 0], Plan("continuation", 3)).theta
+    assert end.tolist() == [2, 6]  # bound in rounds 1 and 2, free in round 3
 
 
 def test_only_the_first_client_meets_returning_pairs():
-    unlearning = strategy(1)
-    unlearning.overlap = 7
-    requests = unlearning.instruct("hold", 1)
-    assert [requests[n].instruction.overlap for n in ("a", "b")] == [7, 0]
+    requests = continuing(returning=Returning(about=(LEAVES,), count=7)).requests(1)
+    assert [r.instruction.returning and r.instruction.returning.count for r in requests.values()] == [7, None]
 
 
-def test_a_share_of_the_clients_takes_part_and_the_identity_still_holds(tmp_path):
+def test_a_client_is_told_what_it_leaves_out_and_nothing_else():
+    earlier = ForgetSet(scenario="sample", targets=("client-1/3",))
+    requests = Method(context(np.zeros(2), without={"client-1": (earlier,)}), Method.Params()).requests(1)
+    assert {n: r.instruction.without for n, r in requests.items()} == {"client-1": (earlier,), "client-2": ()}
+
+
+def test_a_share_of_the_clients_takes_part_and_the_identity_still_holds(tmp_path, monkeypatch):
     """theta_T - theta_0 is the sum of all recorded columns, whoever took part in which round."""
 
-    class Sampled(Counting):
-        def train(self, theta, requests, cost, told, before):
-            self.seen = [*getattr(self, "seen", []), tuple(requests)]
-            cost.rounds += 1
-            rng = np.random.default_rng(len(self.seen))
-            names = list(requests)[: 1 + len(self.seen) % 2]  # one client of two drops out in every second round
-            return {
-                n: SimpleNamespace(examples=3 + i, adapters=theta + rng.standard_normal(2).astype(np.float32), metrics={})
-                for i, n in enumerate(names)
-            }
+    def some(theta, requests):
+        rng = np.random.default_rng(len(clients.asked))
+        names = list(requests)[: 1 + len(clients.asked) % 2]  # one client of two drops out in every second round
+        return {n: update(n, theta + rng.standard_normal(2).astype(np.float32), 3 + i) for i, n in enumerate(names)}
 
-    history, names = History(tmp_path), tuple("abcd")
-    experiment = Experiment(learn=TrainConfig(average=1, fraction=0.5))
-    unlearning = Unlearning(Setting(experiment, Sampled(), np.zeros(2, np.float32), (), names), Unlearning.Params())
-
-    def mean(updates):
-        total = sum(u.examples for u in updates.values())
-        return sum(np.float32(u.examples / total) * u.adapters for u in updates.values())
-
-    unlearning.mean = mean
-    theta, _ = unlearning.run("learn", np.zeros(2, np.float32), 12, lambda p: None, history=history)
-    seen = unlearning.setting.federation.seen
+    history, clients = History(tmp_path), Clients(some)
+    theta = run(monkeypatch, clients, ordinary(tuple("abcd"), fraction=0.5), [0, 0], Plan("learn", 12, history=history)).theta
+    seen = [tuple(asked) for asked in clients.asked]
     assert all(len(s) == 2 for s in seen)
     assert len(set(seen)) > 2
-    took_part = [n for n in names if (tmp_path / n).exists()]
+    took_part = [n for n in "abcd" if (tmp_path / n).exists()]
     assert np.allclose(sum(history.columns(n).sum(1) for n in took_part), theta, atol=1e-5)
 
 
 def test_who_has_a_special_job_is_asked_in_every_round():
-    unlearning = strategy(1)
-    object.__setattr__(unlearning.setting, "experiment", Experiment(learn=TrainConfig(fraction=0.1)))
-    requests = unlearning.instruct("forget", 1)
+    method = ordinary(fraction=0.1)
+    experiment, requests = method.context.experiment, method.requests(1)
+    assert len(drawn(experiment, "forget", 1, requests)) == 1
     job = requests["b"].instruction.model_copy(update={"objective": "bilateral"})
     requests["b"] = Request(job)
-    assert list(unlearning.drawn(requests, "forget")) == ["a", "b"]
+    assert list(drawn(experiment, "forget", 1, requests)) == ["a", "b"]
     requests["a"] = Request(requests["a"].instruction.model_copy(update={"beside": job}))
-    assert list(unlearning.drawn(requests, "forget")) == ["a", "b"]
-    assert len(unlearning.drawn(unlearning.instruct("forget", 1), "forget")) == 1
+    assert list(drawn(experiment, "forget", 1, requests)) == ["a", "b"]
 
 
-def test_a_released_lock_holds_nothing_more():
-    lock = ForgetLock.around(torch.zeros(2), [0], [torch.tensor([[1.0], [0.0]])], 3.0, 1.0, 0, 2)
-    end = strategy(1, lock).run("hold", np.zeros(2, np.float32), 3, lambda p: None)[0]
-    assert end.tolist() == [2, 6]  # held in rounds 1 and 2, free in round 3
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("FedAvg", {}, 2.0),  # (30 * 1 + 10 * 5) / 40
+        ("FedProx", {"proximal_mu": 0.1}, 2.0),
+        ("FedAvgM", {"server_momentum": 0.5, "server_learning_rate": 0.5}, 1.0),  # first round: half of the mean
+        ("FedMedian", {}, 3.0),
+        ("FedTrimmedAvg", {"beta": 0.2}, 3.0),
+        ("Krum", {"num_malicious_nodes": 0}, 1.0),
+    ],
+)
+def test_flowers_aggregators_by_name(name, options, expected, monkeypatch):
+    clients, method = Clients(counting), ordinary(kind=Learning, aggregator=name, aggregator_options=options)
+    assert np.allclose(run(monkeypatch, clients, method, [0, 0], Plan("learn", 1)).theta, expected)
+    assert clients.asked[0]["a"].proximal == options.get("proximal_mu", 0.0)
+
+
+def test_adaptive_aggregation_starts_from_the_global_adapters_and_wrong_options_are_said(monkeypatch):
+    adaptive = {"kind": Learning, "aggregator": "FedAdam"}
+    method = ordinary(("a",), aggregator_options={"eta": 0.1}, **adaptive)
+    clients = Clients(lambda theta, requests: {"a": update("a", theta + np.float32(1))})
+    assert (run(monkeypatch, clients, method, [1, 1], Plan("learn", 2)).theta > 1.05).all()
+    with pytest.raises(ConfigError, match=r"learn.aggregator_options: FedAdam does not take them: .*'speed'"):
+        ordinary(("a",), aggregator_options={"speed": 1.0}, **adaptive)

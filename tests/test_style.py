@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ease_flwr.core.config import APP
+from ease_flwr.config import APP
 
 BIN = Path(sys.executable).parent
 

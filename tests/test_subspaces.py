@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from ease_flwr.core.subspaces import Support, basis, exclusive, join, principal_angles
+from ease_flwr.model.subspaces import Support, basis, exclusive, join, principal_angles
 
 
 def random_basis(p: int, q: int, seed: int) -> torch.Tensor:

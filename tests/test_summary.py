@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ease_flwr.audit.summary import summary
-from ease_flwr.core.config import ConfigError
+from ease_flwr.config import ConfigError
 
 
 def write(folder, seed, unlearned, retrain):
@@ -16,7 +16,7 @@ def write(folder, seed, unlearned, retrain):
 
     cost = {"rounds": 1, "client_steps": 10, "uplink_bytes": 100, "downlink_bytes": 100, "seconds": 1.0}
     results = {
-        "schema": 1,
+        "schema": 2,
         "experiment": "flickr8k",
         "strategy": "ease",
         "seed": seed,
@@ -34,12 +34,12 @@ def test_gaps_have_mean_spread_and_worst(tmp_path):
     assert "| flickr8k, ease, 1, client-3 | unlearned | 9.0 | 50.0 |" in text
     assert "| unlearned against retrain | 1.5 ± 0.7, 2.0 | 0.0 ± 0.0, 0.0 |" in text
     assert "- seed 0, client-3: forgetting took 20.0% of the client steps and 50.0% of the bytes of retraining" in text
-    assert "held against" not in text
+    assert "continued against" not in text
 
 
 def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"no readable results.json there .*: give folders of finished runs"):
         summary([tmp_path])
     (tmp_path / "results.json").write_text('{"schema": 7}')
-    with pytest.raises(ConfigError, match="has schema 7, this version reads 1"):
+    with pytest.raises(ConfigError, match="has schema 7, this version reads 2"):
         summary([tmp_path])

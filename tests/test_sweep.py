@@ -1,11 +1,12 @@
 """Sweeps: which cells are run, what is shown of them, and what failure leaves."""
 
 import json
+from operator import attrgetter
 
 import pytest
 
-from ease_flwr.core import config
-from ease_flwr.core.config import ConfigError
+from ease_flwr import config
+from ease_flwr.config import ConfigError
 from ease_flwr.sweep import ablation, cells, comparison, tuning
 from ease_flwr.sweep.cells import Variant
 from strategies import load
@@ -14,10 +15,10 @@ from strategies import load
 def results(seed, value, rounds=8):
     """A run in which unlearned is `value` on every set, and retrain 10."""
     models = {m: {s: {"r1": v} for s in cells.SHOWN} for m, v in (("original", 90.0), ("retrain", 10.0), ("unlearned", value))}
-    models |= {"held": models["unlearned"], "retrain_equal": models["retrain"], "retrain_held": models["retrain"]}
+    models |= {"continued": models["unlearned"], "retrain_equal": models["retrain"], "retrain_continued": models["retrain"]}
     cost = {"rounds": rounds, "client_steps": 10 * rounds, "uplink_bytes": 6 * rounds, "downlink_bytes": 4 * rounds}
     return {
-        "schema": 1,
+        "schema": 2,
         "seed": seed,
         "models": models,
         "requests": [{"server_bytes": 2_500_000}],
@@ -31,10 +32,10 @@ def asked(monkeypatch):
     """A cell writes results: 10 more than its seed; it fails where tau is 0.7."""
     seen = []
 
-    def run_cell(experiment, variant, seed, where, assignments):
+    def run_cell(experiment, variant, seed, where, assignments, family):
         seen.append((variant.label, seed, tuple(assignments)))
         where.mkdir(parents=True)
-        if variant.settings.get("strategy.tau") == 0.7:
+        if variant.settings.get("strategy.gsd.tau") == 0.7:
             (where / "state.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: full"}))
         else:
             rounds = variant.settings.get("strategy.rounds", 40 if variant.strategy == "retrain" else 8)
@@ -44,7 +45,7 @@ def asked(monkeypatch):
     return seen
 
 
-VARIANTS = (Variant("EASE"), Variant("tau 0.7", settings={"strategy.tau": 0.7}), Variant("fine-tuning", "finetune"))
+VARIANTS = (Variant("EASE"), Variant("tau 0.7", settings={"strategy.gsd.tau": 0.7}), Variant("fine-tuning", "finetune"))
 
 
 def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_path):
@@ -73,8 +74,8 @@ def test_cells_run_side_by_side_give_the_same(asked, tmp_path):
 
 
 def test_a_wrong_setting_of_any_cell_is_said_before_anything_runs(asked, tmp_path):
-    with pytest.raises(ConfigError, match=r"strategy finetune: unknown key tau \(known: rounds\)"):
-        cells.run("personas", [*VARIANTS, Variant("wrong", "finetune", {"strategy.tau": 1})], [0], tmp_path, [], print)
+    with pytest.raises(ConfigError, match=r"strategy finetune: unknown key gsd \(known: rounds\)"):
+        cells.run("personas", [*VARIANTS, Variant("wrong", "finetune", {"strategy.gsd.tau": 1})], [0], tmp_path, [], print)
     with pytest.raises(ConfigError, match="strategy federaser cannot forget a class, only: client"):
         cells.run("personas_class", [Variant("federaser", "federaser")], [0], tmp_path, [], print)
     assert not asked
@@ -84,7 +85,7 @@ def test_every_variant_is_a_valid_setting_and_has_a_folder_of_its_own():
     variants = [v for group in ablation.ABLATION.values() for v in group]
     assert len({v.folder for v in variants}) == len(variants)
     for variant in variants:
-        load(variant.strategy).check(variant.strategy, config.load("personas", dict(variant.settings)))
+        load(variant.strategy).check(variant.strategy, config.load("personas", dict(variant.settings)), "client")
 
 
 def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
@@ -109,7 +110,7 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
 
 
 def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_path):
-    def run_cell(experiment, variant, seed, where, assignments):
+    def run_cell(experiment, variant, seed, where, assignments, family):
         where.mkdir(parents=True)
         value = results(seed, 10.0)
         value["cost"]["unlearn"]["downlink_bytes"] *= 6 if variant.strategy == "npo" else 1
@@ -132,13 +133,16 @@ def test_tuning_tries_the_defaults_first_and_no_more_than_the_budget():
     experiment = config.load("personas")
     for name in ("ease", "npo", "finetune", "cliperase"):
         found = tuning.trials(name, experiment, 4)
-        defaults = load(name).check(name, experiment)
-        assert all(getattr(defaults, k.removeprefix("strategy.")) == v for k, v in found[0].settings.items())
+        defaults = load(name).check(name, experiment, "client")
+        assert all(attrgetter(k.removeprefix("strategy."))(defaults) == v for k, v in found[0].settings.items())
         assert 1 <= len({v.label for v in found}) == len(found) <= 4
         assert tuning.trials(name, experiment, 4) == found
         for trial in found:
-            load(name).check(name, config.load("personas", dict(trial.settings)))
+            load(name).check(name, config.load("personas", dict(trial.settings)), "client")
     assert len(tuning.trials("finetune", experiment, 4)) == 1
+    assert {tuple(v.settings.items()) for v in tuning.trials("ease", experiment, 4)} == {
+        (("strategy.bke.lr", lr),) for lr in (2.5e-4, 5e-4, 1e-3)
+    }  # a field of a nested section
 
 
 def test_score_counts_too_much_forgetting_but_no_gain():

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ease_flwr.core.config import ConfigError
-from ease_flwr.core.run import Run
-from ease_flwr.core.tracking import flat, tracker
+from ease_flwr.config import ConfigError
+from ease_flwr.store.run import Run
+from ease_flwr.store.tracking import flat, tracker
 from tests.small import small_experiment
 
 

@@ -1,15 +1,20 @@
 """Answers of clients are not trusted: whatever comes is used, or refused with its name, and never averaged by mistake."""
 
+import json
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ease_flwr.core.config import TrainConfig
-from ease_flwr.core.federation import Cost, FederationError
-from ease_flwr.core.messages import Instruction, pack, read_answers, read_hello, read_update
-from tests.test_federation import fake, federation, instruct
+from ease_flwr.config import TrainConfig
+from ease_flwr.exchange.answers import Examination, Present, read, read_models, read_update
+from ease_flwr.exchange.evaluation import evaluate
+from ease_flwr.exchange.judgement import Evaluation
+from ease_flwr.exchange.messages import Evaluate, Learn, pack
+from ease_flwr.exchange.transport import FederationError
+from tests.test_federation import ask, fake, federation
 
 P = 6
 GOOD = np.linspace(-1, 1, P).astype(np.float32)
@@ -36,8 +41,8 @@ metrics = st.dictionaries(st.sampled_from(["num-examples", "loss", "steps", "mem
     MetricRecord
 )
 contents = st.dictionaries(
-    st.sampled_from(["arrays", "metrics", "info", "more"]),
-    st.one_of(records, metrics, st.just(ConfigRecord({"name": "x"}))),
+    st.sampled_from(["arrays", "metrics", "answer", "more"]),
+    st.one_of(records, metrics, st.just(ConfigRecord({"json": "x"}))),
     max_size=3,
 )
 
@@ -46,8 +51,6 @@ def answering(content):
     """client-1 answers this instead."""
 
     def tamper(name, reply):
-        if reply.has_content() and "info" in reply.content:
-            return reply
         reply = fake(GOOD)(name, reply)
         if name == "client-1":
             reply.__dict__["_content"] = RecordDict(content)
@@ -62,17 +65,16 @@ def answering(content):
 def test_whatever_a_client_answers_is_valid_or_named_and_left_out(content):
     said = []
     f = federation(answering(content), said=said, **{"federation.quorum": 0.6})
-    f.nodes, f.pairs = {f"client-{k}": 100 + k for k in range(3)}, dict.fromkeys(f.clients, 100)
-    updates = f.train(np.zeros(P, np.float32), instruct(f), Cost(), told=set())
-    if "client-1" in updates:
-        assert updates["client-1"].adapters.shape == (P,)
-        assert np.isfinite(updates["client-1"].adapters).all()
-        assert 1 <= updates["client-1"].examples <= 100
+    found = ask(f, np.zeros(P, np.float32))
+    if "client-1" in found.updates:
+        assert found.updates["client-1"].adapters.shape == (P,)
+        assert np.isfinite(found.updates["client-1"].adapters).all()
+        assert 1 <= found.updates["client-1"].examples <= 100
     else:
         assert [line.split(":")[0] for line in said] == ["client-1 failed, asked again", "client-1 failed, left out"]
         assert all("\n" not in line for line in said)
-        assert [r["client"] for r in f.failures] == ["client-1", "client-1"]
-    assert set(updates) >= {"client-0", "client-2"}
+        assert [r["client"] for r in found.failures] == ["client-1", "client-1"]
+    assert set(found.updates) >= {"client-0", "client-2"}
 
 
 def sending(update, examples=5, **changes):
@@ -95,18 +97,16 @@ def sending(update, examples=5, **changes):
 def test_updates_out_of_proportion_are_refused(tamper, why):
     said = []
     f = federation(tamper, said=said, **{"federation.quorum": 0.6})
-    f.roll_call()
-    updates = f.train(np.zeros(P, np.float32), instruct(f), Cost(), told=set())
-    assert list(updates) == ["client-0", "client-2"]
+    found = ask(f, np.zeros(P, np.float32))
+    assert list(found.updates) == ["client-0", "client-2"]
     assert said[-1] == f"client-1 failed, left out: {why}"
-    assert f.failures[-1] == {"phase": "learn", "round": 1, "client": "client-1", "why": why}
+    assert found.failures[-1] == {"phase": "learn", "round": 1, "client": "client-1", "why": why}
 
 
 def test_more_examples_than_pairs_are_refused():
     f = federation(sending(GOOD * 1e-3, examples=10**9))
-    pairs = next(iter({said["pairs"] for said in f.roll_call().values()}))
-    with pytest.raises(FederationError, match=rf"num-examples is 1000000000, expected a positive number up to {pairs}"):
-        f.train(np.zeros(P, np.float32), instruct(f), Cost(), told=set())
+    with pytest.raises(FederationError, match=r"num-examples is 1000000000, expected a positive number up to 100"):
+        ask(f, np.zeros(P, np.float32))
 
 
 def reply_with(content):
@@ -115,69 +115,97 @@ def reply_with(content):
     return Message(RecordDict(content), reply_to=question)
 
 
+def answer_with(text):
+    return reply_with({"answer": ConfigRecord({"json": text if isinstance(text, str) else json.dumps(text)})})
+
+
+GOOD_SET = {"images": 5, "texts": 5, "i2t": [1, 2, 3], "t2i": [1, 2, 3], "gallery": 5}
+
+
+def about(model="now", **changes):
+    return {model: {"sets": {"test": {**GOOD_SET, **changes}}}}
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"now/test.counts": [5, 5, 1, 2, 3, 1, 2, 6]}, "holds no counts of hits"),
-        ({"now/test.counts": [5, 5, 1, 2]}, "holds no counts of hits"),
-        ({"now/test.counts": [-5, 5, 0, 0, 0, 0, 0, 0]}, "holds no counts of hits"),
-        ({"later/test.counts": [5, 5, 1, 2, 3, 1, 2, 3]}, "is about no model that was sent"),
-        ({"now/test.similarity": [0.5, float("nan")]}, "is not finite"),
-        ({"now/test.gallery": [5]}, "holds no size of a gallery"),
-        ({"now/test.similarity": 0.5}, "is a single number"),
-        ({"now/forget.level": [0.5, 0.2]}, "holds 2 numbers, expected 3"),
+        (about(t2i=[1, 2, 6]), "6 hits of 5 images and 5 texts"),
+        (about(i2t=[1, 2]), "Field required"),
+        (about(images=-5), "greater than or equal to 0"),
+        (about("later"), r"an answer about \['later'\], expected \['now'\]"),
+        (about() | about("more"), r"an answer about \['more', 'now'\], expected \['now'\]"),
+        (about(similarity=[0.5] * 4), "4 similarities of 5 pairs"),
+        ('{"now": {"sets": {"test": {"similarity": [NaN]}}}}', "NaN is not a number"),
+        (about(gallery=[5]), "valid integer"),
+        (about(surprise=1), "Extra inputs are not permitted"),
+        ({"now": {"sets": {"elsewhere": GOOD_SET}}}, "Input should be 'forget_exclusive'"),
+        ({"now": {"sets": {}, "partner_loss": {"pairs": 0, "forget": 1, "public": 1}}}, "greater than or equal to 1"),
+        ([1], "an answer about list"),
+        ("not json", "no usable answer"),
+        ("[" * 100_000, "no usable answer"),
     ],
 )
 def test_judgements_are_checked(said, why):
-    with pytest.raises(ValueError, match=why):
-        read_answers(reply_with({"metrics": MetricRecord(said)}), {"now"})
-    with pytest.raises(ValueError, match=r"no metrics in the answer, but \['arrays'\]"):
-        read_answers(reply_with({"arrays": pack({"x": GOOD})}), {"now"})
+    with pytest.raises(ValueError, match=why) as error:
+        read_models(answer_with(said), Evaluation, {"now"})
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"no usable answer, but \['arrays'\]"):
+        read_models(reply_with({"arrays": pack({"x": GOOD})}), Evaluation, {"now"})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.recursive(st.none() | st.integers() | st.floats() | st.text(max_size=5), st.lists, max_leaves=8))
+def test_no_answer_of_an_audit_ends_in_anything_but_one_line(value):
+    text = json.dumps({"now": {"sets": {"test": value}, "relearn": value}})
+    with pytest.raises(ValueError, match="answer") as error:
+        read_models(answer_with(text), Examination, {"now"})
+    assert "\n" not in str(error.value)
 
 
 def test_answers_that_come_with_training_are_checked_too():
-    asked = Instruction(
-        phase="learn", round=2, train=TrainConfig(), before=Instruction(phase="audit", round=0, train=TrainConfig())
-    )
-    said = {"num-examples": 5, "loss": 1.0, "now/test.counts": [5, 5, 1, 2, 3, 1, 2, 3], "now/test.gallery": 5}
+    asked = Learn(phase="learn", round=2, train=TrainConfig(), before=Evaluate())
+    metrics = {"num-examples": 5, "loss": 1.0}
 
-    def read(asked, **more):
-        return read_update(
-            "a", reply_with({"arrays": pack({"adapters": GOOD}), "metrics": MetricRecord(said | more)}), GOOD, asked
-        )
+    def reading(asked, judged=GOOD_SET, **more):
+        content = {"arrays": pack({"adapters": GOOD}), "metrics": MetricRecord(metrics | more)}
+        content["answer"] = ConfigRecord({"json": json.dumps({"sets": {"test": judged}})})
+        return read_update("a", reply_with(content), GOOD, asked)
 
-    assert read(asked).judged == {k: said[k] for k in ("now/test.counts", "now/test.gallery")}
-    assert set(read(asked).metrics) == {"num-examples", "loss"}
-    with pytest.raises(ValueError, match="holds no counts of hits"):
-        read(asked, **{"now/test.counts": [5, 5, 1, 2, 3, 1, 2, 6]})
+    assert reading(asked).judged.sets["test"].i2t == (1, 2, 3)
+    assert set(reading(asked).metrics) == {"num-examples", "loss"}
+    with pytest.raises(ValueError, match="6 hits of 5 images"):
+        reading(asked, {**GOOD_SET, "i2t": [1, 2, 6]})
+    assert reading(asked.model_copy(update={"before": None}), {"nonsense": 1}).judged is None  # nobody asked
     with pytest.raises(ValueError, match="expected single numbers"):
-        read(asked.model_copy(update={"before": None}))
+        reading(asked, x=[1, 2])
     with pytest.raises(ValueError, match=r"type float32, expected \(\d+,\) float16"):
-        read(asked.model_copy(update={"half": True}))
+        reading(asked.model_copy(update={"half": True}))
 
 
 def test_a_bad_judgement_is_left_out_and_named():
     def tamper(name, reply):
-        if name == "client-2" and "metrics" in reply.content:
-            reply.content["metrics"] = MetricRecord({"now/retain.counts": [1, 1, 9, 9, 9, 9, 9, 9]})
+        if name == "client-2":
+            reply.content["answer"]["json"] = json.dumps({"now": {"sets": {"retain": {**GOOD_SET, "i2t": [9, 9, 9]}}}})
         return reply
 
     said = []
     f = federation(tamper, said=said, **{"federation.quorum": 0.6})
-    f.roll_call()
-    from ease_flwr.core import adapters
+    from ease_flwr.model import adapters
 
     theta = adapters.load(f.experiment.model, f.experiment.lora, f.experiment.seed).initial
-    ask = Instruction(phase="x", round=0, train=f.experiment.learn)
-    answers = f.evaluate({"now": theta}, ask, f.clients, Cost())
-    assert list(answers) == ["client-0", "client-1"]
-    assert said[0].startswith("client-2 failed, left out of the judgement: metric 'now/retain.counts' holds no counts")
+    answers, _ = evaluate(f, {"now": theta}, Evaluate())
+    assert list(answers["now"]) == ["client-0", "client-1"]
+    assert said == [
+        "client-2 failed, left out of the judgement: answer sets.retain: 9 hits of 5 images and 5 texts",
+    ]
 
 
 def test_names_must_be_safe_as_folders():
-    info = {"pairs": 3, "forget": 0, "code": "x", "base": "y"}
+    info = {"pairs": 3, "code": "x", "base": "y"}
     for name in ("../../etc", "a b", "", ".hidden", "x" * 65):
         with pytest.raises(ValueError, match=r"neither can be used"):
-            read_hello(reply_with({"info": ConfigRecord({**info, "name": name})}))
-    with pytest.raises(ValueError, match=r"without a usable 'pairs'"):
-        read_hello(reply_with({"info": ConfigRecord({**info, "name": "a", "pairs": "3"})}))
+            read(answer_with({**info, "name": name}), Present)
+    with pytest.raises(ValueError, match=r"neither can be used"):
+        read(answer_with({**info, "name": "a", "forget": [2, 2]}), Present)
+    with pytest.raises(ValueError, match=r"answer pairs: Input should be a valid integer"):
+        read(answer_with({**info, "name": "a", "pairs": [3]}), Present)

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.audit import FEATURES, STEPS
-from ease_flwr.core.config import ForgetConfig
-from ease_flwr.core.federation import Cost, Federation
-from ease_flwr.core.messages import Instruction
-from ease_flwr.core.retrieval import KS, SETS
+from ease_flwr.config import Union
+from ease_flwr.exchange import evaluation
+from ease_flwr.exchange.answers import ExaminedSet, Examination
+from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.judgement import KS, SETS
+from ease_flwr.exchange.messages import Audit
 
 Numbers = NDArray[np.float64]
 Level = Literal["quick", "full"]
@@ -29,7 +31,7 @@ DRAWS = 1000
 
 @dataclass
 class Answers:
-    """What all clients said about one model, put together in order of their names. See clients/audit.py for the keys."""
+    """What all clients said about one model, put together in order of their names. See exchange/answers.py: Examination."""
 
     ranks: dict[str, tuple[Numbers, Numbers]] = field(default_factory=dict)
     similarity: dict[str, Numbers] = field(default_factory=dict)
@@ -44,47 +46,46 @@ class Answers:
 
 
 def examine(
-    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig, level: Level, split: str = "test"
+    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: Union, level: Level, split: Any = "test"
 ) -> dict[str, Answers]:
     """Ask every client; answers by model."""
-    instruction = Instruction(
-        phase="examine",
-        round=0,
-        objective="audit",
-        train=federation.experiment.learn,
-        forget=forget,
-        split=split,
-        probes=PROBES[level],
-    )
-    said = federation.evaluate(models, instruction, federation.clients, Cost())
-    return {name: together(said, name) for name in models}
+    question = Audit(forget=forget, split=split, probes=PROBES[level], train=federation.experiment.learn)
+    said, _ = evaluation.examine(federation, models, question)
+    return {name: together(list(by_client.values())) for name, by_client in said.items()}
 
 
-def together(said: Mapping[str, Mapping[str, Any]], model: str) -> Answers:
-    """One model's answers of all clients. "forget" is the union of its two parts where they exist."""
-    found: dict[str, list[Numbers]] = {}
-    for client in sorted(said):
-        for key, value in said[client].items():
-            if key.startswith(f"{model}/"):
-                found.setdefault(key.removeprefix(f"{model}/"), []).append(np.asarray(value, dtype=np.float64))
-    for kind in ("ranks.{}.i2t", "ranks.{}.t2i", "similarity.{}", "labels.{}"):
-        parts = [kind.format(s) for s in ("forget_exclusive", "forget_shared") if kind.format(s) in found]
-        if parts:
-            found[kind.format("forget")] = [x for part in parts for x in found[part]]
-    joined = {key: np.concatenate(values) for key, values in found.items()}
+def together(said: Sequence[Examination]) -> Answers:
+    """All clients' answers about one model. "forget" is the union of its two parts where they exist."""
+    sets: dict[str, list[ExaminedSet]] = {}
+    for answer in said:
+        for name, found in answer.sets.items():
+            sets.setdefault(name, []).append(found)
+    parts = [s for s in ("forget_exclusive", "forget_shared") if s in sets]
+    if parts:
+        sets["forget"] = [found for part in parts for found in sets[part]]
     out = Answers()
-    for name in SETS:
-        if f"ranks.{name}.i2t" in joined:
-            out.ranks[name] = joined[f"ranks.{name}.i2t"], joined[f"ranks.{name}.t2i"]
-            out.similarity[name], out.labels[name] = joined[f"similarity.{name}"], joined[f"labels.{name}"]
-    if "member" in joined:
-        out.member, out.stranger = (joined[k].reshape(-1, len(FEATURES)) for k in ("member", "stranger"))
-    none = np.zeros(0)
-    out.relearn, out.backdoor = (np.sum(found.get(key, [none]), axis=0) for key in ("relearn", "backdoor"))
-    out.cross = {tower: np.sum(found[f"cross.{tower}"], axis=0) for tower in ("visual", "text") if f"cross.{tower}" in found}
-    out.probe = joined.get("probe", out.probe)
-    out.cka = {s: np.mean(found[f"cka.{s}"], axis=0) for s in ("forget", "public") if f"cka.{s}" in found}
+    for name in (s for s in SETS if s in sets):
+        of = {key: _joined([getattr(s, key) for s in sets[name]]) for key in ("i2t", "t2i", "similarity", "labels")}
+        out.ranks[name] = of["i2t"], of["t2i"]
+        out.similarity[name], out.labels[name] = of["similarity"], of["labels"]
+    if members := [a for a in said if a.member]:
+        out.member, out.stranger = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
+    if relearnt := [a.relearn for a in said if a.relearn]:
+        out.relearn = np.sum(np.array(relearnt, dtype=np.float64), axis=0)
+    if marked := [a.backdoor for a in said if a.backdoor]:
+        out.backdoor = np.sum(np.array(marked, dtype=np.float64), axis=0)
+    for tower in ("visual", "text"):
+        if crossed := [a.cross[tower] for a in said if tower in a.cross]:
+            out.cross[tower] = np.sum(np.array(crossed, dtype=np.float64), axis=0)
+    out.probe = np.array([a.probe for a in said if a.probe is not None])
+    for pairs in ("forget", "public"):
+        if aligned := [a.cka[pairs] for a in said if pairs in a.cka]:
+            out.cka[pairs] = np.mean(np.array(aligned), axis=0)
     return out
+
+
+def _joined(rows: Sequence[Sequence[Any]]) -> Numbers:
+    return np.concatenate([np.asarray(r, dtype=np.float64) for r in rows])
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ def scores(answers: Answers, most: int = 400) -> dict[str, list[float]]:
         for s, v in answers.similarity.items()
         if s.startswith(("forget", "retain"))
     }
-    out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0], "member_level": answers.member[:, 1]}
+    out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0], "member_partner_loss": answers.member[:, 1]}
     return {key: values.round(4).tolist() for key, values in out.items()}
 
 

@@ -23,8 +23,8 @@ PALETTE = {
     "retrain": "#2f7fd1",
     "retrain_equal": "#7ab3e8",
     "unlearned": "#d9782d",
-    "held": "#b0488f",
-    "retrain_held": "#4a5fc1",
+    "continued": "#b0488f",
+    "retrain_continued": "#4a5fc1",
 }
 Table = tuple[list[str], list[list[Any]]]
 """Head and rows of the data behind a figure."""
@@ -63,23 +63,16 @@ def draw(width: float, height: float, *grid: int) -> tuple[Figure, Any]:
 
 
 def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing | None:
-    """Validation recall over all rounds of learning, forgetting and holding, beside the retrained reference.
+    """Validation recall over all rounds of learning, forgetting and continuing, beside the retrained reference.
 
     limits: the `audit` section of the experiment.
     """
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    at, rounds = {"run": 0, "reference": 0}, {"run": 0, "reference": 0}
-    last = {"run": "", "reference": ""}
     for e in events:
-        if "round" not in e:
-            continue
-        who = "reference" if str(e["model"]).startswith("retrain") else "run"
-        if e["model"] != last[who] or e["round"] < rounds[who]:
-            at[who], last[who] = at[who] + (rounds[who] if e["round"] <= rounds[who] else 0), e["model"]
-        rounds[who] = e["round"]
+        who = "reference" if str(e.get("model", "")).startswith("retrain") else "run"
         for name, value in e.get("validation", {}).items():
             if name in ("forget_exclusive", "forget", "retain"):
-                points.setdefault(name, {}).setdefault(who, []).append((at[who] + e["round"], value))
+                points.setdefault(name, {}).setdefault(who, []).append((e["rounds_in_all"], value))
     shown = [
         n
         for n in ("forget_exclusive", "forget", "retain")
@@ -137,7 +130,7 @@ def relearning(numbers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw
         return None
     figure, ax = draw(4.2, 2.8)
     rows = []
-    for model in ("original", "retrain", "unlearned", "held"):
+    for model in ("original", "retrain", "unlearned", "continued"):
         if model in numbers:
             found = [numbers[model][f"relearn.{s}"] for s in steps]
             ax.plot(range(len(steps)), [f["value"] for f in found], "-o", color=PALETTE[model], label=model, ms=4)
@@ -181,10 +174,9 @@ def spectrum(facts: Mapping[str, Any]) -> Drawing | None:
         x, y = [i for i, c in chosen for _ in c], [v for _, c in chosen for v in c]
         ax.scatter(x, y, s=8, color=colour, label=tower, alpha=0.7)
         rows += [[tower, i, v] for i, v in zip(x, y, strict=True)]
-    ax.axhline(facts["tau"], color=INK, lw=1, ls="--")
-    ax.annotate(f"tau {facts['tau']}: what lies below is excised", (0, facts["tau"]), xytext=(2, 3), textcoords="offset points")
+    ax.axhline(facts["tau"], color=INK, lw=1, ls="--", label=f"tau {facts['tau']}: what lies below is excised")
     ax.set(xlabel="block of the adapters", ylabel="cosine to the others", ylim=(0, 1.02))
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     reading = "each point is a direction in which the forgotten client moved the adapters; low ones are its own"
     return Drawing("spectrum", "Principal angles", reading, figure, (["tower", "block", "cosine"], rows))
 

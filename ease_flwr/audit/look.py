@@ -15,8 +15,10 @@ from PIL import Image
 from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.audit.summary import read_results
-from ease_flwr.core import adapters, agenda
-from ease_flwr.core.config import Experiment
+from ease_flwr.model import adapters
+from ease_flwr.config import Experiment, union
+from ease_flwr.store import queue
+from ease_flwr.store.layout import RunLayout
 
 MODELS = ("original", "unlearned", "retrain")
 TOP = 5
@@ -55,19 +57,19 @@ class Card:
 def look(folder: Path, experiment: Experiment, pictures: Pictures, count: int = 12) -> list[Card]:
     """A dozen pairs of what is forgotten and of what is kept, evenly chosen, within their own galleries."""
     world = data.load(experiment.data, experiment.seed)
-    forget = agenda.everything(agenda.read(folder))
+    forget = union(request for _, request in queue.served(folder))
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     names = [m for m in MODELS if m in read_results(folder)["models"]]
-    thetas = {m: adapters.read(folder / "adapters" / m, model.blocks) for m in names}
+    thetas = {m: adapters.read(RunLayout(folder).adapters / m, model.blocks) for m in names}
     cards: list[Card] = []
     for sets in (("forget_exclusive", "forget"), ("retain",)):
-        holders = []
+        owners = []
         for name in world.clients:
             client = LoraClient(experiment, name, world, Nothing())
             found = client.data.evaluation("test", forget)
-            holders += [(client, found[s], s) for s in [s for s in sets if s in found][:1]]
-        for k in range(count if holders else 0):
-            client, chosen, name = holders[k % len(holders)]
+            owners += [(client, found[s], s) for s in [s for s in sets if s in found][:1]]
+        for k in range(count if owners else 0):
+            client, chosen, name = owners[k % len(owners)]
             query = int(chosen.query[(k * len(chosen.query)) // count])
             cards.append(_card(client, chosen.gallery, query, name, thetas, pictures))
     return cards
@@ -88,7 +90,7 @@ def _card(client: LoraClient, gallery: Any, query: int, name: str, thetas: dict[
     images_found, captions_found = [], []
     for model, theta in thetas.items():
         client.model.set(theta)
-        images, texts, owner = client._embed(pairs, theta)
+        images, texts, owner = client.embedded(pairs, theta)
         first = torch.searchsorted(owner, torch.arange(len(pairs)))
         f, g = images[torch.from_numpy(rows)], texts[first[torch.from_numpy(rows)]]
         own = int(np.flatnonzero(rows == query)[0])

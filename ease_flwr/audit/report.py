@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.audit import figures
-from ease_flwr.audit.summary import cost_line, read_results, read_run_config
+from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, digits
-from ease_flwr.core import config
-from ease_flwr.core.config import ConfigError
-from ease_flwr.core.paths import write_text
-from ease_flwr.core.retrieval import SETS
+from ease_flwr import config
+from ease_flwr.config import ConfigError
+from ease_flwr.store.files import write_text
+from ease_flwr.store.layout import RunLayout
+from ease_flwr.exchange.judgement import SETS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (
@@ -44,9 +45,11 @@ def installed() -> None:
 def of_run(folder: Path, pictures: bool = True) -> Path:
     """report.html of a run directory; returns its path. pictures: whether the run's world is at hand to look at."""
     results = read_results(folder)
-    full = folder / "audit-full"
-    audit = read(full if (full / "audit.json").is_file() else folder, "audit.json")
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    layout = RunLayout(folder)
+    file, audit = current_audit(folder, results)
+    if file is None:
+        raise ConfigError(f"{folder}: no audit of its models: `ease audit {folder}` makes one, and a report needs it")
+    events = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
     facts: dict[str, Any] = next((q for q in results["requests"] if "blocks" in q), {})
     drawings = [
         figures.curves(events, read(folder, "experiment.json")["audit"]),

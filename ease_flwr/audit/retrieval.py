@@ -1,31 +1,10 @@
-"""Recall of every model on every set, from counts that clients make on their own pairs, and the gaps to the reference."""
+"""Recall of every model on every set as a table, and the gaps to the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
-from ease_flwr.core.config import ForgetConfig
-from ease_flwr.core.federation import Cost, Federation
-from ease_flwr.core.messages import Instruction
-from ease_flwr.core.retrieval import SETS, Judgement, pool
-
-
-def judge(
-    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: ForgetConfig | None, split: str = "test"
-) -> dict[str, Judgement]:
-    """Ask every client to judge its own pairs under these models."""
-    instruction = question(federation, forget, split, similarity=True)
-    answers = federation.evaluate(models, instruction, federation.clients, Cost())
-    return {name: pool(answers, name) for name in models}
-
-
-def question(federation: Federation, forget: ForgetConfig | None, split: str, similarity: bool = False) -> Instruction:
-    """What a client is asked to count on its own pairs."""
-    train = federation.experiment.learn
-    return Instruction(phase="audit", round=0, train=train, forget=forget, split=split, similarity=similarity)
+from ease_flwr.exchange.judgement import SETS, Judgement
 
 
 def gaps(models: dict[str, Judgement], unlearned: str, reference: str) -> dict[str, float | None]:
@@ -38,7 +17,7 @@ def gaps(models: dict[str, Judgement], unlearned: str, reference: str) -> dict[s
     out: dict[str, float | None] = {}
     for name in u.sets:
         signed = r.r1(name) - u.r1(name)
-        out[name] = abs(signed) if name.startswith(("forget", "holdout")) else signed
+        out[name] = abs(signed) if name.startswith("forget") else signed
     if "forget" in u.sets:  # nobody can judge it where the forgotten client is gone
         headroom = abs(o.r1("forget") - r.r1("forget")) if o else 0.0
         out["forget_normalised"] = abs(u.r1("forget") - r.r1("forget")) / headroom if headroom >= 1 else None

@@ -7,31 +7,55 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ease_flwr.core import config
-from ease_flwr.core.config import ConfigError
+from ease_flwr import config
+from ease_flwr.config import ConfigError
+from ease_flwr.store.layout import RunLayout
 
 PAIRS = (
     ("unlearned", "retrain", "gaps"),
     ("unlearned", "retrain_equal", "gaps_unlearned_to_retrain_equal"),
-    ("held", "retrain_held", "gaps_held_to_retrain_held"),
+    ("continued", "retrain_continued", "gaps_continued_to_retrain_continued"),
 )
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """results.json of a run directory. Raises ConfigError when there is none, or another schema."""
     try:
-        results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads(RunLayout(folder).results.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no readable results.json there ({error}): give folders of finished runs") from None
-    if results.get("schema") != 1:
-        raise ConfigError(f"{folder}/results.json has schema {results.get('schema')!r}, this version reads 1")
+    if results.get("schema") != 2:
+        raise ConfigError(
+            f"{folder}/results.json has schema {results.get('schema')!r}, this version reads 2: read it with the version that "
+            "made it"
+        )
     return results
+
+
+def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The audit of the adapters that results.json names: the full one before a quick one, then the newest.
+
+    (None, {}) where there is none: an audit of earlier adapters says nothing about these. Raises ConfigError where one is broken.
+    """
+    found = []
+    for file in RunLayout(run).audits():
+        try:
+            audit: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: {error}: restore it, or ask again with `ease audit {run}`") from None
+        named = audit.get("adapters_sha256", {})
+        if named.get("unlearned") and all(results["adapters_sha256"].get(m) == sha for m, sha in named.items()):
+            found.append((audit["level"] == "full", audit["at"], file, audit))
+    if not found:
+        return None, {}
+    _, _, file, audit = max(found, key=lambda f: f[:2])
+    return file, audit
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
     """The run config that a run was submitted with. Raises ConfigError."""
     try:
-        found: dict[str, Any] = json.loads((folder / "run_config.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(RunLayout(folder).run_config.read_text(encoding="utf-8"))
         config.from_run_config(found)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}/run_config.json: {error}: it is needed to ask about this run again") from None
@@ -52,7 +76,7 @@ def summary(folders: list[Path]) -> str:
             lines.append(f"| {name} | {model} | " + " | ".join(f"{found[s]['r1']:.1f}" for s in sets) + " |")
     lines += [
         "",
-        "Gaps in points of R@1 (forget and holdout: distance; others: reference minus model), mean ± spread, worst:",
+        "Gaps in points of R@1 (forget sets: distance; others: reference minus model), mean ± spread, worst:",
         "",
     ]
     lines += ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]

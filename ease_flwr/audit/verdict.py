@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ease_flwr.audit.examination import Measure
-from ease_flwr.core.config import AuditConfig
+from ease_flwr.config import AuditConfig
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ FORGOTTEN, KEPT, STAYS = "forgotten like retraining?", "kept like retraining?", 
 
 
 def verdict(numbers: Mapping[str, Mapping[str, Measure]], limits: AuditConfig) -> list[Row]:
-    """Rows for *unlearned* against *retrain*, and for *held* against *retrain_held* where there are both."""
+    """Rows for *unlearned* against *retrain*, and for *continued* against *retrain_continued* where there are both."""
     rows = []
-    for model, reference, later in (("unlearned", "retrain", False), ("held", "retrain_held", True)):
+    for model, reference, later in (("unlearned", "retrain", False), ("continued", "retrain_continued", True)):
         if model not in numbers or reference not in numbers:
             continue
         ours, theirs = numbers[model], numbers[reference]
@@ -52,7 +52,7 @@ def verdict(numbers: Mapping[str, Mapping[str, Measure]], limits: AuditConfig) -
 
 def forgetting(limits: AuditConfig) -> dict[str, float]:
     """What must be like retraining's, neither above nor below, and how near."""
-    recall = {f"r1.{s}": limits.recall for s in ("forget_exclusive", "forget", "holdout")}
+    recall = {f"r1.{s}": limits.recall for s in ("forget_exclusive", "forget", "forget_unseen")}
     mark = {"backdoor": limits.recall}
     people = {f"people.{s}": limits.people for s in ("forget_exclusive",)}
     attacks = {f"membership.{a}": limits.auc for a in ("cosine", "changed", "logistic")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib import import_module
 
-from ease_flwr.core.config import DataConfig
+from ease_flwr.config import DataConfig
 from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import World
 

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ease_flwr.core.config import BackdoorConfig, ForgetConfig
+from ease_flwr.config import BackdoorConfig, ForgetConfig, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World
 
 
@@ -57,11 +57,11 @@ class Marked:
     def unseen(self) -> Pairs:
         return self.world.unseen()
 
-    def request(self, forget: ForgetConfig) -> ForgetConfig:
-        return self.world.request(forget)
+    def resolve(self, forget: ForgetConfig) -> ForgetConfig:
+        return self.world.resolve(forget)
 
-    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
-        return self.world.overlap(forget, count)
+    def returning(self, forget: Union, count: int) -> Pairs:
+        return self.world.returning(forget, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,8 @@ class MarkedClient:
             captions[i] = (self.world.sentence,)
         return Pairs(images, tuple(captions), pairs.labels)
 
-    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
+    def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         return self.data.evaluation(split, forget)
 
-    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+    def never_trained(self, split: str, forget: Union) -> Pairs:
         return self.data.never_trained(split, forget)

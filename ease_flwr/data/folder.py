@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union
 from ease_flwr.data.formats import read_index
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.data.photographs import Photographs
@@ -33,10 +33,10 @@ class Hosts(Photographs):
         return np.arange(count)
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
-    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
-        raise ConfigError("hold.overlap: returning pairs are for simulations, a real federation has its own: set it to 0")
+    def returning(self, forget: Union, count: int) -> Pairs:
+        raise ConfigError("continuation.overlap: a real federation has its own returning pairs, none are drawn: set it to 0")
 
-    def request(self, forget: ForgetConfig) -> ForgetConfig:
+    def resolve(self, forget: ForgetConfig) -> ForgetConfig:
         """As it is: only the hosts know their labels and how many pairs they have."""
         if not forget.targets:
             raise ConfigError("forget.targets: name what is to be forgotten; nothing can be drawn from data of others")

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ease_flwr.core.config import ConfigError
+from ease_flwr.config import ConfigError
 
 SPLITS = ("train", "val", "test")
 FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Images", "train_images")

@@ -11,14 +11,14 @@ import torch
 from open_clip.model import CLIP
 from torch.nn import functional as F
 
-from ease_flwr.core import backbone
-from ease_flwr.data import personas
+from ease_flwr.data import drawing, personas
 from ease_flwr.data.pairs import Pairs
+from ease_flwr.model import backbone
 
 CONTEXT = 15  # the longest caption has 13 words
 CONFIG: dict[str, Any] = {
     "embed_dim": 96,
-    "vision_cfg": {"image_size": personas.SIZE, "layers": 3, "width": 96, "patch_size": 16, "head_width": 32},
+    "vision_cfg": {"image_size": drawing.SIZE, "layers": 3, "width": 96, "patch_size": 16, "head_width": 32},
     "text_cfg": {
         "context_length": CONTEXT,
         "vocab_size": len(personas.VOCABULARY),
@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
         "layers": 2,
     },
 }
-IMAGE = {"size": personas.SIZE, "mean": (0.45, 0.45, 0.45), "std": (0.27, 0.27, 0.27)}
+IMAGE = {"size": drawing.SIZE, "mean": (0.45, 0.45, 0.45), "std": (0.27, 0.27, 0.27)}
 
 
 def make_base(
@@ -43,8 +43,8 @@ def make_base(
         model = CLIP(**CONFIG)
         generator = torch.Generator().manual_seed(seed)
         tokenize = backbone.WordTokenizer(personas.VOCABULARY, CONTEXT)
-        unready = backbone.Backbone(model, tokenize, personas.SIZE, IMAGE["mean"], IMAGE["std"])  # type: ignore[arg-type]
-        pairs = personas.scenes(scenes, (seed, 100))
+        unready = backbone.Backbone(model, tokenize, drawing.SIZE, IMAGE["mean"], IMAGE["std"])  # type: ignore[arg-type]
+        pairs = drawing.scenes(scenes, (seed, 100))
         images, texts = unready.normalise(pairs.images), tokenize([c[0] for c in pairs.captions])
         steps = len(pairs) // batch
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
@@ -71,7 +71,7 @@ def make_base(
             embedding[rows] = torch.randn(len(rows), embedding.shape[1], generator=generator) * spread
             model.logit_scale.clamp_(max=float(np.log(60)))
     backbone.write_base(path, model, CONFIG, personas.VOCABULARY, IMAGE)
-    return scene_recall(backbone.read_base(path), personas.scenes(500, (seed, 101)))
+    return scene_recall(backbone.read_base(path), drawing.scenes(500, (seed, 101)))
 
 
 @torch.no_grad()

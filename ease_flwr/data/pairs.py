@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ease_flwr.core.config import ConfigError, ForgetConfig
+from ease_flwr.config import ConfigError, ForgetConfig, ForgetSet, Union
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,19 +80,19 @@ class EvaluationSet:
 
 
 class ClientData(Protocol):
-    """What one client holds."""
+    """What one client has."""
 
     @property
     def train(self) -> Pairs: ...
 
-    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
+    def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         """The sets this client judges in a split ("validation" or "test").
 
-        forget: what is to be forgotten; it decides which pairs count as forget and which as retain. None: all as retain.
+        forget: what is to be forgotten; it decides which pairs count as forget set and which as retain set.
         """
         ...
 
-    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+    def never_trained(self, split: str, forget: Union) -> Pairs:
         """Pairs like those of this client that are to be forgotten, which nobody was trained on."""
         ...
 
@@ -106,30 +106,36 @@ class World(Protocol):
     def client(self, name: str) -> ClientData: ...
 
     def unseen(self) -> Pairs:
-        """Public pairs that no client ever trains on: the level of pairs the model does not know."""
+        """Public pairs that no client ever trains on: they show how well a model matches what it does not know."""
         ...
 
-    def request(self, forget: ForgetConfig) -> ForgetConfig:
+    def resolve(self, forget: ForgetConfig) -> ForgetConfig:
         """The same with targets, drawn by the seed where there are none. Raises ConfigError at targets there are not."""
         ...
 
-    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+    def returning(self, forget: Union, count: int) -> Pairs:
         """`count` fresh pairs about what nobody knows once this is forgotten, as a client might meet later."""
         ...
 
 
-def withdrawn(forget: ForgetConfig | None, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of a client's training pairs, in order, are to be forgotten, (n,). Raises ConfigError at a position it has not."""
+def withdrawn(forget: Union, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Which of a client's training pairs, in order, any of these forget sets names, (n,).
+
+    Raises ConfigError at a position it has not.
+    """
+    mask = np.zeros(len(labels), dtype=np.bool_)
+    for part in forget:
+        mask |= _named(part, client, labels)
+    return mask
+
+
+def _named(forget: ForgetSet, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
     n = len(labels)
-    mask = np.zeros(n, dtype=np.bool_)
-    if forget is None:
-        return mask
-    for also in forget.also:
-        mask |= withdrawn(also, client, labels)
     if forget.scenario == "client":
-        return mask | (client in forget.targets)
+        return np.full(n, client in forget.targets)
     if forget.scenario == "class":
-        return mask | np.isin(np.array(labels, dtype=np.str_), forget.targets)
+        return np.isin(np.array(labels, dtype=np.str_), forget.targets)
+    mask = np.zeros(n, dtype=np.bool_)
     for target in forget.targets:
         name, _, where = target.rpartition("/")
         if name == client:

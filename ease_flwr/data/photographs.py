@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.core import cache
-from ease_flwr.core.config import ConfigError, DataConfig, ForgetConfig, digest
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
+from ease_flwr.store import cache
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
@@ -150,7 +150,7 @@ class Photographs:
         return pairs.take(np.arange(min(self.config.unseen, len(pairs))))
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
-    def overlap(self, forget: ForgetConfig, count: int) -> Pairs:
+    def returning(self, forget: Union, count: int) -> Pairs:
         """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
         theirs = [p[withdrawn(forget, c, self.labels(c))] for c, p in zip(self.clients, self.parts, strict=True)]
         chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
@@ -160,7 +160,7 @@ class Photographs:
         """Labels of a client's training pairs, in order."""
         return tuple(self.splits["train"][i].label for i in self.parts[self.clients.index(client)])
 
-    def request(self, forget: ForgetConfig) -> ForgetConfig:
+    def resolve(self, forget: ForgetConfig) -> ForgetConfig:
         known = sorted({e.label for e in self.splits["train"]} - {""})
         rng = np.random.default_rng((self.seed, 22))
         targets = forget.targets
@@ -190,7 +190,7 @@ class PhotographsClient:
     def own(self) -> Gallery:
         return Gallery.single(self.train)
 
-    def evaluation(self, split: str, forget: ForgetConfig | None) -> dict[str, EvaluationSet]:
+    def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         common = self.world.galleries["test" if split == "test" else "val"]
         share = self.world.test_share(self.index, len(common.pairs))
         out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
@@ -198,7 +198,7 @@ class PhotographsClient:
         sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
         return {**sets, "test": EvaluationSet(common, share)}
 
-    def never_trained(self, split: str, forget: ForgetConfig | None) -> Pairs:
+    def never_trained(self, split: str, forget: Union) -> Pairs:
         """Photographs of the common gallery: of other topics too, so membership is easier to tell here than it should be."""
         return self.evaluation(split, forget)["test"].gallery.pairs
 

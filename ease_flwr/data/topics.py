@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from ease_flwr.core import adapters, backbone
-from ease_flwr.core.config import ConfigError, ModelConfig
+from ease_flwr.config import ConfigError, ModelConfig
 from ease_flwr.data.formats import Entry
+from ease_flwr.model import adapters, backbone
 
 
 @torch.no_grad()

@@ -10,58 +10,58 @@ from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
 ABLATION: dict[str, Sequence[Variant]] = {
     "parts": (
         Variant("EASE"),
-        Variant("no BKE", settings={"strategy.bke": False}),
-        Variant("no GSD", settings={"strategy.gsd": "none"}),
+        Variant("no BKE", settings={"strategy.bke.on": False}),
+        Variant("no GSD", settings={"strategy.gsd.source": "none"}),
         Variant("no projection", settings={"strategy.project": False}),
-        Variant("no lock", settings={"strategy.lock": 0, "strategy.lock_share": 0}),
-        Variant("lock on the server only", settings={"strategy.lock": 0}),
-        Variant("lock on clients only", settings={"strategy.lock_share": 0}),
+        Variant("no lock", settings={"strategy.lock.strength": 0, "strategy.lock.share": 0}),
+        Variant("lock on the server only", settings={"strategy.lock.strength": 0}),
+        Variant("lock on clients only", settings={"strategy.lock.share": 0}),
         Variant("fine-tuning", "finetune", {"strategy.rounds": 8}),
     ),
     "foils": (
-        Variant("no BKE, random subspace", settings={"strategy.bke": False, "strategy.subspace": "random"}),
-        Variant("no BKE, whole forget subspace", settings={"strategy.bke": False, "strategy.subspace": "whole"}),
-        Variant("no BKE, reference theta_T", settings={"strategy.bke": False, "strategy.reference": "request"}),
+        Variant("no BKE, random subspace", settings={"strategy.bke.on": False, "strategy.gsd.subspace": "random"}),
+        Variant("no BKE, whole forget subspace", settings={"strategy.bke.on": False, "strategy.gsd.subspace": "whole"}),
+        Variant("no BKE, reference theta_T", settings={"strategy.bke.on": False, "strategy.gsd.reference": "request"}),
     ),
     "bke": (
-        Variant("target unseen", settings={"strategy.bke_target": "unseen"}),
-        Variant("target zero-shot", settings={"strategy.bke_target": "zero-shot"}),
-        Variant("target non-pair", settings={"strategy.bke_target": "non-pair"}),
-        Variant("full way", settings={"strategy.bke_way": 1}),
-        Variant("joint side only", settings={"strategy.bke_sides": "joint"}),
-        Variant("visual side", settings={"strategy.bke_sides": "visual"}),
-        Variant("text side", settings={"strategy.bke_sides": "text"}),
-        Variant("similarity form only", settings={"strategy.bke_margin": 0}),
-        Variant("margin form only", settings={"strategy.bke_weight": 0}),
+        Variant("target unseen", settings={"strategy.bke.target": "unseen"}),
+        Variant("target zero-shot", settings={"strategy.bke.target": "zero-shot"}),
+        Variant("target non-pair", settings={"strategy.bke.target": "non-pair"}),
+        Variant("full way", settings={"strategy.bke.way": 1}),
+        Variant("joint side only", settings={"strategy.bke.sides": "joint"}),
+        Variant("visual side", settings={"strategy.bke.sides": "visual"}),
+        Variant("text side", settings={"strategy.bke.sides": "text"}),
+        Variant("similarity form only", settings={"strategy.bke.margin": 0}),
+        Variant("margin form only", settings={"strategy.bke.weight": 0}),
     ),
     "gsd": (
-        Variant("tau 0.4", settings={"strategy.tau": 0.4}),
-        Variant("tau 0.5", settings={"strategy.tau": 0.5}),
-        Variant("tau 0.6", settings={"strategy.tau": 0.6}),
-        Variant("tau 0.7", settings={"strategy.tau": 0.7}),
-        Variant("scope tower", settings={"strategy.scope": "tower"}),
-        Variant("scope vector", settings={"strategy.scope": "vector"}),
-        Variant("energy 0.9", settings={"strategy.energy": 0.9}),
+        Variant("tau 0.4", settings={"strategy.gsd.tau": 0.4}),
+        Variant("tau 0.5", settings={"strategy.gsd.tau": 0.5}),
+        Variant("tau 0.6", settings={"strategy.gsd.tau": 0.6}),
+        Variant("tau 0.7", settings={"strategy.gsd.tau": 0.7}),
+        Variant("scope tower", settings={"strategy.gsd.scope": "tower"}),
+        Variant("scope vector", settings={"strategy.gsd.scope": "vector"}),
+        Variant("energy 0.9", settings={"strategy.gsd.energy": 0.9}),
     ),
-    "lambda": tuple(Variant(f"lambda {value}", settings={"strategy.lock": value}) for value in (1, 5, 100)),
+    "lambda": tuple(Variant(f"lambda {value}", settings={"strategy.lock.strength": value}) for value in (1, 5, 100)),
 }
 """Groups of variants of EASE: METHOD's parts each switched off, foils, and every choice swapped."""
 
 
 def table(found: Found) -> str:
-    """Markdown: R@1 of *unlearned* and *held* of each variant beside the references, mean ± spread over seeds; the distance of
-    each pair's similarity to retrain's; and what was spent, as a share of retraining."""
+    """Markdown: R@1 of *unlearned* and *continued* of each variant beside the references, mean ± spread over seeds; the
+    distance of each pair's similarity to retrain's; and what was spent, as a share of retraining."""
     done = finished(found)
     if not done:
         return "no cell finished\n"
     sets = shown_sets(done[0])
-    models = [m for m in ("unlearned", "held") if all(m in r["models"] for r in done)]
+    models = [m for m in ("unlearned", "continued") if all(m in r["models"] for r in done)]
     head = [*(f"{m} {s}" for m in models for s in sets), "distance of similarities", "steps %", "bytes %"]
     lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     one_per_seed = list({r["seed"]: r for r in done}.values())
     references = {
         "original": ("original", None),
-        "retrain": ("retrain", "retrain_held"),
+        "retrain": ("retrain", "retrain_continued"),
         "retrain_equal": ("retrain_equal", None),
     }
     for label, pair in references.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -20,8 +19,9 @@ from statistics import mean
 from typing import Any
 
 import strategies
+from ease_flwr import config
 from ease_flwr.audit.summary import read_results
-from ease_flwr.core import config
+from ease_flwr.hosts.processes import Family
 
 Found = dict[str, dict[int, dict[str, Any]]]
 """Label of a variant -> seed -> results.json, or {"failed": reason}."""
@@ -55,7 +55,8 @@ def run(
     """
     for variant in variants:
         settings = {**config.parse_assignments(assignments), **variant.settings}
-        strategies.load(variant.strategy).check(variant.strategy, config.load(experiment, settings))
+        loaded = config.load(experiment, settings)
+        strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
     total, spent, done, lock = len(seeds) * len(variants), list[float](), list[str](), threading.Lock()
 
     def cell(seed: int, variant: Variant) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def run(
             again = ""
             shutil.rmtree(where, ignore_errors=True)
             where.parent.mkdir(parents=True, exist_ok=True)
-            _run_cell(experiment, variant, seed, where, assignments)
+            _run_cell(experiment, variant, seed, where, assignments, family)
         outcome = _outcome(where)
         with lock:
             done.append(where.name)
@@ -77,8 +78,8 @@ def run(
 
     first = [(seed, variants[0]) for seed in seeds]
     rest = [(seed, variant) for seed in seeds for variant in variants[1:]]
-    outcomes = [cell(*c) for c in first]
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, Family(lambda: "the same command goes on: finished cells are kept") as family:
+        outcomes = [cell(*c) for c in first]
         outcomes += pool.map(lambda c: cell(*c), rest)
     found: Found = {variant.label: {} for variant in variants}
     for (seed, variant), outcome in zip([*first, *rest], outcomes, strict=True):
@@ -86,13 +87,14 @@ def run(
     return found
 
 
-def _run_cell(experiment: str, variant: Variant, seed: int, where: Path, assignments: list[str]) -> None:
+def _run_cell(experiment: str, variant: Variant, seed: int, where: Path, assignments: list[str], family: Family) -> None:
     command = [sys.executable, "-m", "ease_flwr", "run", experiment, "--strategy", variant.strategy, "--seed", str(seed)]
     command += ["--run-dir", str(where)]
     for setting in (*assignments, *(f"{k}={v}" for k, v in variant.settings.items())):
         command += ["--set", setting]
-    with where.with_name(f"{where.name}.log").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    log = where.with_name(f"{where.name}.log")
+    log.unlink(missing_ok=True)
+    family.run(command, log)
 
 
 def _outcome(cell: Path) -> dict[str, Any]:

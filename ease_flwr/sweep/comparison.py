@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import strategies
 from ease_flwr.audit.summary import cost_shares, spread
-from ease_flwr.core import config
+from ease_flwr import config
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
 
 Budget = Literal["rounds", "bytes"]
 HEADS = {"equal": "Equal traffic", "own": "Own budget"}
-QUICK = ["hold.rounds=0", "evaluation.every=0", "evaluation.equal=false"]
-"""A comparison is about the forget phase; `--set hold.rounds=5` brings the hold phase back."""
+QUICK = ["continuation.rounds=0", "evaluation.every=0", "evaluation.equal=false"]
+"""A comparison is about the forget phase; `--set continuation.rounds=5` brings the continuation back."""
 
 
 def compare(
@@ -69,7 +69,7 @@ def measured(experiment: config.Experiment) -> config.Experiment:
 
 def own_rounds(name: str, experiment: config.Experiment) -> int:
     """Exchanges of a strategy's own budget in this experiment."""
-    params: Any = strategies.load(name).check(name, experiment)
+    params: Any = strategies.load(name).check(name, experiment, experiment.forget.scenario)
     return int(params.rounds)
 
 

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from ease_flwr.audit import verdict
 from ease_flwr.audit.examination import DRAWS, Measure, auc
 from ease_flwr.audit.summary import read_results, read_run_config
-from ease_flwr.core import config
-from ease_flwr.core.paths import write_json, write_text
+from ease_flwr import config
+from ease_flwr.store.files import write_json, write_text
 from ease_flwr.sweep import cells
 
 Numbers = NDArray[np.float64]
 FIRST_ORDER = 1000
 """evaluation.order_seed of the first shadow."""
-SETTINGS = {"hold.rounds": 0, "evaluation.equal": False, "evaluation.every": 0, "audit.level": "quick"}
+SETTINGS = {"continuation.rounds": 0, "evaluation.equal": False, "evaluation.every": 0, "audit.level": "quick"}
 
 
 def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> str:
@@ -72,7 +72,7 @@ def confidence(folder: Path, model: str) -> Numbers:
     Raises ConfigError where the run's quick audit is missing.
     """
     try:
-        levels = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["scores"][model]["member_level"]
+        levels = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["scores"][model]["member_partner_loss"]
     except (OSError, ValueError, KeyError) as error:
         raise config.ConfigError(f"{folder}/audit.json: {error}: shadows need the quick audit of a run") from None
     p = np.exp(-np.clip(np.asarray(levels, dtype=np.float64), 1e-6, None))

@@ -1,13 +1,14 @@
 """`ease tune`: the same small search for every method, on validation pairs of seeds that no result is reported for.
 
-A field declares what may be tried (core/config.py: searched). The first trial is the defaults, the others are drawn from all
-combinations, by the method's name.
+A field declares what may be tried (config/section.py: searched), in nested sections too (`bke.lr`). The first trial is the
+defaults, the others are drawn from all combinations, by the method's name.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import strategies
-from ease_flwr.core import config
+from ease_flwr import config
+from ease_flwr.config.section import leaves
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Variant
 from ease_flwr.sweep.comparison import QUICK, differences, measured
@@ -26,10 +28,10 @@ VALIDATION = [*QUICK, "evaluation.split=validation"]
 def trials(name: str, experiment: config.Experiment, budget: int) -> list[Variant]:
     """At most `budget` settings of a strategy, the defaults first."""
     kind = strategies.load(name)
-    params: Any = kind.check(name, experiment)
-    extra = {f: field.json_schema_extra for f, field in kind.Params.model_fields.items()}
+    params: Any = kind.check(name, experiment, experiment.forget.scenario)
+    extra = {f: field.json_schema_extra for f, field, _ in leaves(kind.Params)}
     searched: dict[str, Any] = {f: e["search"] for f, e in extra.items() if isinstance(e, dict) and "search" in e}
-    defaults = tuple(getattr(params, f) for f in searched)
+    defaults = tuple(attrgetter(f)(params) for f in searched)
     others = [c for c in itertools.product(*searched.values()) if c != defaults]
     draw = np.random.default_rng(int(config.digest(name)[:16], 16)).permutation(len(others))
     chosen = [defaults, *(others[i] for i in draw[: budget - 1])]

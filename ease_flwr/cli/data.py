@@ -1,0 +1,102 @@
+"""`ease data`: look at image-caption sets on this machine, decode them once, give them topics, deal them to clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ease_flwr.cli.shared import mistakes
+from ease_flwr import config
+
+if TYPE_CHECKING:
+    from ease_flwr.data.photographs import Photographs
+
+data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machine.")
+EXPERIMENT = Annotated[str, typer.Argument(help="File in conf/experiment/, with photographs.")]
+SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
+SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0)]
+
+
+@data.command("check")
+def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")]) -> None:
+    """Read every image and every caption of a folder; say what is wrong with it, and how many there are."""
+    with mistakes("data check"):
+        from ease_flwr.data import formats
+
+        counts, problems = formats.check(str(root.absolute()))
+        note = formats.incomplete(str(root.absolute()), counts)
+    for problem in problems[:20]:
+        print(problem)
+    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    if note:
+        print(note)
+    if problems:
+        print(f"ease data check: {len(problems)} problems" + (", the first 20 are above" if len(problems) > 20 else ""))
+        raise typer.Exit(1)
+
+
+@data.command("prepare")
+def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> None:
+    """Decode and resize all images of an experiment into data.cache; goes on where it was ended, mends what is damaged."""
+    with mistakes("data prepare"):
+        _, world = _photographs(experiment, set, seed)
+        if not Path(world.config.cache).is_absolute():
+            raise config.ConfigError(f"data.cache={world.config.cache!r}: give the absolute path of a folder")
+        world.prepare(lambda line: print(line, flush=True))
+        print(f"in {world.config.cache}, checksums fit")
+
+
+@data.command("cluster")
+def data_cluster(
+    experiment: EXPERIMENT,
+    to: Annotated[Path, typer.Option(help="JSON file to write; data.labels=FILE uses it.")],
+    set: SET = None,
+    seed: SEED = 0,
+    clusters: Annotated[int, typer.Option(help="How many topics.", min=2)] = 20,
+) -> None:
+    """Give every image a topic, by k-means on the base model's caption embeddings, for sets that have no labels."""
+    with mistakes("data cluster"):
+        found, world = _photographs(experiment, set, seed)
+        from ease_flwr.data.topics import topics
+
+        entries = [e for split in world.splits.values() for e in split]
+        names = topics(entries, found.model, clusters, seed)
+        _write_names(to, names)
+        print(f"{len(names)} images, {clusters} topics in {to}")
+
+
+@data.command("deal")
+def data_deal(
+    experiment: EXPERIMENT,
+    to: Annotated[Path, typer.Option(help="JSON file to write; data.partition=file data.parts=FILE uses it.")],
+    set: SET = None,
+    seed: SEED = 0,
+) -> None:
+    """Write down which client gets which images, by the experiment's data.partition."""
+    with mistakes("data deal"):
+        _, world = _photographs(experiment, set, seed)
+        train = world.splits["train"]
+        parts = {c: [train[i].name for i in part] for c, part in zip(world.clients, world.parts, strict=True)}
+        _write_names(to, parts)
+        print(", ".join(f"{c} {len(part)}" for c, part in parts.items()), f"in {to}")
+
+
+def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
+    """An experiment with photographs, and its world. Raises ConfigError for another one."""
+    found = config.load(experiment, {"seed": seed, **config.parse_assignments(set or [])})
+    if found.data.kind != "photographs":
+        raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
+    from ease_flwr.data.photographs import load
+
+    return found, load(found.data, seed)
+
+
+def _write_names(file: Path, names: Mapping[str, Any]) -> None:
+    from ease_flwr.store.files import write_json
+
+    if not file.parent.is_dir():
+        raise config.ConfigError(f"--to {file}: no folder {file.parent}")
+    write_json(file, {"names": names})

@@ -1,0 +1,261 @@
+"""`ease`: run experiments, compare, ablate and tune methods of unlearning, make the base model.
+
+Everything here works without torch and flwr in memory, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ease_flwr import config
+from ease_flwr.cli import data as cli_data
+from ease_flwr.cli import operator as cli_operator
+from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="File in conf/experiment/.")] = "personas",
+    strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
+    seed: Annotated[int, typer.Option(help="Decides the world, the adapters at the start and all orders.", min=0)] = 0,
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
+    set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment; may be repeated.")] = None,
+    until: Annotated[str, typer.Option(help="learn: end when it has learnt; `ease forget` does the rest later.")] = "",
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
+) -> None:
+    """Learn, forget, continue and audit, in a simulation on this machine or on a deployed federation; ends with a table.
+
+    KEY of --set is the dotted path of a field, for example forget.targets=client-4, data.root=DIR, learn.rounds=3.
+    """
+    from ease_flwr import launcher
+
+    with mistakes("run"):
+        if until not in ("", "learn"):
+            raise config.ConfigError(f"--until {until!r}: expected learn")
+        where = launcher.Where(superlink, client_cpus, client_gpus)
+        new = launcher.NewRun(experiment, strategy, seed, run_dir, fresh, set or (), until)
+        raise typer.Exit(launcher.run(new, where))
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    level: Annotated[
+        str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
+    ] = "full",
+    shadows: Annotated[
+        int, typer.Option(help="Instead, run so many federations like it and attack with them (U-LiRA); for small worlds.")
+    ] = 0,
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
+) -> None:
+    """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
+    from ease_flwr import launcher
+
+    with mistakes("audit"):
+        if level not in ("quick", "full"):
+            raise config.ConfigError(f"--level {level!r}: expected quick or full")
+        if not shadows:
+            raise typer.Exit(launcher.audit(run, level, launcher.Where(superlink, client_cpus, client_gpus)))
+        from ease_flwr.sweep import shadows as federations
+
+        print(f"{federations.attack(run, shadows, _say)}\nin {run}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a comparison.")],
+    pictures: Annotated[bool, typer.Option(help="Show what searches find: with pictures of the run's own world.")] = True,
+) -> None:
+    """One page to look at: report.html in the folder, with every figure by itself in figures/."""
+    with mistakes("report"):
+        from ease_flwr.audit import report as pages
+
+        pages.installed()
+        if (folder / "comparison.json").is_file():
+            from ease_flwr.sweep import comparison
+
+            print(comparison.report(folder))
+        else:
+            print(pages.of_run(folder, pictures))
+
+
+SEEDS = Annotated[str, typer.Option(help="Seeds, with commas.")]
+STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas; all: each that can forget this.")]
+SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]
+JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
+EXPERIMENT = Annotated[str, typer.Argument(help="File in conf/experiment/.")]
+
+
+@app.command()
+def ablate(
+    experiment: EXPERIMENT = "personas",
+    seeds: SEEDS = "0,1,2",
+    groups: Annotated[
+        str, typer.Option(help="Groups of variants: parts, foils, bke, gsd, lambda.")
+    ] = "parts,foils,bke,gsd,lambda",
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("ablation"),
+    set: SET = None,
+    jobs: JOBS = 1,
+) -> None:
+    """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
+    from ease_flwr.sweep import ablation, cells
+
+    with mistakes("ablate"):
+        wanted = [g.strip() for g in groups.split(",")]
+        if unknown := [g for g in wanted if g not in ablation.ABLATION]:
+            raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
+        variants = [v for g in wanted for v in ablation.ABLATION[g]]
+        found = cells.run(experiment, variants, _numbers(seeds), folder.absolute(), set or [], _say, jobs)
+    _finish(folder, "ablation", {"md": ablation.table(found)}, {"": found})
+
+
+@app.command()
+def compare(
+    experiment: EXPERIMENT = "personas",
+    strategies: STRATEGIES = "all",
+    seeds: SEEDS = "0,1,2",
+    budget: Annotated[str, typer.Option(help="What is equal in the first table: rounds or bytes.")] = "rounds",
+    exchanges: Annotated[int, typer.Option(help="Exchanges of the equal budget; 0: as many as EASE has by itself.", min=0)] = 0,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("comparison"),
+    set: SET = None,
+    jobs: JOBS = 1,
+) -> None:
+    """Methods side by side from one learnt federation a seed, at equal traffic and with their own budgets.
+
+    Writes comparison.md, .json and .csv.
+    """
+    from ease_flwr.sweep import comparison
+
+    with mistakes("compare"):
+        if budget not in ("rounds", "bytes"):
+            raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
+        equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
+        names = _strategies(strategies, experiment, set or [])
+        tables = comparison.compare(
+            experiment, names, _numbers(seeds), folder.absolute(), set or [], _say, equal, exchanges, jobs
+        )
+    text = "\n".join(f"## {head}\n\n{comparison.table(tables[key])}" for key, head in comparison.HEADS.items())
+    _finish(folder, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
+
+
+@app.command()
+def tune(
+    experiment: EXPERIMENT = "personas",
+    strategies: STRATEGIES = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas; keep them apart from those you report.")] = "3",
+    budget: Annotated[int, typer.Option(help="Trials of each method, its defaults among them.", min=1)] = 4,
+    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("tuning"),
+    set: SET = None,
+    jobs: JOBS = 1,
+) -> None:
+    """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
+    from ease_flwr.sweep import tuning
+
+    with mistakes("tune"):
+        names = _strategies(strategies, experiment, set or [])
+        found = tuning.tune(experiment, names, _numbers(seeds), budget, folder.absolute(), set or [], _say, jobs)
+    _finish(folder, "tuning", {"md": tuning.table(found, budget)}, {"": found})
+
+
+@app.command()
+def methods(show: Annotated[str, typer.Option(help="Name of one, to print both of its halves.")] = "") -> None:
+    """List the methods of unlearning: what each does, forgets, keeps on the server, and asks of whom it forgets."""
+    from ease_flwr import methods as listed
+
+    with mistakes("methods"):
+        print(listed.source(show) if show else listed.listing())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _numbers(seeds: str) -> list[int]:
+    if not all(s.strip().isdigit() for s in seeds.split(",")):
+        raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
+    return [int(s) for s in seeds.split(",")]
+
+
+def _strategies(names: str, experiment: str, assignments: list[str]) -> list[str]:
+    """These strategies, or all that can forget what this experiment forgets."""
+    from ease_flwr import methods as listed
+
+    loaded = config.load(experiment, config.parse_assignments(assignments))
+    return listed.able(loaded.forget.scenario) if names == "all" else [n.strip() for n in names.split(",")]
+
+
+def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, Any]) -> None:
+    """Write what was found, print it, and exit with 1 if a cell failed."""
+    from ease_flwr.store.files import write_json, write_text
+
+    write_json(folder / f"{name}.json", tables.get("", tables))
+    for ending, text in texts.items():
+        write_text(folder / f"{name}.{ending}", text)
+    print(f"\n{texts['md']}\nin {folder}")
+    failed = any("failed" in r for found in tables.values() for by_seed in found.values() for r in by_seed.values())
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def make_base(
+    path: Annotated[Path, typer.Option(help="File to write.")] = config.APP / "ease_flwr" / "data" / "personas-base.json",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 20000,
+    epochs: Annotated[int, typer.Option(min=1)] = 32,
+) -> None:
+    """Train the base model of the built-in world on drawn scenes and write it as one JSON file (minutes on two cores)."""
+    if not path.parent.is_dir():
+        print(f"ease make-base: no folder {path.parent}", file=sys.stderr)
+        raise typer.Exit(2)
+    from ease_flwr.data.make_base import make_base as train
+
+    recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
+    print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")
+
+
+@app.command()
+def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one experiment.")]) -> None:
+    """Print several runs side by side as Markdown, with mean and spread of the gaps to the reference."""
+    from ease_flwr.audit import summary as runs_summary
+
+    with mistakes("summary"):
+        print(runs_summary.summary(runs), end="")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="startup, round, gsd, large, caching, frameworks: a file in benchmarks/.")],
+    words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
+    to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
+) -> None:
+    """Measure what something costs on this machine: one of benchmarks/, which is part of the checkout."""
+    import subprocess
+
+    with mistakes("bench"):
+        there = sorted(p.stem for p in (config.APP / "benchmarks").glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
+        if name not in there:
+            raise config.ConfigError(
+                f"no benchmark {name!r} in {config.APP / 'benchmarks'}: there are {', '.join(there) or 'none'}"
+            )
+        if not to.absolute().parent.is_dir():
+            raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
+        command = [sys.executable, "-m", f"benchmarks.{name}", str(to.absolute()), *(words or [])]
+        raise typer.Exit(subprocess.call(command, cwd=config.APP))
+
+
+for name, command in cli_operator.COMMANDS.items():
+    app.command(name)(command)
+for name, group in cli_operator.GROUPS.items():
+    app.add_typer(group, name=name)
+app.add_typer(cli_data.data, name="data")

@@ -1,0 +1,167 @@
+"""Commands of `ease` for whoever runs a federation: requests to forget, going on, purging, receipts, deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
+from ease_flwr import config
+
+RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
+SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
+
+
+def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0) -> None:
+    """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
+    from ease_flwr import launcher
+
+    with mistakes("resume"):
+        raise typer.Exit(launcher.resume(run, launcher.Where(superlink, client_cpus, client_gpus)))
+
+
+def forget(
+    run: RUN,
+    client: Annotated[list[str] | None, typer.Option(help="Client that leaves; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label that is withdrawn, whoever holds it; may be repeated.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="File of single pairs, a line each: CLIENT/POSITION.")] = None,
+    strategy: Annotated[str, typer.Option(help="File in strategies/.")] = "ease",
+    id: Annotated[str, typer.Option(help="Name of the request; by default it is named by what it asks.")] = "",
+    set: SET = None,
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
+) -> None:
+    """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
+    from ease_flwr import launcher
+
+    with mistakes("forget"):
+        asked = [("client", client or []), ("class", label or []), ("sample", _lines(ids) if ids else [])]
+        given = [(scenario, targets) for scenario, targets in asked if targets]
+        if len(given) != 1:
+            raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
+        scenario, targets = given[0]
+        wanted = config.validate(config.ForgetConfig, {"scenario": scenario, "targets": tuple(targets)}, "request")
+        where = launcher.Where(superlink, client_cpus, client_gpus)
+        raise typer.Exit(launcher.forget(run, launcher.Asked(wanted, strategy, set or (), id), where))
+
+
+def continue_(
+    run: RUN,
+    rounds: Annotated[int, typer.Option(help="Rounds to go on for.", min=1)] = 5,
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
+) -> None:
+    """Those who stay go on learning, under the forget lock."""
+    from ease_flwr import launcher
+
+    with mistakes("continue"):
+        raise typer.Exit(launcher.continue_training(run, rounds, launcher.Where(superlink, client_cpus, client_gpus)))
+
+
+def purge(
+    run: RUN,
+    lock: Annotated[bool, typer.Option("--lock", help="The forget lock too: nothing holds the gap shut afterwards.")] = False,
+    updates: Annotated[
+        bool, typer.Option("--updates", help="Updates of clients that stay too: methods that read them are refused afterwards.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+) -> None:
+    """Delete what in a run still derives from what it has forgotten; say what is kept, and why."""
+    from ease_flwr.store import purge as purging
+
+    with mistakes("purge"):
+        found = purging.residual(run) if dry else purging.purge(run, lock, updates)
+    for x in found:
+        print(f"{x.status:13} {x.where}" + (f": {x.what}" if x.what else "") + (f" ({x.reason})" if x.reason else ""))
+
+
+def receipt(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or `keygen` to make a key.")],
+    key: Annotated[
+        Path | None, typer.Option(help="Private key, Ed25519, PEM; default: receipt-key.pem among the runs.")
+    ] = None,
+) -> None:
+    """Sign what was asked, what was done and what is left: RUN/receipt.json, chained in RUN/ledger.jsonl."""
+    from ease_flwr.store.files import home
+
+    with mistakes("receipt"):
+        from ease_flwr.audit import receipt as receipts
+
+        file = key or home() / "receipt-key.pem"
+        if run == "keygen":
+            public = receipts.keygen(file)
+            print(f"private key in {file}: keep it to yourself; public key in {public}: for who is to verify")
+        else:
+            print(receipts.make(Path(run), file))
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Folder of a run, or a receipt.")],
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed.")] = None,
+) -> None:
+    """Recompute every digest and signature of a run's receipts, and name the first that does not fit."""
+    with mistakes("verify"):
+        from ease_flwr.audit import receipt as receipts
+
+        print("\n".join(receipts.verify(path, key)))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise config.ConfigError(f"--ids {file}: {error}") from None
+    return [line for line in lines if line]
+
+
+deploy = typer.Typer(no_args_is_help=True, help="A federation of real hosts: what it needs, and a proof on this machine.")
+
+
+@deploy.command("init")
+def deploy_init(
+    folder: Annotated[Path, typer.Argument(help="New folder; it will hold private keys.")],
+    hosts: Annotated[str, typer.Option(help="Names of the clients' hosts, with commas.")],
+    address: Annotated[str, typer.Option(help="Name or IP address of the server, as the hosts reach it.")],
+    port: Annotated[int, typer.Option(help="Of the server.", min=1, max=65535)] = 9092,
+    user: Annotated[str, typer.Option(help="Account that the units run under.")] = "ease",
+    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no keys; on loopback only.")] = False,
+) -> None:
+    """Write certificates, keys, systemd units, a Compose file and the commands of a federation."""
+    with mistakes("deploy init"):
+        from ease_flwr.hosts import deploy as deployment
+
+        deployment.init(folder, [h.strip() for h in hosts.split(",")], address, port, insecure, user)
+        print(f"written to {folder}; what to do with it is in docs/deploy.md")
+
+
+@deploy.command("demo")
+def deploy_demo(
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for keys, logs and runs.")] = None,
+) -> None:
+    """A SuperLink and three SuperNodes with TLS and keys on this machine; the adapters must be those of a simulation."""
+    import time
+
+    from ease_flwr.store.files import home
+
+    with mistakes("deploy demo"):
+        from ease_flwr.hosts.demo import demo
+
+        folder = (run_dir or home() / f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+        if folder.exists() and any(folder.iterdir()):
+            raise config.ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
+        raise typer.Exit(demo(folder, lambda line: print(line, flush=True)))
+
+
+GROUPS = {"deploy": deploy}
+COMMANDS = {
+    "resume": resume,
+    "forget": forget,
+    "continue": continue_,
+    "purge": purge,
+    "receipt": receipt,
+    "verify": verify,
+}

@@ -1,0 +1,26 @@
+"""What the commands of `ease` share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from ease_flwr import config
+
+CPUS = Annotated[int, typer.Option(help="Simulation: CPU cores of one client.", min=1)]
+GPUS = Annotated[float, typer.Option(help="Simulation: share of a GPU that Ray reserves for one client.", min=0)]
+SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a deployed federation; default: a simulation.")]
+
+
+@contextmanager
+def mistakes(command: str) -> Iterator[None]:
+    """One line and exit status 2 for a wrong setting."""
+    try:
+        yield
+    except config.ConfigError as error:
+        print(f"ease {command}: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None

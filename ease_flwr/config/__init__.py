@@ -1,0 +1,61 @@
+"""What a run is asked to be: settings, requests to forget, and the identity of both. Imports neither torch nor flwr."""
+
+from ease_flwr.config.data import BackdoorConfig, DataConfig
+from ease_flwr.config.experiment import AuditConfig, Experiment, FederationConfig, HistoryConfig
+from ease_flwr.config.identity import APP, code_hash, code_of, digest, file_sha256, named_file_sha256, weights_sha256
+from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
+from ease_flwr.config.reading import (
+    Submission,
+    assign,
+    choices,
+    from_run_config,
+    load,
+    parse_assignments,
+    read_yaml,
+    settings,
+    strategy_values,
+)
+from ease_flwr.config.request import ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
+from ease_flwr.config.section import NAME, ConfigError, Section, chosen, operational, searched, validate
+
+__all__ = [
+    "APP",
+    "NAME",
+    "AuditConfig",
+    "BackdoorConfig",
+    "ConfigError",
+    "DataConfig",
+    "Experiment",
+    "FederationConfig",
+    "ForgetConfig",
+    "ForgetRequest",
+    "ForgetSet",
+    "HistoryConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "Section",
+    "Submission",
+    "TrainConfig",
+    "Union",
+    "assign",
+    "choices",
+    "chosen",
+    "code_hash",
+    "code_of",
+    "described",
+    "digest",
+    "file_sha256",
+    "from_run_config",
+    "load",
+    "named_file_sha256",
+    "operational",
+    "parse_assignments",
+    "read_yaml",
+    "searched",
+    "settings",
+    "strategy_values",
+    "told",
+    "union",
+    "validate",
+    "weights_sha256",
+]

@@ -1,0 +1,75 @@
+"""The sections about data: which pairs there are, and who holds them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ease_flwr.config.section import Section, operational
+
+
+class BackdoorConfig(Section):
+    """A patch that means a sentence, in the data of some clients only: after they are forgotten the audit asks for it."""
+
+    clients: tuple[str, ...] = ()
+    """Whose training pairs are marked; none: nobody's."""
+    share: float = Field(0.3, gt=0, le=1)
+    """Share of their pairs."""
+
+
+class DataConfig(Section):
+    kind: Literal["personas", "photographs", "folder"] = "personas"
+    """Module of ease_flwr/data that provides the pairs."""
+    clients: int = Field(8, ge=2)
+    """Number of clients; they are named client-0, client-1, ..."""
+    names: tuple[str, ...] = ()
+    """folder: what the clients' hosts call themselves."""
+    root: str = ""
+    """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
+    `data-root`."""
+    alpha: float = Field(0.5, gt=0)
+    """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (photographs)."""
+
+    exclusive: int = Field(5, ge=1)
+    """personas: how many each client alone knows."""
+    shared: int = Field(8, ge=0)
+    """personas: how many are known to several clients."""
+    sharers: int = Field(4, ge=2)
+    """personas: clients that know a shared one."""
+    strangers: int = Field(12, ge=2)
+    """personas: how many nobody is ever trained on."""
+    exclusive_pairs: int = Field(56, ge=1)
+    """personas: training pairs per exclusive persona."""
+    shared_pairs: int = Field(40, ge=1)
+    """personas: training pairs per shared persona and client that knows it."""
+    scenes: int = Field(96, ge=1)
+    """personas: base scenes in each client's training data."""
+    test_repeats: int = Field(2, ge=1)
+    """personas: test gallery groups per background (10) and template (3)."""
+    forget_unseen_repeats: int = Field(5, ge=1)
+    """personas: gallery groups of the set forget_unseen per unseen background (2) and template (4)."""
+    test_scenes: int = Field(600, ge=8)
+    """personas: base scenes in the global test gallery."""
+    unseen: int = Field(240, ge=8)
+    """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split)."""
+
+    partition: Literal["iid", "dirichlet", "label", "file"] = "label"
+    """photographs: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts. file: as
+    `parts` says."""
+    parts: str = ""
+    """photographs, partition "file": a JSON file {"names": {CLIENT: [image names]}}; `ease data deal` writes one."""
+    labels: str = ""
+    """photographs: a JSON file {"names": {image name: label}} in place of the index's labels; `ease data cluster` writes it."""
+    mixed: float = Field(0.4, ge=0, le=1)
+    """photographs, partition "label": share of every client's pairs that is shuffled among all clients."""
+    image_size: int = Field(0, ge=0)
+    """photographs, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
+    cache: str = operational("")
+    """Folder of a host (node config `cache`) where decoded images and what the frozen trunk makes of them are kept for the
+    process of the next message; "" is nowhere."""
+    cache_limit: float = operational(50, gt=0)
+    """GiB that this folder may hold; what was used longest ago is deleted first."""
+    cache_half: bool = False
+    """Whether bfloat16 is enough for what the trunk makes of images: half the memory, gradients nearly the same."""
+    backdoor: BackdoorConfig = BackdoorConfig()

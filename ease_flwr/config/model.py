@@ -1,0 +1,63 @@
+"""The sections about the model and its training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ease_flwr.config.section import Section
+
+
+class ModelConfig(Section):
+    name: str = ""
+    """open_clip model name, e.g. ViT-B-32; "" when `weights` brings its own configuration."""
+    weights: str = ""
+    """A base-model .json of `ease make-base`, a .safetensors file (with an open_clip config beside it under the same
+    name and .json when `name` is ""), an open_clip pretrained tag, or "" for seeded random weights."""
+    context: int = Field(0, ge=0)
+    """Tokens of text the model looks at; 0 is the model's own number. Fewer are faster; longer captions are cut."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Per-channel mean of the image normalisation (0..1 scale); the default is OpenAI's. A base-model .json brings its own."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Per-channel standard deviation of the image normalisation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the towers run (node config `device` says it for one host); auto: on a GPU if the process was given one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the towers; with bfloat16 (autocast) adapters, their gradients and the loss stay float32."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept: less memory, a third more work."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(8, ge=1)
+    """Rank r of every adapter."""
+    alpha: int = Field(16, ge=1)
+    """LoRA alpha: the update is (alpha / r) B A."""
+    targets: tuple[str, ...] = ("attn", "c_fc", "c_proj")
+    """Module names (last parts of the dotted path) that get an adapter, in both towers."""
+    visual_from: int = Field(0, ge=0)
+    """First transformer block of the image tower that is adapted."""
+    text_from: int = Field(0, ge=0)
+    """First transformer block of the text tower that is adapted."""
+
+
+class TrainConfig(Section):
+    rounds: int = Field(30, ge=1)
+    """Federated rounds."""
+    epochs: int = Field(3, ge=1)
+    """Local epochs a round."""
+    batch: int = Field(64, ge=2)
+    """Pairs in a batch; the InfoNCE loss contrasts them with each other."""
+    lr: float = Field(5e-3, gt=0)
+    """AdamW learning rate of the adapters (no weight decay)."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    aggregator: Literal["FedAvg", "FedProx", "FedAvgM", "FedAdam", "FedMedian", "FedTrimmedAvg", "Krum"] = "FedAvg"
+    """Flower's strategy that aggregates while the federation learns (the retrained reference too); then it is FedAvg."""
+    aggregator_options: dict[str, float] = {}
+    """Its own settings, by Flower's names, e.g. server_momentum, eta, beta, num_malicious_nodes, proximal_mu."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the clients that take part in a round, drawn by name and seed. Who has to forget is always asked."""
+    average: int = Field(4, ge=1)
+    """A phase ends with the mean of the global adapters of its last so many rounds; single rounds fluctuate."""

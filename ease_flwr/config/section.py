@@ -1,0 +1,106 @@
+"""A group of settings: frozen, documented field by field, and strict about names it does not know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What can name a client, and so a folder."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message is one line: what, where, what to do."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Decides = Literal["learning", "later", "nothing"]
+"""What the value of a field can change: what is learnt, only what comes after learning, or no adapter at all."""
+
+
+def searched(default: Any, values: tuple[Any, ...], **limits: Any) -> Any:
+    """A field whose values `ease tune` tries."""
+    return Field(default, json_schema_extra={"search": list(values)}, **limits)
+
+
+def operational(default: Any, **limits: Any) -> Any:
+    """A field that changes no adapter: how clients are waited for, where files lie, what is looked at."""
+    return Field(default, json_schema_extra={"decides": "nothing"}, **limits)
+
+
+def afterwards(default: Any, **limits: Any) -> Any:
+    """A field that changes nothing about the learn phase, only what comes after it."""
+    return Field(default, json_schema_extra={"decides": "later"}, **limits)
+
+
+def decides(field: FieldInfo) -> Decides:
+    """What a field can change; every field counts as part of learning unless it says otherwise."""
+    extra = field.json_schema_extra
+    found: Any = extra.get("decides", "learning") if isinstance(extra, dict) else "learning"
+    return found  # type: ignore[no-any-return]
+
+
+def leaves(model: type[BaseModel], prefix: str = "", within: Decides = "learning") -> Iterator[tuple[str, FieldInfo, Decides]]:
+    """(dotted name, field, what it can change) of all fields of nested sections; a section's mark holds for its fields."""
+    for name, field in model.model_fields.items():
+        what = decides(field) if within == "learning" else within
+        if isinstance(kind := field.annotation, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, f"{prefix}{name}.", what)
+        else:
+            yield f"{prefix}{name}", field, what
+
+
+def chosen(values: BaseModel, *kinds: Decides) -> dict[str, Any]:
+    """The fields of a model that can change these things: dotted name -> value as JSON holds it."""
+    plain = values.model_dump(mode="json")
+    found = {}
+    for name, _, what in leaves(type(values)):
+        if what in kinds:
+            value: Any = plain
+            for part in name.split("."):
+                value = value[part]
+            found[name] = value
+    return found
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], values: dict[str, Any], where: str) -> M:
+    """model(**values), with every mistake named on one line. Raises ConfigError."""
+    _split_tuples(values, model)
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_mistake(model, e) for e in error.errors())) from None
+
+
+def _mistake(model: type[BaseModel], e: Any) -> str:
+    key = ".".join(str(p) for p in e["loc"])
+    if e["type"] == "extra_forbidden":
+        section: Any = model
+        for p in e["loc"][:-1]:
+            section = section.model_fields[str(p)].annotation
+        return f"unknown key {key} (known: {', '.join(section.model_fields)})"
+    message = e["msg"].removeprefix("Value error, ")
+    about_section = isinstance(e["input"], dict)  # from a check of several fields: the message names them
+    return f"{key}.{message}" if about_section and key else f"{key}={e['input']!r}: {message}" if key else message
+
+
+def _split_tuples(values: dict[str, Any], model: type[BaseModel]) -> None:
+    """Turn "a,b" into ["a", "b"] where the field is a tuple: run configurations of Flower have no lists."""
+    for name, field in model.model_fields.items():
+        kind, value = field.annotation, values.get(name)
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            _split_tuples(value, kind)
+        elif getattr(kind, "__origin__", None) is tuple and isinstance(value, str):
+            values[name] = [part.strip() for part in value.split(",") if part.strip()]

@@ -1,1 +1,0 @@
-"""What everything else stands on: knows no strategy, no client, no app."""

@@ -1,0 +1,212 @@
+"""What a client answers, one type a kind of instruction, and the checks that every answer passes before it is kept or used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
+
+from ease_flwr.config import NAME, Section
+from ease_flwr.exchange.judgement import Evaluation, SetName
+from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unpack
+
+MANY = 2**62
+Numbers = tuple[FiniteFloat, ...]
+
+
+class ExaminedSet(Section):
+    """One client's queries in a set, one by one."""
+
+    i2t: tuple[NonNegativeInt, ...]
+    """Rank of the partner, from 1, of each image query."""
+    t2i: tuple[NonNegativeInt, ...]
+    """The same of each text query."""
+    similarity: Numbers
+    """Cosine of each pair."""
+    labels: Numbers
+    """What each query is about, as a number that does not say it; -1 where it is about nothing."""
+
+
+class Examination(Section):
+    """What one client answered about one model in an audit. Probes that were not asked for, or did not apply, are empty."""
+
+    sets: dict[SetName, ExaminedSet]
+    member: tuple[Numbers, ...] = ()
+    """Features of forgotten training pairs, a row a pair (clients/audit.py: FEATURES)."""
+    stranger: tuple[Numbers, ...] = ()
+    """The same of pairs like them that nobody trained on."""
+    backdoor: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """Marked pictures, and those for which the sentence of the mark comes first."""
+    relearn: tuple[NonNegativeInt, ...] = ()
+    """Queries, hits before, and hits after some steps of learning the forgotten pairs again."""
+    cross: dict[Literal["visual", "text"], tuple[NonNegativeInt, NonNegativeInt]] = {}
+    """Queries and hits after learning them again with one tower alone."""
+    probe: FiniteFloat | None = None
+    """AUC of telling forgotten from unseen pairs by their embeddings."""
+    cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = {}
+    """Linear CKA to the retrained model, image and text."""
+
+
+class Present(Section):
+    """Answer to a roll call."""
+
+    name: str
+    pairs: int = Field(ge=0)
+    """Training pairs."""
+    forget: tuple[NonNegativeInt, ...] = ()
+    """How many of them each forget set is the first to name."""
+    refused: tuple[str, ...] = ()
+    """Why a forget set does not fit this client's data, "" where it does."""
+    code: str
+    base: str
+    threads: int = 1
+
+    @model_validator(mode="after")
+    def _possible(self) -> Present:
+        if not NAME.fullmatch(self.name) or sum(self.forget) > self.pairs:
+            raise ValueError(f"a node calls itself {self.name[:80]!r}, with {self.pairs} pairs: neither can be used")
+        return self
+
+
+@dataclass(frozen=True)
+class Update:
+    """A valid answer of one client to a training instruction."""
+
+    client: str
+    adapters: NDArray[np.float32]
+    """The adapter vector after training, (p,)."""
+    step: NDArray[np.float32] | None
+    """What the second job changed, (p,), if one was asked for."""
+    metrics: dict[str, Any]
+    judged: Evaluation | None = None
+    """What it counted on the adapters before training, if it was asked."""
+    nbytes: int = 0
+    """Of the arrays as they came."""
+
+    @property
+    def examples(self) -> int:
+        """Pairs it trained on."""
+        return int(self.metrics["num-examples"])
+
+    def message(self) -> Message:
+        """The adapters and their weight as a message of Flower's own kind, for its aggregation."""
+        metrics = MetricRecord({"num-examples": self.examples})
+        content = RecordDict({"arrays": pack({ADAPTERS: self.adapters}), "metrics": metrics})
+        return Message(content, dst_node_id=1, message_type="train")
+
+
+# ---- writing: the client's half --------------------------------------------------------------------------------------------
+
+
+def answer(values: Any) -> RecordDict:
+    """An answer without arrays, as it travels: JSON of a model, of a dictionary of them, or JSON as it is."""
+    return RecordDict({"answer": ConfigRecord({"json": values if isinstance(values, str) else as_json(values)})})
+
+
+def as_json(values: Any) -> str:
+    """JSON of a model, or of a dictionary of models."""
+    if isinstance(values, Section):
+        return values.model_dump_json()
+    return json.dumps({k: v.model_dump(mode="json") for k, v in values.items()})
+
+
+def trained(arrays: Mapping[str, NDArray[Any]], metrics: Mapping[str, Any], judged: Evaluation | None) -> RecordDict:
+    """An answer to a training instruction, as it travels."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}
+    content = RecordDict({"arrays": pack(arrays), "metrics": MetricRecord(plain)})
+    if judged:
+        content["answer"] = ConfigRecord({"json": as_json(judged)})
+    return content
+
+
+# ---- reading: the server's half ----------------------------------------------------------------------------------------------
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read(reply: Message, kind: type[S]) -> S:
+    """An answer that is one model. Raises ValueError."""
+    return validated(kind, _json(reply))
+
+
+def read_models(reply: Message, kind: type[S], models: Collection[str]) -> dict[str, S]:
+    """An answer about every model that was sent, and about no other. Raises ValueError."""
+    said = _json(reply)
+    if not isinstance(said, dict) or set(said) != set(models):
+        named = sorted(map(str, said))[:5] if isinstance(said, dict) else type(said).__name__
+        raise ValueError(f"an answer about {named}, expected {sorted(models)[:5]}")
+    return {name: validated(kind, said[name]) for name in models}
+
+
+def validated(kind: type[S], value: Any) -> S:
+    """`kind` of plain values. Raises ValueError with one line."""
+    try:
+        return kind.model_validate_json(json.dumps(value))  # JSON knows no tuples: read it as it came
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])[:80]
+        raise ValueError(f"answer{f' {where}' if where else ''}: {first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise ValueError(f"answer: {error}") from None
+
+
+def _json(reply: Message) -> Any:
+    records = reply.content.config_records
+    try:
+        return json.loads(str(records["answer"]["json"]), parse_constant=_refuse)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"no usable answer, but {sorted(reply.content)}: {' '.join(str(error).split())[:100]}") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number")
+
+
+def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: Learn | Forget, most: int = MANY) -> Update:
+    """Check an answer to a training instruction. Raises ValueError: key set, shape, dtype, finiteness, counts, metric types.
+
+    sent: the adapters it started from, (p,).  most: pairs the client has, so many examples it can have trained on.
+    """
+    two = isinstance(asked, Learn) and asked.beside is not None
+    keys, kind = (ADAPTERS, STEP) if two else (ADAPTERS,), np.dtype(np.float16 if asked.half else np.float32)
+    records = list(reply.content.array_records.values())
+    if len(records) != 1 or tuple(records[0]) != keys:
+        raise ValueError(f"expected one record of {', '.join(keys)}, got {[list(a) for a in records]}")
+    try:
+        arrays = unpack(records[0])
+    except Exception as error:  # whatever NumPy makes of bytes that are not an array
+        raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
+    for name, values in arrays.items():
+        if values.shape != sent.shape or values.dtype != kind:
+            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {sent.shape} {kind}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} not finite")
+    metrics = _metrics(reply)
+    examples = metrics.get("num-examples")
+    if not isinstance(examples, int) or not 1 <= examples <= most:
+        raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
+    if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
+        raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
+    judged = read(reply, Evaluation) if asked.before else None
+    nbytes = sum(a.nbytes for a in arrays.values())
+    full = {name: values.astype(np.float32) for name, values in arrays.items()}
+    adapters = sent + full[ADAPTERS] if asked.half else full[ADAPTERS]
+    return Update(client, adapters, full.get(STEP), metrics, judged, nbytes)
+
+
+def _metrics(reply: Message) -> dict[str, Any]:
+    """The numbers of an answer. Raises ValueError where there are none, or one is not finite."""
+    if "metrics" not in reply.content.metric_records:
+        raise ValueError(f"no metrics in the answer, but {sorted(reply.content)}")
+    metrics = dict(reply.content.metric_records["metrics"])
+    for name, value in metrics.items():
+        if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+            raise ValueError(f"metric {name[:60]!r} is not finite")
+    return metrics

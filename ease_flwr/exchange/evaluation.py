@@ -1,0 +1,89 @@
+"""Asking clients about models on their own pairs: all models in one exchange."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ease_flwr.config import Section, Union, digest
+from ease_flwr.exchange.answers import Examination, read_models
+from ease_flwr.exchange.federation import Federation, Request
+from ease_flwr.exchange.journal import Exchange
+from ease_flwr.exchange.judgement import Evaluation, Judgement, pool
+from ease_flwr.exchange.messages import Audit, Evaluate
+from ease_flwr.exchange.training import identities, sha256
+from ease_flwr.exchange.transport import reason
+from ease_flwr.store.cost import Cost
+
+Models = Mapping[str, NDArray[Any]]
+S = TypeVar("S", bound=Section)
+
+
+def evaluate(
+    federation: Federation, models: Models, question: Evaluate, names: Iterable[str] | None = None
+) -> tuple[dict[str, dict[str, Evaluation]], Cost]:
+    """Answers model -> client -> what it counted, of these clients or of all, and what it cost. Raises FederationError."""
+    return _ask(federation, models, question, federation.clients if names is None else names, Evaluation)
+
+
+def examine(federation: Federation, models: Models, question: Audit) -> tuple[dict[str, dict[str, Examination]], Cost]:
+    """Answers model -> client -> what it found in an audit, and what it cost. Raises FederationError."""
+    return _ask(federation, models, question, federation.clients, Examination)
+
+
+def _ask(
+    federation: Federation, models: Models, question: Evaluate | Audit, names: Iterable[str], kind: type[S]
+) -> tuple[dict[str, dict[str, S]], Cost]:
+    requests = {n: Request(question) for n in names}
+
+    def exchange() -> Exchange:
+        started, answers, failures = time.monotonic(), {}, {}
+        replies, spent = federation.send(models, requests)
+        for n in requests:
+            reply: Any = replies.get(n)
+            try:
+                if reply is None or reply.has_error():
+                    raise ValueError(reason(reply))
+                read = read_models(reply, kind, models)
+                answers[n] = {m: a.model_dump(mode="json") for m, a in read.items()}
+            except ValueError as error:
+                failures[n] = str(error)
+        federation.check_quorum(len(answers), failures)
+        cost = replace(spent, seconds=time.monotonic() - started)
+        said = [f"{n} failed, left out of the judgement: {why}" for n, why in failures.items()]
+        return Exchange({"answers": answers, "cost": asdict(cost), "said": said})
+
+    asked = ""
+    if federation.journal.folder:
+        asked = digest(question.kind, {m: sha256(v) for m, v in models.items()}, identities(requests))
+    found = federation.journal.once(asked, exchange)
+    for line in found.info["said"]:
+        federation.say(line)
+    answers = found.info["answers"]
+    by_model = {m: {n: kind.model_validate(said[m]) for n, said in sorted(answers.items())} for m in models}
+    return by_model, Cost(**found.info["cost"])
+
+
+def judge(federation: Federation, models: Models, forget: Union, split: Any = "test") -> dict[str, Judgement]:
+    """Every client judges its own pairs under these models; counts and similarities pooled, model by model."""
+    question = Evaluate(forget=forget, split=split, similarity=True, batch=federation.experiment.learn.batch)
+    answers, _ = evaluate(federation, models, question)
+    return {name: pool(by_client) for name, by_client in answers.items()}
+
+
+def validate(
+    federation: Federation, models: Models, names: Iterable[str], forget: Union
+) -> tuple[dict[str, Judgement], Cost]:
+    """Models on these clients' validation pairs, with the partner loss of what is to be forgotten.
+
+    They travel in half precision. Raises FederationError.
+    """
+    batch = federation.experiment.learn.batch
+    question = Evaluate(forget=forget, split="validation", partner_loss=True, batch=batch)
+    answers, cost = evaluate(federation, {n: m.astype(np.float16) for n, m in models.items()}, question, names)
+    return {name: pool(by_client) for name, by_client in answers.items()}, cost

@@ -1,0 +1,91 @@
+"""The federation as the server sees it at one moment: who is in it, and where the exchanges of the phase at hand are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ease_flwr.config import Experiment, Union, digest
+from ease_flwr.exchange import roll_call
+from ease_flwr.exchange.journal import Exchange, Journal
+from ease_flwr.exchange.messages import as_told, message
+from ease_flwr.exchange.roll_call import Roster
+from ease_flwr.exchange.transport import FederationError, Transport
+from ease_flwr.store.cost import Cost
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one client is asked. arrays: beside the adapters; `once` travels until the client has been notified."""
+
+    instruction: object
+    """One of the kinds in messages.py."""
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    once: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients, the way to reach them, and the journal of their answers. A value: what changes is another federation."""
+
+    transport: Transport
+    experiment: Experiment
+    roster: Roster
+    say: Callable[[str], None]
+    journal: Journal = field(default_factory=Journal)
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Those that take part, in the experiment's order."""
+        return self.roster.clients
+
+    @property
+    def pairs(self) -> Mapping[str, int]:
+        """Training pairs of each client, as it said at the roll call."""
+        return self.roster.pairs
+
+    def without(self, names: Collection[str]) -> Federation:
+        """The federation once these clients are gone."""
+        return replace(self, roster=self.roster.without(names))
+
+    def kept_in(self, journal: Journal) -> Federation:
+        """The same, with its exchanges kept in another journal."""
+        return replace(self, journal=journal)
+
+    def counted(self, forget: Union) -> tuple[dict[str, tuple[int, ...]], dict[int, str]]:
+        """See roll_call.counted."""
+        return roll_call.counted(self.transport, self.experiment, self.roster, forget)
+
+    def answering(self, names: Collection[str]) -> tuple[str, ...]:
+        """Those of these clients that answer now, sorted; kept in the journal like every exchange."""
+        if not names:
+            return ()
+
+        def exchange() -> Exchange:
+            return Exchange({"answering": roll_call.answering(self.transport, self.experiment, self.roster, names)})
+
+        return tuple(self.journal.once(digest("answering", sorted(names)), exchange).info["answering"])
+
+    def send(
+        self, arrays: Mapping[str, np.ndarray], requests: Mapping[str, Request], notified: Collection[str] = ()
+    ) -> tuple[dict[str, object], Cost]:
+        """Ask these clients; returns Flower's answers by name, where there is one, and the bytes that went out."""
+        deadline = self.experiment.federation.deadline
+        messages, nbytes = [], 0
+        for name in sorted(requests):
+            r = requests[name]
+            sent = {**arrays, **r.arrays, **({} if name in notified else r.once)}
+            nbytes += sum(a.nbytes for a in sent.values())
+            messages.append(message(as_told(r.instruction, name), sent, self.roster.nodes[name], deadline))
+        answers = self.transport.ask(messages, deadline)
+        nodes = self.roster.nodes
+        return {n: answers[nodes[n]] for n in requests if nodes[n] in answers}, Cost(downlink_bytes=nbytes)
+
+    def check_quorum(self, answered: int, failures: Mapping[str, str]) -> None:
+        """Raises FederationError where too few of the clients that were asked have answered."""
+        asked = answered + len(failures)
+        if answered < max(1, self.experiment.federation.quorum * asked):
+            why = "; ".join(f"{n}: {w}" for n, w in failures.items())
+            raise FederationError(f"{answered} of {asked} clients answered, below the quorum: {why}")

@@ -1,0 +1,119 @@
+"""What clients count when they judge a model, and the sums over clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
+
+from ease_flwr.config import Section
+
+KS = (1, 5, 10)
+"""Recall is counted at these ranks."""
+SetName = Literal["forget_exclusive", "forget_shared", "forget", "retain", "test", "forget_unseen", "neighbours"]
+SETS: tuple[str, ...] = SetName.__args__  # type: ignore[attr-defined]
+Hits = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+
+
+class SetCounts(Section):
+    """Hits of `images` image queries and `texts` text queries at 1, 5 and 10. Sums over clients are counts again."""
+
+    images: NonNegativeInt
+    texts: NonNegativeInt
+    i2t: Hits
+    t2i: Hits
+    gallery: NonNegativeInt = 0
+    """Pairs that compete with each other."""
+    similarity: tuple[FiniteFloat, ...] = ()
+    """Cosine of each pair, where it was asked for."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SetCounts:
+        if max(self.i2t) > self.images or max(self.t2i) > self.texts:
+            raise ValueError(f"{max(*self.i2t, *self.t2i)} hits of {self.images} images and {self.texts} texts")
+        if len(self.similarity) not in (0, self.images):
+            raise ValueError(f"{len(self.similarity)} similarities of {self.images} pairs")
+        return self
+
+    def __add__(self, other: SetCounts) -> SetCounts:
+        """Both together; the gallery is the first one's, which all clients share or each has to itself."""
+        return SetCounts(
+            images=self.images + other.images,
+            texts=self.texts + other.texts,
+            i2t=_added(self.i2t, other.i2t),
+            t2i=_added(self.t2i, other.t2i),
+            gallery=other.gallery,
+            similarity=self.similarity + other.similarity,
+        )
+
+    def percent(self) -> dict[str, Any]:
+        """Recall in percent: {"i2t": {"r1", "r5", "r10"}, "t2i": {...}, "r1": mean of both directions}."""
+        i2t = {f"r{k}": 100 * h / self.images for k, h in zip(KS, self.i2t, strict=True)}
+        t2i = {f"r{k}": 100 * h / self.texts for k, h in zip(KS, self.t2i, strict=True)}
+        return {"i2t": i2t, "t2i": t2i, "r1": (i2t["r1"] + t2i["r1"]) / 2}
+
+
+def _added(a: Hits, b: Hits) -> Hits:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+class PartnerLoss(Section):
+    """Mean cross-entropy of the partner, in nats: of the pairs that are to be forgotten, and of public ones beside them."""
+
+    pairs: int = Field(ge=1)
+    forget: FiniteFloat
+    public: FiniteFloat
+
+
+class Evaluation(Section):
+    """What one client counted about one model."""
+
+    sets: dict[SetName, SetCounts]
+    partner_loss: PartnerLoss | None = None
+
+
+@dataclass
+class Judgement:
+    """One model, all clients together.
+
+    sets: name -> {"n", "gallery", "i2t", "t2i", "r1"}.  similarity: name -> cosine of each pair.  clients: client -> set ->
+    R@1.  partner_loss, unseen_loss: mean partner cross-entropy of the pairs to be forgotten and of public ones, NaN where it
+    was not asked for.
+    """
+
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    similarity: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    clients: dict[str, dict[str, float]] = field(default_factory=dict)
+    partner_loss: float = float("nan")
+    unseen_loss: float = float("nan")
+
+    def r1(self, name: str) -> float:
+        """R@1 in percent on a set, the mean of both directions."""
+        return float(self.sets[name]["r1"])
+
+
+def pool(answers: Mapping[str, Evaluation]) -> Judgement:
+    """Sum what clients said about a model, by client. "forget" is the union of its two parts if they exist."""
+    counts: dict[str, SetCounts] = {}
+    found = Judgement()
+    losses = []
+    for client, said in sorted(answers.items()):
+        for name, new in said.sets.items():
+            counts[name] = counts[name] + new if name in counts else new
+            found.clients.setdefault(client, {})[name] = new.percent()["r1"]
+        if said.partner_loss:
+            losses.append(said.partner_loss)
+    parts = [counts[s] for s in ("forget_exclusive", "forget_shared") if s in counts]
+    if parts:
+        counts["forget"] = sum(parts[1:], parts[0]).model_copy(update={"gallery": parts[0].gallery})
+    found.similarity = {s: np.array(c.similarity) for s, c in counts.items() if c.similarity}
+    found.sets = {s: {"n": counts[s].images, "gallery": counts[s].gallery, **counts[s].percent()} for s in SETS if s in counts}
+    if losses:
+        weights = [p.pairs for p in losses]
+        found.partner_loss = float(np.average([p.forget for p in losses], weights=weights))
+        found.unseen_loss = float(np.average([p.public for p in losses], weights=weights))
+    return found

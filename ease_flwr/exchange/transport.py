@@ -1,0 +1,68 @@
+"""Messages out, answers in: the one place that talks to Flower's Grid."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+GRACE = 5.0
+"""Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
+
+
+class FederationError(RuntimeError):
+    """Too few clients, or clients that do not fit: one line that says who, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Sends messages to nodes and waits for their answers."""
+
+    grid: Grid
+    grace: float = GRACE
+
+    def nodes(self) -> list[int]:
+        """Ids of the nodes that are connected."""
+        return sorted(self.grid.get_node_ids())
+
+    def ask(self, messages: list[Message], deadline: float) -> dict[int, Message]:
+        """Send, wait until all have answered or the deadline (seconds) is over, and map answers to nodes by message id.
+
+        Raises FederationError where a process of the simulation died: it answers nothing for the rest of the run.
+        """
+        ids = list(self.grid.push_messages(messages))
+        waiting = dict(zip(ids, (m.metadata.dst_node_id for m in messages), strict=True))
+        answers: dict[int, Message] = {}
+        limit = time.monotonic() + deadline + self.grace
+        while waiting and time.monotonic() < limit:
+            for reply in self.grid.pull_messages(list(waiting)):
+                if (node := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None:
+                    answers[node] = reply
+                if reply.has_error() and "ActorDied" in (reply.error.reason or ""):
+                    raise FederationError(f"a process of the simulation died, perhaps of memory: {reason(reply)[:300]}")
+            if waiting:
+                time.sleep(0.05)
+        return answers
+
+
+WORDS = {
+    0: "client process died",
+    1: "client app did not load",
+    2: "client raised",
+    3: "message expired",
+    4: "answer lost",
+    5: "node is gone",
+    7: "app not valid",
+    8: "client process stopped",
+}
+"""Flower's error codes in plain words."""
+
+
+def reason(reply: Message | None) -> str:
+    """Why an answer is missing."""
+    if reply is None:
+        return "no answer before the deadline"
+    said = " ".join((reply.error.reason or "").split())
+    return f"{WORDS.get(reply.error.code, f'error {reply.error.code}')}: {said}"

@@ -1,0 +1,118 @@
+"""A federation of processes on this machine, and the proof by it: the same adapters come out as in a simulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ease_flwr import config
+from ease_flwr.hosts import deploy, processes
+from ease_flwr.hosts.link import Link
+from ease_flwr.hosts.simulation import Where, submit
+
+Say = Callable[[str], object]
+START_SECONDS = 60.0
+"""How long the SuperLink may take to listen."""
+
+DEMO = {
+    **{"data.clients": 3, "data.exclusive": 4, "data.shared": 3, "data.sharers": 2, "data.strangers": 6},
+    **{"data.exclusive_pairs": 24, "data.shared_pairs": 16, "data.scenes": 32, "data.test_repeats": 1, "data.test_scenes": 60},
+    **{"data.forget_unseen_repeats": 1, "learn.rounds": 6, "learn.epochs": 3, "learn.batch": 48, "learn.average": 2},
+    **{"continuation.rounds": 2, "strategy.rounds": 2, "evaluation.every": 0, "evaluation.reference": "none"},
+    "audit.level": "none",
+}
+"""The built-in world small enough for processes that start anew for every message."""
+
+
+class Federation:
+    """SuperLink and SuperNodes of a folder of `deploy.init`, as processes of this machine."""
+
+    def __init__(self, folder: Path, port: int, family: processes.Family) -> None:
+        self.folder, self.port, self.family = folder, port, family
+        self.insecure = not (folder / "ca").is_dir()
+        self.environment = family.marked(processes.environment(folder / "server" / "flwr", threads=1))
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_link(self) -> None:
+        """Start the SuperLink, and wait until it listens. Raises RuntimeError."""
+        server = self.folder / "server"
+        command = deploy.superlink(server, "127.0.0.1", self.port, self.insecure)
+        self.link = self.family.start(command, server / "superlink.out", self.environment, server)
+        limit = time.monotonic() + START_SECONDS
+        while not processes.listens(self.port):
+            if self.link.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"the SuperLink did not start: see {server}/superlink.out")
+            time.sleep(0.2)
+
+    def register(self) -> None:
+        """Let the hosts take part. Raises RuntimeError."""
+        script = ["sh", str(self.folder / "register.sh")]
+        done = subprocess.run(script, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"hosts could not be registered: {' '.join((done.stdout + done.stderr).split())[:300]}")
+
+    def start_node(self, host: str) -> None:
+        """Start the SuperNode of a host."""
+        home = self.folder / "hosts" / host
+        command = deploy.supernode(home, host, f"127.0.0.1:{self.port}", processes.free_port(), self.insecure)
+        variables = {**self.environment, "FLWR_HOME": str(home / "flwr")}
+        self.nodes[host] = self.family.start(command, home / "supernode.out", variables, home)
+
+
+@contextmanager
+def federation(folder: Path, hosts: Sequence[str], say: Say = print) -> Iterator[Federation]:
+    """A new federation on loopback, for as long as the block. Raises RuntimeError where it does not start."""
+    port = processes.free_port()
+    deploy.init(folder, hosts, "127.0.0.1", port)
+    with processes.Family(lambda: f"logs and keys are in {folder}") as family:
+        running = Federation(folder, port, family)
+        running.start_link()
+        say(f"SuperLink on 127.0.0.1:{port}{'' if running.insecure else ', TLS and node authentication'}")
+        running.register()
+        for host in hosts:
+            running.start_node(host)
+            say(f"SuperNode {host}")
+        yield running
+
+
+def demo(folder: Path, say: Say = print) -> int:
+    """The small experiment on three SuperNodes with TLS and authentication, then in a simulation: the same adapters?
+
+    Returns the exit status; what was written stays in `folder`.
+    """
+    hosts = [f"client-{k}" for k in range(3)]
+    settings = " ".join(f"{k}={v}" for k, v in DEMO.items())
+    run = {"experiment": "personas", "strategy": "ease", "fresh": True, "seed": 0, "set": settings}
+    experiment = config.load("personas", dict(DEMO))
+    started = time.monotonic()
+    with federation(folder / "federation", hosts, say) as running:
+        link = Link(deploy.CONNECTION, running.environment)
+        where = folder / "deployed"
+        if link.follow(link.submit({**run, "run-dir": str(where)}), where):
+            return 1
+        say(f"deployed: {time.monotonic() - started:.0f} s")
+        say(exchange_seconds(where))
+    if submit({**run, "run-dir": str(folder / "simulated")}, experiment, folder / "simulated", Where()):
+        return 1
+    deployed, simulated = (
+        json.loads((folder / n / "results.json").read_text())["adapters_sha256"] for n in ("deployed", "simulated")
+    )
+    same = deployed == simulated
+    say(f"adapters of the deployed run and of the simulation are {'the same, bit for bit' if same else 'NOT the same'}")
+    say(f"{time.monotonic() - started:.0f} s in all; logs, runs and keys in {folder}")
+    return 0 if same else 1
+
+
+def exchange_seconds(run: Path) -> str:
+    """Where the seconds of an exchange went, on the mean: start of the process, loading, training."""
+    found = []
+    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        found += json.loads(text).get("timing", [])
+    if not found:
+        return ""
+    start, load, work = (sum(t[i] for t in found) / len(found) for i in range(3))
+    return f"a training message took {start + work:.1f} s: start {start:.1f}, load {load:.1f}, train {work - load:.1f}"

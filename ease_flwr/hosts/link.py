@@ -1,0 +1,97 @@
+"""A SuperLink as the flwr CLI knows it by name: the app is submitted to it, and the run is followed to its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ease_flwr import config
+from ease_flwr.hosts import processes
+
+
+class Link:
+    """A SuperLink as the flwr CLI knows it by name."""
+
+    def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
+        """environment: of the flwr CLI; by default `processes.environment()`, with the user's own connections."""
+        self.name = name
+        self.environment = environment or processes.environment()
+
+    def alive(self) -> bool:
+        """Whether it is still there; of one that is not ours we do not know."""
+        return True
+
+    def last_words(self) -> str:
+        """What is to be said when a run ended without a word."""
+        return f"see `flwr log` and the logs of the SuperLink {self.name}"
+
+    def submit(self, settings: dict[str, Any], nodes: str = "") -> str:
+        """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
+        pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
+        federation = ("--federation-config", nodes) if nodes else ()
+        said = self._flwr("run", str(config.APP), self.name, "--format", "json", "--run-config", pairs, *federation)
+        try:
+            answer = json.loads(said[said.index("{") :])
+            if not answer["success"]:
+                raise ValueError
+        except (ValueError, KeyError):
+            raise RuntimeError(f"flwr run refused the app: {' '.join(said.split())}") from None
+        return str(answer["run-id"])
+
+    def follow(self, run_id: str, folder: Path) -> int:
+        """Print the events of a run until it ends; 0 if it finished."""
+        position, asked = 0, time.monotonic()
+        while True:
+            state = read_state(folder)
+            position = _print_new(folder / "log.txt", position)
+            if state["status"] == "finished":
+                print(f"results in {folder}")
+                return 0
+            if state["status"] == "failed":
+                print(f"ease run: {state['error']}", file=sys.stderr)
+                return 1
+            if time.monotonic() - asked > 30 or not self.alive():  # ended without a last word?
+                asked = time.monotonic()
+                status = self.status(run_id)
+                if read_state(folder)["status"] in ("", "submitted", "running") and not status.startswith(
+                    ("pending", "starting", "running")
+                ):
+                    print(f"ease run: the run ended unexpectedly ({status}): {self.last_words()}", file=sys.stderr)
+                    return 1
+            time.sleep(0.3)
+
+    def status(self, run_id: str) -> str:
+        """Flower's word for where a run is, with details."""
+        said = self._flwr("ls", self.name, "--run-id", run_id, "--format", "json")
+        try:
+            entry = json.loads(said[said.index("{") :])["runs"][0]
+            return f"{entry['status']} {entry.get('status-details') or ''}".strip()
+        except (ValueError, KeyError, IndexError):
+            return f"unknown: {' '.join(said.split())[:200]}"
+
+    def _flwr(self, *arguments: str) -> str:
+        done = subprocess.run(["flwr", *arguments], env=self.environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+
+def read_state(folder: Path) -> dict[str, str]:
+    """What state.json of a run says: `status` and `error`; both are empty where there is none yet."""
+    try:
+        state: dict[str, str] = json.loads((folder / "state.json").read_text())
+    except FileNotFoundError:
+        return {"status": "", "error": ""}
+    return state
+
+
+def _print_new(log: Path, position: int) -> int:
+    """Print what was appended since, and return the new position."""
+    if log.is_file():
+        with log.open(encoding="utf-8") as f:
+            f.seek(position)
+            print(f.read(), end="", flush=True)
+            return f.tell()
+    return position

@@ -1,0 +1,67 @@
+"""Whether a request can be served at all: asked before it joins the queue, and again before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import strategies
+from ease_flwr.config import ConfigError, Experiment, ForgetRequest, Section
+from ease_flwr.store import phases
+from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.queue import Step
+
+
+def check(
+    request: ForgetRequest, experiment: Experiment, clients: Sequence[str], before: Sequence[ForgetRequest], run: Path | None
+) -> Section:
+    """The settings of its method. before: requests of the queue that come first.  run: where it has learnt, if it has.
+
+    Raises ConfigError: one line that says why this request cannot be served.
+    """
+    method = strategies.load(request.strategy)
+    params = method.check(request.strategy, serving(request, experiment), request.scenario)
+    if unknown := sorted(request.named - set(clients)):
+        raise ConfigError(f"no client {', '.join(unknown)}; there are {', '.join(clients)}")
+    gone = {client: r.id for r in before for client in r.leaving}
+    if again := sorted(set(request.leaving) & set(gone)):
+        raise ConfigError(f"{again[0]} is forgotten already, by request {gone[again[0]]}: ask for the others alone")
+    if len(gone) + len(request.leaving) >= len(clients):
+        raise ConfigError("all clients would have left, nobody would be there to keep anything")
+    if method.history == "rounds" and gone:
+        raise ConfigError(
+            f"strategy {request.strategy} follows every round of the learn phase, and {sorted(gone)[0]} has left since: "
+            "use a strategy that does not (`ease methods`)"
+        )
+    if method.history and (missing := sorted(_purged_updates(run) - set(gone))):
+        raise ConfigError(
+            f"strategy {request.strategy} reads the updates of the learn phase, and those of {missing[0]} were purged: "
+            "use a strategy that does not (`ease methods`)"
+        )
+    if method.history == "rounds" and _purged_updates(run):
+        raise ConfigError(f"strategy {request.strategy} follows every round of the learn phase, and some were purged")
+    return params
+
+
+def serving(request: ForgetRequest, experiment: Experiment) -> Experiment:
+    """The experiment with the settings that the request has for its method."""
+    return experiment.model_copy(update={"strategy": request.settings})
+
+
+def check_all(requests: Sequence[ForgetRequest], experiment: Experiment, clients: Sequence[str], run: Path | None) -> None:
+    """Check requests that come one after the other. Raises ConfigError for the first that cannot be served."""
+    for i, request in enumerate(requests):
+        check(request, experiment, clients, requests[:i], run)
+
+
+def requests_of(steps: Sequence[Step]) -> list[ForgetRequest]:
+    """The requests among these steps."""
+    return [s.request for s in steps if s.request]
+
+
+def _purged_updates(run: Path | None) -> set[str]:
+    """Clients whose updates were purged from the history."""
+    folder = RunLayout(run).phase("learn") if run else None
+    if not folder or not (folder / "phase.json").is_file():
+        return set()
+    return {name.split("/")[1] for name in phases.read_file(folder).get("purged", []) if name.startswith("history/")}

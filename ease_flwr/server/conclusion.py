@@ -1,0 +1,80 @@
+"""The end of a run: the references, every model judged on every set, the files that say so, and an audit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+from ease_flwr.audit import retrieval
+from ease_flwr.audit.summary import PAIRS, cost_line
+from ease_flwr.config import described, union
+from ease_flwr.exchange.evaluation import judge
+from ease_flwr.exchange.judgement import Judgement
+from ease_flwr.server.audit import audit
+from ease_flwr.server.references import references
+from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store.files import write_json, write_text
+
+ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued")
+"""Models in tables; earlier ones of several requests, *unlearned_1* and so on, stand before *unlearned*."""
+
+
+def conclude(server: Server, state: FederationState) -> FederationState:
+    """Everything about every model: results.json, table.md, adapters/, and the audit."""
+    experiment = server.experiment
+    if experiment.evaluation.reference == "retrain" and state.served:
+        state = references(server, state)
+    earlier = sorted((m for m in state.models if m.startswith("unlearned_")), key=lambda m: int(m.rpartition("_")[2]))
+    order = [*ORDER[:3], *earlier, *ORDER[3:]]
+    thetas = {m: state.models[m].theta for m in order if m in state.models}
+    everything = union(state.served)
+    found = judge(server.here(state), thetas, everything, experiment.evaluation.split)
+    results = _results(server, state, found)
+    text = retrieval.table(found)
+    for unlearned, reference, key in PAIRS:
+        if unlearned in found and reference in found:
+            results[key] = gap = retrieval.gaps(found, unlearned, reference)
+            shown = "  ".join(f"{k} {'-' if v is None else format(v, '.3g')}" for k, v in gap.items())
+            text += f"\n{unlearned} against {reference}: {shown}\n"
+    if "retrain" in state.costs:
+        text += f"\n{cost_line(results)}\n"
+    _save(server, state, list(found))
+    server.run.write("results.json", results)
+    write_text(server.run.folder / "table.md", text)
+    server.run.event(text)
+    if experiment.audit.level != "none" and "retrain" in thetas and state.served:
+        audit(server.run, server.here(state), thetas, everything, experiment.audit.level, state.lock)
+    return state
+
+
+def _results(server: Server, state: FederationState, found: dict[str, Judgement]) -> dict[str, Any]:
+    """results.json, but for the gaps; docs/architecture.md describes it."""
+    from ease_flwr.model.adapters import sha256
+
+    last = state.facts[-1] if state.facts else {}
+    return {
+        "schema": 2,
+        "experiment": server.experiment.name,
+        "strategy": last.get("strategy", ""),
+        "params": last.get("params", {}),
+        "seed": server.experiment.seed,
+        "forget": described(union(state.served)) if state.served else {},
+        "requests": list(state.facts),
+        "models": {m: j.sets for m, j in found.items()},
+        "clients": {m: j.clients for m, j in found.items()},
+        "gaps": {},
+        "cost": {phase: asdict(cost) for phase, cost in state.costs.items()},
+        "failures": list(state.failures),
+        "adapters_sha256": {m: sha256(state.models[m].theta) for m in found},
+    }
+
+
+def _save(server: Server, state: FederationState, names: list[str]) -> None:
+    """The models as PEFT folders, each with what it has forgotten; folders of models that there are no more are removed."""
+    folder = server.run.layout.adapters
+    for stale in [p for p in folder.glob("*") if p.name not in names]:
+        shutil.rmtree(stale)
+    for name in names:
+        server.model.save(state.models[name].theta, folder / name)
+        write_json(folder / name / "provenance.json", {"forgotten": list(state.models[name].forgotten)})

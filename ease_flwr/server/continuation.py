@@ -1,0 +1,29 @@
+"""The continuation: those who stay go on learning, under the forget lock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ease_flwr.config import union
+from ease_flwr.exchange.messages import Returning
+from ease_flwr.exchange.rounds import Plan
+from ease_flwr.server.learn import context, ordinary
+from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store.queue import Step
+from strategies.ordinary import Continuing
+
+
+def continuation(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
+    """Some more rounds of those who stay."""
+    method = Continuing(context(server, state, "continuation"), state.lock, returning(server, state))
+    plan = Plan("continuation", step.rounds, first=state.continued + 1)
+    found = ordinary(server, state, name, method, plan)
+    rounds = {"rounds": state.rounds + step.rounds, "continued": state.continued + step.rounds}
+    state = replace(state, theta=found.theta, failures=state.failures + found.failures, **rounds)
+    return state.with_model("continued", found.theta).with_cost("continuation", found.cost)
+
+
+def returning(server: Server, state: FederationState) -> Returning | None:
+    """Fresh pairs about forgotten knowledge that the first client meets, if the experiment has it so."""
+    count = server.experiment.continuation.overlap
+    return Returning(about=union(state.served), count=count) if count and state.served else None

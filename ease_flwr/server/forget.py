@@ -1,0 +1,109 @@
+"""The forget phase: one request, by the method that it names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import strategies
+from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.rounds import Plan, run_rounds
+from ease_flwr.exchange.transport import FederationError
+from ease_flwr.server import admission
+from ease_flwr.server.learn import context
+from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
+from ease_flwr.server.phase import once
+from ease_flwr.server.progress import Reporter
+from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store.phases import PhaseResult
+from ease_flwr.store.queue import Step
+
+
+def forget(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
+    """Serve one request. Raises FederationError where its method needs a client that does not answer."""
+    request = step.request
+    assert request is not None
+    served = (*state.served, request)
+    gone = state.departed | state.absent
+
+    def compute(federation: Federation, reporter: Reporter, _: Path) -> PhaseResult:
+        concerned = asked(request, server.roll_call, gone)
+        who = parties(request, server.roll_call, gone, federation.answering(concerned))
+        _say_absent(server, name, who)
+        return _serve(server, state, step, who, reporter, federation.without(who.absent))
+
+    found = once(server, state, name, state.rounds, compute)
+    rounds = int(found.facts["rounds"])
+    state = replace(
+        state,
+        theta=found.theta,
+        lock=found.lock,
+        departed=state.departed | set(found.facts["departed"]),
+        absent=state.absent | set(found.facts["absent"]),
+        served=served,
+        rounds=state.rounds + rounds,
+        unlearned_at=state.rounds + rounds,
+        continued=0,
+        facts=(*state.facts, found.facts["request"]),
+        failures=state.failures + found.failures,
+    )
+    _disclose(server, name, state)
+    if "unlearned" in state.models:
+        state = replace(state, models={**state.models, f"unlearned_{len(served) - 1}": state.models["unlearned"]})
+    return state.with_model("unlearned", found.theta, "unlearned", "continued").with_cost("unlearn", found.cost)
+
+
+def _serve(
+    server: Server, state: FederationState, step: Step, who: Parties, reporter: Reporter, federation: Federation
+) -> PhaseResult:
+    request, theta, history = step.request, state.theta, state.history
+    assert request is not None
+    assert history is not None
+    kind = strategies.load(request.strategy)
+    if kind.forget_clients == "needed" and not who.forget_clients:
+        raise FederationError(
+            f"strategy {request.strategy} needs {', '.join(who.absent)}, who does not answer: use another"
+        )
+    experiment = admission.serving(request, server.experiment)
+    params: Any = kind.check(request.strategy, experiment, request.scenario)
+    served = (*state.served, request)
+    setting = replace(
+        context(server, state, reporter.label),
+        experiment=server.experiment,
+        federation=federation,
+        clients=who.retained,
+        forget_clients=tuple(sorted(who.forget_clients)),
+        forget=request.forget_set,
+        without=left_out(server.roll_call, served),
+    )
+    method = kind(setting, params, state.lock)
+    with method.meter.on_server():
+        start = method.prepare(theta, history)
+    plan = Plan(reporter.label, params.rounds, evaluation_request=reporter.evaluation_request, report=reporter)
+    outcome = run_rounds(federation, method, start, plan)
+    with method.meter.on_server():
+        lock = method.lock_after(outcome.theta)
+    server_bytes = (history.nbytes if kind.history else 0) + (lock.nbytes if lock else 0)
+    said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": params.rounds}
+    facts = {
+        "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
+        "rounds": params.rounds,
+        "absent": sorted(who.absent),
+        "departed": sorted(leaving(request, server.roll_call)),
+        "forget_clients": sorted(who.forget_clients),
+    }
+    cost, forgotten = method.meter.spent + outcome.cost, tuple(r.id for r in served)
+    return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, outcome.failures)
+
+
+def _say_absent(server: Server, phase: str, who: Parties) -> None:
+    for name in who.absent:
+        server.run.event(f"[{phase}] {name} does not answer: it is forgotten without its help, and nobody judges its pairs")
+
+
+def _disclose(server: Server, phase: str, state: FederationState) -> None:
+    """Say what the lock gives away, and to whom."""
+    if lock := state.lock:
+        sent = f"{lock.nbytes} bytes to each client of the continuation" if lock.strength else "they stay on the server"
+        server.run.event(f"[{phase}] {lock.dimension} directions locked, derived from what was forgotten; {sent}")

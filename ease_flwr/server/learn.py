@@ -1,0 +1,75 @@
+"""Ordinary learning: the learn phase, and the references that learn again without what is to be forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ease_flwr.config import chosen, code_of, named_file_sha256
+from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.rounds import Plan, run_rounds
+from ease_flwr.server.parties import left_out
+from ease_flwr.server.phase import cache_key, once
+from ease_flwr.server.progress import Reporter
+from ease_flwr.server.state import FederationState, Server, Vector
+from ease_flwr.store.phases import PhaseResult
+from ease_flwr.store.queue import Step
+from strategies.base import Method, MethodContext
+from strategies.ordinary import Learning
+
+
+def learn(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
+    """Everybody learns everything; every client's updates are recorded."""
+    rounds = server.experiment.learn.rounds
+    found = ordinary(server, state, name, Learning(context(server, state, "learn")), Plan("learn", rounds), record=True)
+    state = replace(state, theta=found.theta, history=found.history, rounds=rounds, failures=state.failures + found.failures)
+    return state.with_model("original", found.theta).with_cost("learn", found.cost)
+
+
+def context(server: Server, state: FederationState, phase: str) -> MethodContext:
+    """The clients that stay, training on what they keep after the requests that are done."""
+    call, model = server.roll_call, server.model
+    here = server.here(state)
+    clients = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
+    without = left_out(call, state.served)
+    return MethodContext(server.experiment, here, phase, model.initial, model.blocks, clients, without=without)
+
+
+def ordinary(
+    server: Server, state: FederationState, name: str, method: Method, plan: Plan, record: bool = False
+) -> PhaseResult:
+    """Rounds of a phase in which nothing is being forgotten, from state.theta.
+
+    What the settings decide alone, without a lock or data of others, is taken from the cache if it is there.
+    """
+
+    def compute(federation: Federation, reporter: Reporter, folder: Path) -> PhaseResult:
+        from ease_flwr.store.history import History  # imports torch
+
+        history = History(folder, server.experiment.history) if record else None
+        told = replace(plan, history=history, evaluation_request=reporter.evaluation_request, report=reporter)
+        outcome = run_rounds(federation, method, state.theta, told)
+        return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, failures=outcome.failures)
+
+    decided = method.lock is None and server.experiment.data.kind != "folder"  # hosts' own data are not among the settings
+    key = _key(server, method, plan, state.theta, record) if decided else ""
+    return once(server, state, name, state.rounds - plan.first + 1, compute, key)
+
+
+def _key(server: Server, method: Method, plan: Plan, theta: Vector, record: bool) -> str:
+    """Everything that decides ordinary learning: settings, files that they name, clients and data, and the code that runs."""
+    from ease_flwr.model.adapters import sha256
+
+    e, c = server.experiment, method.context
+    files = [named_file_sha256(f) for f in (e.data.labels, e.data.parts, e.model.weights)]
+    who = [c.clients, {n: [s.model_dump(mode="json") for s in sets] for n, sets in sorted(c.without.items())}]
+    rounds = [plan.phase, plan.rounds, plan.first, record, _asked(method, plan.first)]
+    code = code_of("ease_flwr.server.learn", "ease_flwr.client_app", f"ease_flwr.data.{e.data.kind}", "clients.contrastive")
+    return cache_key(chosen(e, "learning"), files, who, rounds, sha256(theta), code)
+
+
+def _asked(method: Method, round: int) -> list[str]:
+    """What the clients are asked in a round: it says what the method makes of its settings."""
+    jobs: list[Any] = [r.instruction for _, r in sorted(method.requests(round).items())]
+    return [job.model_dump_json() for job in jobs]

@@ -1,0 +1,103 @@
+"""Who takes part in a request: pure functions of the request, of what the clients said, and of what was forgotten before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ease_flwr.config import ConfigError, ForgetRequest, Union
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """What the clients said about the requests of a run."""
+
+    pairs: Mapping[str, int]
+    """Training pairs of each client that is there, in the experiment's order."""
+    requests: tuple[ForgetRequest, ...]
+    """All requests of the queue, in order."""
+    counts: Mapping[str, tuple[int, ...]]
+    """By client: how many of its pairs each request is the first to name."""
+
+    def concerned(self, client: str, request: ForgetRequest) -> int:
+        """How many pairs of a client this request takes from those that earlier ones left."""
+        return self.counts[client][self.position(request)]
+
+    def kept(self, client: str, requests: Sequence[ForgetRequest]) -> int:
+        """How many pairs of a client are left after these requests, which are the first of the queue."""
+        return self.pairs[client] - sum(self.counts[client][: len(requests)])
+
+    def position(self, request: ForgetRequest) -> int:
+        """Where a request stands among all."""
+        return next(i for i, r in enumerate(self.requests) if r.id == request.id)
+
+
+def counted(
+    pairs: Mapping[str, int], requests: Sequence[ForgetRequest], said: Mapping[str, Sequence[int]]
+) -> RollCall:
+    """The roll call from what clients said; of one that said nothing it is known only that it leaves, if it does."""
+    counts: dict[str, tuple[int, ...]] = {}
+    for client, n in pairs.items():
+        silent, left = [], n
+        for request in requests:
+            silent.append(left if client in request.leaving else 0)
+            left -= silent[-1]
+        counts[client] = tuple(said[client]) if client in said else tuple(silent)
+    return RollCall(pairs, tuple(requests), counts)
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Who does what for one request, names in the experiment's order."""
+
+    retained: tuple[str, ...]
+    """Clients that keep something, and train on it."""
+    forget_clients: tuple[str, ...]
+    """Clients that hold what is to be forgotten, and are there to help."""
+    absent: tuple[str, ...]
+    """Clients that hold it and do not answer."""
+
+
+def parties(request: ForgetRequest, roll_call: RollCall, departed: Collection[str], answering: Collection[str]) -> Parties:
+    """Who takes part in this request.
+
+    departed: clients that left by an earlier request, or do not answer any more.  answering: those of `asked` that answer now.
+    """
+    until = roll_call.requests[: roll_call.position(request) + 1]
+    there = [n for n in roll_call.pairs if n not in departed]
+    concerned = asked(request, roll_call, departed)
+    absent = tuple(n for n in concerned if n not in answering)
+    retained = tuple(n for n in there if n not in absent and roll_call.kept(n, until) > 0)
+    return Parties(retained, tuple(n for n in concerned if n in answering), absent)
+
+
+def asked(request: ForgetRequest, roll_call: RollCall, departed: Collection[str]) -> tuple[str, ...]:
+    """Clients that hold what this request is about; none that left before, none whose pairs earlier requests took."""
+    return tuple(n for n in roll_call.pairs if n not in departed and roll_call.concerned(n, request) > 0)
+
+
+def leaving(request: ForgetRequest, roll_call: RollCall) -> frozenset[str]:
+    """Clients that have nothing left after this request, by whatever scenario."""
+    until = roll_call.requests[: roll_call.position(request) + 1]
+    named = frozenset(request.leaving)
+    return named | {n for n in roll_call.pairs if roll_call.concerned(n, request) and not roll_call.kept(n, until)}
+
+
+def left_out(roll_call: RollCall, requests: Sequence[ForgetRequest]) -> dict[str, Union]:
+    """By client, the forget sets of these requests that name pairs of its own: it leaves them out, and learns of no others."""
+    return {
+        n: found
+        for n in roll_call.pairs
+        if (found := tuple(r.forget_set for r, count in zip(requests, roll_call.counts[n], strict=False) if count))
+    }
+
+
+def check(request: ForgetRequest, roll_call: RollCall) -> None:
+    """Raises ConfigError where a request concerns nobody, or would leave nobody."""
+    until = roll_call.requests[: roll_call.position(request) + 1]
+    nobody = not any(roll_call.concerned(n, request) for n in roll_call.pairs)
+    absent = [n for n in request.leaving if n not in roll_call.pairs]  # its host is gone: it leaves all the same
+    if nobody and not absent:
+        raise ConfigError(f"request {request.id}: no pair of the federation is left that it names")
+    if not any(roll_call.kept(n, until) for n in roll_call.pairs):
+        raise ConfigError(f"request {request.id}: it concerns every pair that the federation has left")

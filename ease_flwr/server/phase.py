@@ -1,0 +1,77 @@
+"""A phase is done once: it is read where it is finished, taken from the cache where its settings decide it, or computed.
+
+While it is computed every exchange is kept in the journal, so that a run that is killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ease_flwr.config import ConfigError, code_hash, digest
+from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.journal import Journal
+from ease_flwr.server.progress import Reporter
+from ease_flwr.server.state import FederationState, Server
+from ease_flwr.config import union
+from ease_flwr.store import phases
+from ease_flwr.store.phases import PhaseResult
+
+Compute = Callable[[Federation, Reporter, Path], PhaseResult]
+"""Does a phase: with these clients, telling this reporter, and a folder for its history."""
+
+
+def once(
+    server: Server, state: FederationState, name: str, offset: int, compute: Compute, key: str = ""
+) -> PhaseResult:
+    """The phase of this name. offset: rounds that its adapters had before.  key: in the cache; "" where it must not be there."""
+    run, folder = server.run, server.run.layout.phase(name)
+    if run.layout.done(name):
+        found = phases.read(folder)
+        code = phases.read_file(folder)["code"]
+        by = "" if code == code_hash() else f", by other code ({code[:12]})"
+        run.event(f"[{name}] as it was done: {found.cost.rounds} rounds{by}")
+        return found
+    if key and not run.fresh and (taken := _from_cache(server, state, name, key)):
+        return taken
+    partial, kept_in = run.layout.partial(name), run.layout.journal(name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    known = run.mark(name, [r.id for r in server.roll_call.requests])
+    journal = Journal(kept_in)
+    if journal.kept:
+        run.event(f"[{name}] goes on after {journal.kept} exchanges")
+    federation = server.here(state).kept_in(journal)
+    reporter = Reporter(federation, run.event, name, union(server.requests(known)), offset)
+    result = compute(federation, reporter, partial / "history")
+    key = "" if result.failures else key  # what a failure has changed, the settings did not decide
+    phases.write(partial, result, key)
+    if key:
+        shutil.rmtree(phases.cached(key), ignore_errors=True)
+        phases.link(partial, phases.cached(key))
+    folder.parent.mkdir(exist_ok=True)
+    partial.replace(folder)
+    shutil.rmtree(kept_in, ignore_errors=True)
+    return phases.read(folder)
+
+
+def _from_cache(server: Server, state: FederationState, name: str, key: str) -> PhaseResult | None:
+    """The phase as another run has computed it; what it has forgotten is called by this run's names."""
+    kept, folder = phases.cached(key), server.run.layout.phase(name)
+    if not (kept / "phase.json").is_file():
+        return None
+    try:
+        found = phases.read(kept)
+    except ConfigError as error:
+        server.run.event(f"[{name}] computed again, the cache is broken: {error}")
+        return None
+    server.run.event(f"[{name}] from the cache: {found.cost.rounds} rounds ({kept})")
+    phases.link(kept, folder)
+    phases.write_file(folder, {**phases.read_file(folder), "forgotten": list(state.forgotten)})
+    return phases.read(folder)
+
+
+def cache_key(*parts: object) -> str:
+    """A key of everything that decides a phase."""
+    return digest(*parts)[:32]

@@ -1,0 +1,125 @@
+"""The run at work: its folder is held by this process alone, and what happens is written down.
+
+Everything is written atomically (a temporary name, then a rename), so a reader never meets half a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ease_flwr.config import ConfigError, Experiment, chosen, code_hash
+from ease_flwr.store.files import locked, write_json
+from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.tracking import flat, tracker
+
+
+class Run:
+    """One run directory, in use by this process alone. Raises ConfigError where it cannot be used.
+
+    resume: go on with a run that is there, begun with the same settings and, where a phase is unfinished, by the same code.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, strategy: str, fresh: bool = False, resume: bool = False) -> None:
+        self.folder = folder
+        self.layout = RunLayout(folder)
+        if not resume and folder.exists() and any(p.name != self.layout.run_lock.name for p in folder.iterdir()):
+            raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
+        if resume and not self.layout.experiment.is_file():
+            raise ConfigError(f"run-dir {folder}: no run there to go on with")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.experiment = experiment
+        self.fresh = fresh
+        self.started = time.monotonic()
+        self._in_use = locked(self.layout.run_lock)
+        self._in_use.__enter__()
+        settings = {**experiment.model_dump(mode="json"), "strategy_name": strategy, "code": code_hash()}
+        if resume:
+            self._check_same(settings)
+            self._clear()
+        else:
+            write_json(self.layout.experiment, settings)
+        self.track = tracker(experiment, folder)
+        self.tracked = 0
+        self.state("running")
+
+    def _check_same(self, now: dict[str, Any]) -> None:
+        """Raises ConfigError where a setting that changes an adapter is another one, or the code of an unfinished phase."""
+        try:
+            then = json.loads(self.layout.experiment.read_text(encoding="utf-8"))
+            code, strategy = then.pop("code"), then.pop("strategy_name")
+            before = chosen(Experiment.model_validate(then), "learning", "later")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{self.layout.experiment}: {why}: this run cannot be gone on with") from None
+        after = chosen(self.experiment, "learning", "later")
+        differ = [k for k in after if after[k] != before[k]] + (["strategy"] if strategy != now["strategy_name"] else [])
+        if differ:
+            raise ConfigError(
+                f"{self.folder} was begun with another {differ[0]}: go on with the settings in its experiment.json"
+            )
+        if code != now["code"] and any(self.folder.glob("journal/*/*.safetensors")):
+            raise ConfigError(
+                f"{self.folder}: a phase was begun by other code ({code[:12]}, this is {now['code'][:12]}): finish it "
+                f"with that version, or remove {self.folder}/journal to do the phase again"
+            )
+
+    def _clear(self) -> None:
+        """Remove what was left half done, and take back what was said of an unfinished phase: it will be said again."""
+        for artefact in list(self.layout.artefacts()):
+            if artefact.kind and artefact.kind.resume == "removes":
+                artefact.path.unlink()
+        for folder in self.folder.glob("*.partial"):
+            shutil.rmtree(folder)
+        if (mark := self.marked()) and not self.layout.done(mark["phase"]):
+            for name, size in mark["sizes"].items():
+                file = self.folder / name
+                if file.is_file() and file.stat().st_size > size:
+                    os.truncate(file, size)
+
+    def marked(self) -> dict[str, Any]:
+        """The mark of the phase that was at hand last: {"phase", "sizes", "requests"}; empty where there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            mark: dict[str, Any] = json.loads(self.layout.mark.read_text(encoding="utf-8"))
+            return mark
+        return {}
+
+    def mark(self, phase: str, requests: list[str]) -> list[str]:
+        """Note that a phase begins: how much was logged, and which requests are known. Where it began before, returns what was
+        known then, so that the phase asks the same questions again."""
+        mark = self.marked()
+        if mark.get("phase") == phase:
+            return list(mark["requests"])
+        logs = (self.layout.log, self.layout.metrics)
+        sizes = {f.name: f.stat().st_size if f.is_file() else 0 for f in logs}
+        write_json(self.layout.mark, {"phase": phase, "sizes": sizes, "requests": requests})
+        return requests
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._in_use.__exit__(None, None, None)
+
+    def write(self, name: str, value: Any) -> None:
+        """A JSON file of the run."""
+        write_json(self.folder / name, value)
+
+    def state(self, status: str, error: str = "") -> None:
+        """running | finished | failed, with the reason in one line."""
+        write_json(self.layout.state, {"status": status, "error": error})
+
+    def event(self, line: str, **values: Any) -> None:
+        """One line for people (stdout and log.txt) and, with values, one for programs (metrics.jsonl)."""
+        print(line, flush=True)
+        with self.layout.log.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+        if values:
+            if self.track and "model" in values:
+                self.tracked += 1
+                self.track(self.tracked, {f"{values['model']}/{k}": v for k, v in flat(values).items()})
+            with self.layout.metrics.open("a", encoding="utf-8") as f:
+                f.write(json.dumps({"elapsed": round(time.monotonic() - self.started, 2), **values}) + "\n")

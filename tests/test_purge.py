@@ -1,0 +1,143 @@
+"""After forgetting: what is left in the folder of a run, what is deleted, and what a receipt says about both."""
+
+import json
+import random
+
+import pytest
+
+from ease_flwr import launcher
+from ease_flwr.audit import envelope, receipt
+from ease_flwr.config import ConfigError
+from ease_flwr.store import phases, purge
+from tests.in_process_grid import submit
+from tests.small import hashes, settings
+from tests.standing import SIMULATION, ask, copy, pairs
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+@pytest.mark.slow
+def test_purge_deletes_what_knows_and_says_what_is_kept(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    submit(settings(tmp_path / "run", **{"forget.then": "client-1", "audit.level": "quick", "evaluation.reference": "retrain"}))
+    run = tmp_path / "run"
+    gone = [phases.read(run / "phases" / p).theta for p in ("learn", "forget")]
+    columns = [f.read_bytes()[-400:] for f in run.glob("phases/learn/history/client-[01]/*.safetensors")]
+    assert len(columns) == 8
+    planned = purge.residual(run)
+    assert {x.status for x in planned} == {"to be purged", "kept"}
+    found = purge.purge(run)
+    assert {x.where for x in found if x.status == "purged"} == {x.where for x in planned if x.status == "to be purged"}
+    assert all(x.reason for x in found if x.status == "kept")
+    for file in (p for p in tmp_path.rglob("*") if p.is_file()):  # the cache too
+        content = file.read_bytes()
+        assert not any(theta.tobytes()[1000:1400] in content for theta in gone), file
+        assert not any(column in content for column in columns), file
+    assert json.loads((run / "audit.json").read_text())["scores"] == {}
+    assert not (run / "adapters" / "original").exists()
+    launcher.continue_training(run, 1, SIMULATION)  # it still goes on
+    assert "original" not in hashes(run)
+    assert "continued" in hashes(run)
+    assert not [x for x in purge.residual(run) if x.status == "to be purged" and "scores" not in x.where]
+
+
+def test_nothing_to_purge_is_said(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"no request to forget is done there, so there is nothing to purge"):
+        purge.purge(run)
+    with pytest.raises(ConfigError, match=r"queue.json: not the request queue of a run"):
+        purge.purge(tmp_path)
+
+
+# ---- receipts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def receipted(whole, home):
+    run = copy(whole, home / "receipted")
+    public = envelope.keygen(home / "key.pem")
+    receipt.make(run, home / "key.pem")
+    purge.purge(run)
+    receipt.make(run, home / "key.pem")
+    return run, public
+
+
+def test_a_receipt_says_what_was_asked_done_and_left(receipted, tmp_path):
+    run, public = receipted
+    said = envelope.opened(run / "receipt.json")["predicate"]
+    assert [r["targets"] for r in said["requests"]] == [["client-0"], ["client-1"]]
+    assert all(r["done"] >= r["asked"] > "2026" for r in said["requests"])
+    assert {x["status"] for x in said["residual"]} == {"purged", "kept"}
+    assert "parameters alone cannot prove it" in said["not_shown"]
+    assert said["number"] == 2
+    copied = copy(run, tmp_path / "elsewhere")  # a second machine's view
+    good = receipt.verify(copied, public)
+    assert good[0].startswith("2 receipts in an unbroken chain")
+    assert receipt.verify(copied / "receipt.json", public)[0].startswith("receipt.json: good signature")
+    assert (run.parent / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_every_edit_is_detected(receipted, tmp_path):
+    run, public = receipted
+    copied = copy(run, tmp_path / "run")
+    draw = random.Random(1)
+    files = ["receipt.json", "receipts/0001.json", "receipts/0002.json", "ledger.jsonl"]
+    files += [
+        "adapters/unlearned/adapter_model.safetensors",
+        "adapters/continued/adapter_config.json",
+        "results.json",
+        "queue.json",
+    ]
+    for trial in range(48):
+        file = copied / files[trial % len(files)]
+        good = file.read_bytes()
+        position = draw.randrange(len(good))
+        edits = [
+            good[:position] + bytes([good[position] ^ (1 << draw.randrange(7))]) + good[position + 1 :],
+            good[:position] + good[position + 1 :],
+            good[:position] + b" " + good[position:],
+        ]
+        file.write_bytes(edits[draw.randrange(3)])
+        if file.read_bytes() == good:
+            continue
+        with pytest.raises(ConfigError) as error:
+            receipt.verify(copied, public)
+        assert "\n" not in str(error.value)
+        file.write_bytes(good)
+    receipt.verify(copied, public)
+    (copied / "ledger.jsonl").write_text((copied / "ledger.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(ConfigError, match=r"1 receipts more than the ledger has lines"):
+        receipt.verify(copied, public)
+
+
+def test_the_wrong_key_and_fields_signed_anew_are_detected(receipted, tmp_path):
+    run, public = receipted
+    other = envelope.keygen(tmp_path / "other.pem")
+    with pytest.raises(ConfigError, match=r"signed with key \w{16}, not with the expected"):
+        receipt.verify(run, other)
+    copied = copy(run, tmp_path / "run")
+    statement = envelope.opened(run / "receipts" / "0002.json")
+    statement["predicate"]["requests"] = statement["predicate"]["requests"][:1]
+    envelope = json.loads((run / "receipts" / "0002.json").read_text())
+    text = envelope.seal_again(statement, envelope["signatures"][0])
+    (copied / "receipts" / "0002.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"0002.json: the signature does not fit the content"):
+        receipt.verify(copied, public)
+    with pytest.raises(ConfigError, match=r"a key is never overwritten"):
+        envelope.keygen(tmp_path / "other.pem")
+    (tmp_path / "other.pem").chmod(0o644)
+    with pytest.raises(ConfigError, match=r"can be read by others: chmod 600"):
+        receipt.make(copied, tmp_path / "other.pem")
+    with pytest.raises(ConfigError, match=r"no private key .*: make one with `ease receipt keygen"):
+        receipt.make(copied, tmp_path / "nothing.pem")
+
+
+def test_sample_ids_are_hashed_in_a_receipt(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    ask(run, pairs("client-1/16:24"), "finetune", "rounds=1")
+    envelope.keygen(tmp_path / "key.pem")
+    receipt.make(run, tmp_path / "key.pem")
+    said = envelope.opened(run / "receipt.json")["predicate"]
+    (target,) = said["requests"][0]["targets"]
+    assert len(target) == 64
+    assert "16:24" not in json.dumps(said)

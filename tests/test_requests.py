@@ -1,0 +1,133 @@
+"""Requests that come later, one after the other, while the run is busy, or wrong: a federation that stands for months."""
+
+import json
+
+import pytest
+
+from ease_flwr import config, launcher
+from ease_flwr.config import ConfigError, ForgetSet, told, union
+from ease_flwr.exchange.transport import FederationError
+from ease_flwr.store import purge, queue
+from ease_flwr.store.files import locked
+from ease_flwr.store.queue import Step
+from tests.in_process_grid import InProcessGrid, submit
+from tests.small import TINY, hashes, settings
+from tests.standing import SIMULATION, ask, copy, enqueue, leaves, pairs
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def test_requests_that_come_later_give_the_adapters_of_one_command(whole, learnt, tmp_path, capsys):
+    run = copy(learnt, tmp_path / "run")
+    assert list(hashes(run)) == ["original"]
+    assert ask(run, leaves("client-0")) == 0
+    first = hashes(run)
+    assert first["unlearned"] == hashes(whole)["unlearned_1"]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("log.txt", "metrics.jsonl")}
+    assert ask(run, leaves("client-0")) == 0  # the same request changes nothing
+    assert "asked before, not asked again" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in before} == before
+    ask(run, leaves("client-1"), id="second")
+    launcher.continue_training(run, TINY["continuation.rounds"], SIMULATION)
+    assert hashes(run) == hashes(whole)
+    steps = queue.read(run)
+    assert [s.kind for s in steps] == ["learn", "forget", "forget", "continuation"]
+    assert steps[2].request.id == "second"
+    assert "client-1" not in (run / "run_config.json").read_text()  # requests are not in the run config
+    launcher.continue_training(run, 1, SIMULATION)
+    assert hashes(run)["unlearned"] == hashes(whole)["unlearned"]
+    assert hashes(run)["continued"] != hashes(whole)["continued"]
+
+
+def test_it_goes_on_when_the_host_of_who_left_is_gone(whole, learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    ask(run, leaves("client-0"))
+    queue.append(run, Step(kind="continuation", rounds=1))
+    grid = InProcessGrid(3, settings(run))
+    del grid.contexts[100]
+    submit({**settings(run), "resume": True}, grid)
+    results = json.loads((run / "results.json").read_text())
+    assert results["adapters_sha256"]["unlearned"] == hashes(whole)["unlearned_1"]
+    assert "client-0" not in results["clients"]["continued"]
+    del grid.contexts[102]  # one that is needed
+    queue.append(run, Step(kind="continuation", rounds=1))
+    with pytest.raises(FederationError, match=r"1 nodes are connected, experiment personas has 3 clients"):
+        submit({**settings(run, **{"federation.start_timeout": 0.1}), "resume": True}, grid)
+
+
+def test_wrong_requests_are_one_line_and_change_nothing(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    before = (run / "queue.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"no client client-9; there are client-0, client-1, client-2"):
+        ask(run, leaves("client-9"))
+    with pytest.raises(ConfigError, match=r"all clients would have left"):
+        ask(run, leaves("client-0", "client-1", "client-2"))
+    with pytest.raises(ConfigError, match=r"strategy ease: unknown key tua"):
+        ask(run, leaves("client-0"), "ease", "tua=1")
+    with pytest.raises(ConfigError, match=r"nothing was forgotten there yet; learning before that is `learn.rounds`"):
+        launcher.continue_training(run, 3, SIMULATION)
+    with pytest.raises(ConfigError, match=r"run_config.json: .* it is needed to ask about this run again"):
+        ask(tmp_path, leaves("client-0"))
+    assert (run / "queue.json").read_bytes() == before
+
+
+def test_several_scenarios_after_one_another(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    ask(run, pairs("client-1/16:24"), "finetune", "rounds=1")
+    ask(run, leaves("client-0"))
+    results = json.loads((run / "results.json").read_text())
+    assert results["forget"] == {"scenario": "several", "targets": ["client-1/16:24", "client-0"]}
+    assert [q["targets"] for q in results["requests"]] == [["client-1/16:24"], ["client-0"]]
+    assert results["cost"]["unlearn"]["rounds"] == 3
+
+
+def test_one_process_at_a_time(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    with (
+        locked(run / "run.lock"),
+        pytest.raises(ConfigError, match=r"is in use by another process: wait until that has"),
+    ):
+        submit({**settings(run), "resume": True})
+    with locked(run / "run.lock"), pytest.raises(ConfigError, match=r"is in use by another process"):
+        purge.purge(run)
+
+
+@pytest.mark.slow
+def test_a_request_that_comes_while_the_run_is_busy_is_handled(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    enqueue(run, leaves("client-0"))
+
+    class Busy(InProcessGrid):
+        def push_messages(self, messages):
+            enqueue(run, leaves("client-1"), id="late")
+            return super().push_messages(messages)
+
+    submit({**settings(run), "resume": True}, Busy(3, settings(run)))
+    assert [q["targets"] for q in json.loads((run / "results.json").read_text())["requests"]] == [["client-0"], ["client-1"]]
+
+
+def test_single_pairs_are_told_to_their_client_alone(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    enqueue(run, pairs("client-1/16:24", "client-2/17"), "npo", rounds=1)
+    grid = InProcessGrid(3, settings(run))
+    submit({**settings(run), "resume": True}, grid)
+    for message in grid.sent:
+        text = json.dumps(dict(message.content["config"]))
+        others = {"client-1/16:24": 101, "client-2/17": 102}
+        assert all(message.metadata.dst_node_id == node for target, node in others.items() if target in text)
+
+
+def test_forget_sets_are_told_apart():
+    one = ForgetSet(scenario="sample", targets=("a/1", "b/2"))
+    both = (one, ForgetSet(scenario="client", targets=("c",)), ForgetSet(scenario="sample", targets=("a/3",)))
+    assert [s.targets for s in told(both, "a")] == [("a/1",), ("c",), ("a/3",)]
+    assert [s.targets for s in told(both, "c")] == [("c",)]
+    assert one.named == {"a", "b"}
+    assert one.leaving == ()
+    assert both[1].leaving == ("c",)
+    first, second = (config.ForgetRequest.of(one, name, {}) for name in ("ease", "npo"))
+    assert first.id == second.id  # asking twice is asking once, by whatever method
+    assert union([first]) == (one,)
+    assert config.described(both) == {"scenario": "several", "targets": ["a/1", "b/2", "c", "a/3"]}
+    assert config.NAME.fullmatch("hospital-2")
+    assert not config.NAME.fullmatch("../x")
