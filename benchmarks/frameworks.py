@@ -51,8 +51,7 @@ def prepare(folder: Path, clients: int) -> None:
 
     from benchmarks import generated
     from clients.encoding import encode
-    from ease_flwr import data
-    from ease_flwr import config
+    from ease_flwr import config, data
     from ease_flwr.model import adapters
 
     generated.write(folder / "images", PAIRS * clients, 64, 64)

@@ -35,8 +35,8 @@ def one(clients: int, rounds: int, layers: int, directions: int, rank: int) -> d
     from functools import partial
 
     from ease_flwr.config import HistoryConfig
-    from ease_flwr.store.history import History
     from ease_flwr.store.cost import peak_memory
+    from ease_flwr.store.history import History
     from strategies.gsd import Columns, GsdParams, measure
 
     spans = blocks(layers)

@@ -28,8 +28,8 @@ def one(name: str, batch: int, precision: str, checkpointing: bool) -> dict[str,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from clients.encoding import Encoded
     from clients.contrastive import Contrastive, info_nce
+    from clients.encoding import Encoded
     from ease_flwr import config
     from ease_flwr.model import adapters
     from ease_flwr.store.cost import peak_memory

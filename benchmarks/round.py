@@ -31,8 +31,7 @@ def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
     from torch.nn import functional as F
 
     from clients.encoding import encode
-    from ease_flwr import data
-    from ease_flwr import config
+    from ease_flwr import config, data
     from ease_flwr.model import adapters
 
     torch.set_num_threads(1)

@@ -31,7 +31,7 @@ SETTINGS = {
     "data.holdout_repeats": "data.forget_unseen_repeats",
     "strategy.gsd": "strategy.gsd.source",
     **{f"strategy.{key}": f"strategy.gsd.{key}" for key in GSD},
-    "strategy.bke": "strategy.bke.on",
+    "strategy.bke": "strategy.bke.enabled",
     **{f"strategy.bke_{key}": f"strategy.bke.{key}" for key in BKE},
     "strategy.lock": "strategy.lock.strength",
     **{f"strategy.lock_{key}": f"strategy.lock.{key}" for key in ("share", "halving", "release")},
@@ -86,7 +86,7 @@ RARER = {
         strategy.gsd.crowd=0.01""",
     "ease client other subspaces": "strategy.gsd.scope=tower strategy.gsd.tau=0.2 strategy.gsd.energy=0.7",
     "ease client whole subspace": "strategy.gsd.tau=0.2 strategy.gsd.directions=4 strategy.gsd.subspace=whole",
-    "ease client without BKE": "strategy.gsd.tau=0.1 strategy.bke.on=false",
+    "ease client without BKE": "strategy.gsd.tau=0.1 strategy.bke.enabled=false",
     "ease client other BKE": """strategy.gsd.tau=0.1 strategy.gsd.teacher_tau=0.6 strategy.bke.lr=0.001 strategy.bke.epochs=1
         strategy.bke.batch=24 strategy.bke.weight=20 strategy.bke.margin=2 strategy.bke.evidence=0.6
         strategy.bke.target=unseen strategy.bke.way=0.7 strategy.bke.sides=visual""",

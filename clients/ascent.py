@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional as F
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 from ease_flwr.model.retrieval import partner_cross_entropy
 

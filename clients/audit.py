@@ -31,6 +31,8 @@ STEPS = (1, 5, 15, 40)
 """Of relearning, after which recall is taken."""
 CROSS_STEPS = 2
 """Of relearning with one tower alone."""
+FORGET_SETS = ("forget_exclusive", "forget_shared", "forget")
+"""Sets about forgotten pairs that share a gallery with those of the retain set; forget_unseen has its own."""
 FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of changed images")
 """By which membership is attacked; the partner loss is its cross-entropy among public pairs."""
 
@@ -61,7 +63,7 @@ class Audit(Contrastive):
         asked: messages.Audit = messages.read_instruction(config)
         models = dict(zip(config["models"], parameters, strict=True))
         sets = self.data.evaluation(asked.split, asked.forget)
-        forgotten = self._forgotten(self.named(asked.forget)) if any(s.startswith("forget") for s in sets) else None
+        forgotten = self._forgotten(self.named(asked.forget)) if any(s in sets for s in FORGET_SETS) else None
         if forgotten is not None:
             sets["neighbours"] = self._neighbours(sets, forgotten)
         said: dict[str, Examination] = {}
@@ -138,8 +140,8 @@ class Audit(Contrastive):
 
     def _neighbours(self, sets: dict[str, EvaluationSet], forgotten: Pairs) -> EvaluationSet:
         """Queries about other things whose pictures are, for the model before learning, nearest to a forgotten one: in the
-        gallery of what is forgotten, or where that holds nothing else, among the test pairs."""
-        asked = [chosen for name, chosen in sets.items() if name.startswith("forget")]
+        gallery of what is forgotten, or where nothing else is there, among the test pairs."""
+        asked = [sets[name] for name in FORGET_SETS if name in sets]
         own = np.setdiff1d(np.arange(len(asked[0].gallery.pairs)), np.concatenate([chosen.query for chosen in asked]))
         among = EvaluationSet(asked[0].gallery, own) if len(own) else sets["test"]
         images = self._first(among.gallery.pairs, self.model.initial)[0][torch.from_numpy(among.query)]

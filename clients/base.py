@@ -17,11 +17,12 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from clients.encoding import Encoded, embedded, encoded
+from clients.judging import counts, partner_loss
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 from ease_flwr.exchange.answers import as_json
-from ease_flwr.exchange.judgement import KS, Evaluation, Hits, PartnerLoss, SetCounts
+from ease_flwr.exchange.judgement import Evaluation, PartnerLoss
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
 from ease_flwr.store.cost import peak_memory
 
@@ -169,7 +170,7 @@ class LoraClient(NumPyClient):
             fresh = self.world.returning(returning.about, returning.count)
             self.train = self.train + self.encode(fresh) if len(fresh) else self.train
         if not len(self.train):
-            raise ValueError(f"{self._where(instruction)}: no pair is left to learn from: do not ask this client")
+            raise ValueError(f"{self._where(instruction)}: no pair is left to learn from: ask only clients that have some")
 
     def _choose_forgotten(self, instruction: Forget) -> None:
         """`forget` and `kept`; the first is trained on. Raises ValueError where nothing is to be forgotten."""
@@ -178,7 +179,7 @@ class LoraClient(NumPyClient):
         named, earlier = self.named((instruction.forget,)), self.named(instruction.without)
         self.masks = named & ~earlier, ~named & ~earlier
         if not self.masks[0].any():
-            raise ValueError(f"{self._where(instruction)}: no pair is left to be forgotten: do not ask this client")
+            raise ValueError(f"{self._where(instruction)}: no pair is left to be forgotten: ask only clients that have some")
         pairs = self.encode(self.data.train)
         self.forget, self.kept = (pairs[torch.from_numpy(mask)] for mask in self.masks)
         self.train = self.forget
@@ -238,16 +239,11 @@ class LoraClient(NumPyClient):
         """Of the pairs to be forgotten, if there are any, and of public ones."""
         import torch
 
-        from ease_flwr.model.retrieval import partner_losses
-
-        out = self.named(instruction.forget)
+        out = torch.from_numpy(self.named(instruction.forget))
         if not out.any():
             return None
         (f, g), public = (self.embedded_first(p, theta) for p in (self.data.train, self.world.unseen()))
-        own = f[torch.from_numpy(out)], g[torch.from_numpy(out)]
-        rng, both = np.random.default_rng(0), ((own, public), (public, own))
-        forget, unseen = (partner_losses(a, b, self.scale, instruction.batch, rng).mean().item() for a, b in both)
-        return PartnerLoss(pairs=int(out.sum()), forget=forget, public=unseen)
+        return partner_loss((f[out], g[out]), public, self.scale, instruction.batch)
 
     def _free(self, tensors: tuple[int, ...]) -> None:
         """Let these adapter tensors be trained; none named: all."""
@@ -299,17 +295,3 @@ class LoraClient(NumPyClient):
             raise ValueError("forget lock is missing here: it must be sent again")
         self.state.save("lock", packed)
         return ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
-
-
-def counts(i2t: Tensor, t2i: Tensor, gallery: int, similarity: Tensor | None = None) -> SetCounts:
-    """Hits of image queries and text queries whose partners have these ranks, (n,) and (m,), in a gallery of so many pairs.
-
-    similarity: cosine of each pair, (n,), to go along.
-    """
-
-    def hits(ranks: Tensor) -> Hits:
-        first, fifth, tenth = (int((ranks <= k).sum()) for k in KS)
-        return first, fifth, tenth
-
-    cosines = () if similarity is None else tuple(similarity.tolist())
-    return SetCounts(images=len(i2t), texts=len(t2i), i2t=hits(i2t), t2i=hits(t2i), gallery=gallery, similarity=cosines)

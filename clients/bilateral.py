@@ -12,7 +12,7 @@ of the partner among the batch and as many public pairs: similarities are fixed 
 retrieval sees is this margin.
 
 Which pairs, and how far. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
-trained on, under the model at the request (what is normal for pairs that a model does not know): a pair that is to be forgotten is
+trained on, under the model at the request (what is normal for what a model does not know): a pair that is to be forgotten is
 *exclusive*, known from here alone, where a deeper excision (`teacher`, an adapter vector) takes it a good part of the way
 there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as exclusive. Other pairs
 stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its neighbours along, and
@@ -39,8 +39,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 from ease_flwr.model.retrieval import Embedded, partner_cross_entropy, partner_losses
 
@@ -62,14 +62,15 @@ SIDES = {
 
 
 def bilateral_loss(
-    f: Tensor, g: Tensor, f0: Tensor, g0: Tensor, target: Tensor, exclusive: Tensor, way: float = 0.5, sides: str = "both"
+    now: Embedded, then: Embedded, target: Tensor, exclusive: Tensor, way: float = 0.5, sides: str = "both"
 ) -> Tensor:
     """Mean over pairs of the squared terms: hinges from above for exclusive pairs, two-sided for the others.
 
-    Embeddings are (b, d) and unit-length, target is (b,), exclusive is (b,) and boolean; a scalar. way: how far each tower
+    now, then: unit-length f and g, f° and g°, (b, d) each; target is (b,), exclusive is (b,) and boolean; a scalar. way: how far each tower
     goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint" the first alone, "visual" and "text" the first
     and the one of that tower.
     """
+    (f, g), (f0, g0) = now, then
     before = (f0 * g0).sum(1)
     single = before + way * (target - before)
     terms = {"joint": (f * g).sum(1) - target, "visual": (f * g0).sum(1) - single, "text": (f0 * g).sum(1) - single}
@@ -78,7 +79,7 @@ def bilateral_loss(
 
 
 class Bilateral(Forgetting):
-    """Who holds what is to be forgotten. Arrays beside the adapters in its first message: `request` and, if there is one,
+    """What a forget client does. Arrays beside the adapters in its first message: `request` and, if there is one,
     `teacher`, adapter vectors."""
 
     class Options(Section):
@@ -145,7 +146,8 @@ class Bilateral(Forgetting):
         exclusive = self.exclusive[i, c]
         o = self.options
         then = self.before
-        similarity = bilateral_loss(f, g, then["f0"][i], then["g0"][i, c], then["target"][i, c], exclusive, o.way, o.sides)
+        before = then["f0"][i], then["g0"][i, c]
+        similarity = bilateral_loss((f, g), before, then["target"][i, c], exclusive, o.way, o.sides)
         mates = torch.from_numpy(self.mates.integers(len(self.public), size=len(i)))
         with torch.no_grad():
             others_f = self.model.embed_images(self.public.images[mates])
@@ -157,9 +159,9 @@ class Bilateral(Forgetting):
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Shorten the step by bisection until the exclusive pairs have landed on their targets; reports where they are.
 
-        `partner_loss` is the mean cross-entropy of the partner over the exclusive pairs, `goal` the mean of t_i. Where the client
-        stays no teacher knows which pair should end where, and none may be left behind: there each pair counts up to its
-        target only, and LANDED of the way is the goal.
+        `partner_loss` is the mean over the exclusive pairs, in nats, `goal` the mean of t_i. Where the client stays no
+        teacher knows which pair should end where, and none may be left behind: there each pair counts up to its target only, and
+        LANDED of the way is the goal.
         """
         found = float(self.exclusive[:, 0].float().mean())
         if not found:

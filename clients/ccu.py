@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

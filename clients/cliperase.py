@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients.forgetting import Forgetting, apart
 from clients.base import Batch
 from clients.contrastive import info_nce
+from clients.forgetting import Forgetting, apart
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

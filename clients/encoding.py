@@ -101,7 +101,7 @@ def embed(model: AdaptedModel, encoded: Encoded, pairs: Pairs, batch: int = 256)
 def embedded(
     model: AdaptedModel, pairs: Pairs, theta: NDArray[np.float32], experiment: config.Experiment
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `embed` makes of pairs under the adapters theta, to which the model is set already; kept for the last few adapters."""
+    """What `embed` makes of pairs; the model must be set to the adapters theta. Kept for the last few adapters."""
     from ease_flwr.model.adapters import sha256
 
     key = sha256(theta)

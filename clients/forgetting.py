@@ -10,6 +10,7 @@ import torch
 from clients.base import LoraClient
 from clients.encoding import Encoded
 from ease_flwr.config import Section
+from ease_flwr.exchange.messages import Forget
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +33,10 @@ class Forgetting(LoraClient):
     options: Any
 
     def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
+        if not isinstance(instruction, Forget):
+            raise ValueError(
+                f"objective {instruction.objective!r} forgets: send it a Forget, not a {type(instruction).__name__}"
+            )
         self.options, self.batch = self.Options(**instruction.options), instruction.train.batch
         self.extras = extras
         self.public = self.encode(self.world.unseen())

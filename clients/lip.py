@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

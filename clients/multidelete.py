@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients.forgetting import Forgetting, apart
 from clients.base import Batch
+from clients.forgetting import Forgetting, apart
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

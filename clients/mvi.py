@@ -1,6 +1,6 @@
 """Multimodal variational inference and contrastive semantic editing, see strategies/mvi.py.
 
-Longer than a page because it holds a model of its own: `Factors`, fitted on the forget client, which never leaves it.
+Longer than a page because it has a model of its own: `Factors`, which is fitted by the forget client and never leaves it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:
@@ -77,12 +77,15 @@ def _gaussian(x: Tensor) -> Gaussian:
     return mean, log_variance.clamp(-8, 4)
 
 
-def fit(f: Tensor, g: Tensor, k: int, steps: int, beta: float, decouple: float, seed: int) -> tuple[Factors, list[float]]:
-    """Fit Factors on (n, d) unit-length embeddings; returns them and the decoupling penalty before and after.
+def fit(
+    pairs: tuple[Tensor, Tensor], k: int, steps: int, beta: float, decouple: float, seed: int
+) -> tuple[Factors, list[float]]:
+    """Fit Factors on unit-length embeddings f and g, (n, d) each; returns them and the decoupling penalty before and after.
 
     The loss is the negative ELBO with cosine reconstruction, beta KL, and `decouple` times the cross-covariance of z_c with z_v
     and z_t. In half of the cases one modality is missing, one or the other.
     """
+    f, g = pairs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Factors(f.shape[1], k)
@@ -134,7 +137,7 @@ class Mvi(Forgetting):
         """Embeddings at the request, and the edited targets f1 (n, d) and g1 (n, captions, d)."""
         known, o = super().snapshot(extras), self.options
         f, g = torch.cat([known["f0"], known["others_f0"]]), torch.cat([known["g0"][:, 0], known["others_g0"][:, 0]])
-        model, _ = fit(f, g, int(o.latent), int(o.steps), o.beta, o.decouple, int(self.mates.integers(2**31)))
+        model, _ = fit((f, g), int(o.latent), int(o.steps), o.beta, o.decouple, int(self.mates.integers(2**31)))
         f1, g1 = torch.empty_like(known["f0"]), torch.empty_like(known["g0"])
         other = self.draw(len(f1))
         there = model.consistent(known["others_f0"][other], known["others_g0"][other, 0], torch.ones(len(f1), 2))[0]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional as F
 
-from clients.forgetting import Forgetting
 from clients.base import Batch
+from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 from ease_flwr.model.retrieval import partner_cross_entropy
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def negative_preference(loss: Tensor, before: Tensor, beta: float) -> Tensor:
-    """Mean of (2 / beta) log(1 + (p / p_0)^beta), with losses -log p and -log p_0 of the same shape; a scalar."""
+    """Mean of (2 / beta) log(1 + (p / p_0)^beta), with partner losses -log p and -log p_0 of the same shape; a scalar."""
     return 2 / beta * F.softplus(beta * (before - loss)).mean()
 
 

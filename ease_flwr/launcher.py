@@ -118,9 +118,7 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     """Let those who stay go on learning for some rounds, under the lock. Raises ConfigError."""
     folder = folder.absolute()
     if not queue.requests(queue.read(folder)):
-        raise ConfigError(
-            f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run"
-        )
+        raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
     queue.append(folder, Step(kind="continuation", rounds=rounds))
     return resume(folder, where)
 

@@ -46,7 +46,7 @@ class MethodContext:
     clients: tuple[str, ...]
     """Clients that train on what they keep, by name."""
     forget_clients: tuple[str, ...] = ()
-    """Clients that hold what is to be forgotten and can help; in the client scenario they are not among `clients`."""
+    """Clients that have what is to be forgotten and can help; in the client scenario they are not among `clients`."""
     forget: ForgetSet | None = None
     """What is to be forgotten; None while everybody learns everything."""
     without: Mapping[str, Union] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Method:
     """What it reads: nothing, the updates of single clients, or the way of the global adapters too, which only plain FedAvg
     lets one compute from the updates."""
     forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "not asked"
-    """What those who hold what is to be forgotten do in the forget phase."""
+    """What those who have what is to be forgotten do in the forget phase."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Settings that had another name before version 0.2."""
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class BkeParams(Section):
     """Bilateral knowledge excision: what forget clients do in each round."""
 
-    on: bool = True
+    enabled: bool = True
     """Whether forget clients help by it; without, excision and projection work alone (parameters only)."""
     lr: float = searched(5e-4, (2.5e-4, 5e-4, 1e-3), gt=0)
     """AdamW learning rate."""
@@ -66,7 +66,7 @@ class BkeParams(Section):
     @property
     def options(self) -> dict[str, float | str]:
         """What the loss is told."""
-        return self.model_dump(exclude={"on", "lr", "epochs", "batch"})
+        return self.model_dump(exclude={"enabled", "lr", "epochs", "batch"})
 
 
 class LockParams(Section):
@@ -115,7 +115,7 @@ class Ease(Method):
     def prepare(self, theta: Vector, history: History) -> Vector:
         p, context = self.params, self.context
         source = gsd.source(context, p.gsd)
-        bke = p.bke.on and bool(context.forget_clients)
+        bke = p.bke.enabled and bool(context.forget_clients)
         if source == "none" and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
         self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}

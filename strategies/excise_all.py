@@ -22,7 +22,7 @@ class Whole(GsdParams):
 class Off(BkeParams):
     """As EASE's, but off."""
 
-    on: bool = False
+    enabled: bool = False
     """No bilateral excision."""
 
 

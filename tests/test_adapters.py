@@ -6,9 +6,9 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from ease_flwr.model import adapters, backbone
 from ease_flwr.config import APP, ConfigError, LoraConfig, ModelConfig
 from ease_flwr.data import make_base
+from ease_flwr.model import adapters, backbone
 
 BASE = ModelConfig(weights="ease_flwr/data/personas-base.json")
 

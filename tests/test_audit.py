@@ -21,10 +21,10 @@ from clients.contrastive import Contrastive
 from ease_flwr import data, server_app
 from ease_flwr.audit import examination, figures, report, verdict
 from ease_flwr.audit.examination import Measure, auc, kolmogorov_smirnov, measure, share_measure
-from ease_flwr.model import adapters
 from ease_flwr.config import AuditConfig, ConfigError, TrainConfig
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.messages import Instruction
+from ease_flwr.model import adapters
 from ease_flwr.model.retrieval import count_hits, ranks
 from ease_flwr.sweep import cells, comparison, shadows
 from strategies.base import Setting, Unlearning

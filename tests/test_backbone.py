@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from clients.encoding import encode
-from ease_flwr.model import adapters, backbone
 from ease_flwr.config import APP, ConfigError, DataConfig, LoraConfig, ModelConfig
 from ease_flwr.data import make_base, personas
 from ease_flwr.data.pairs import Pairs
+from ease_flwr.model import adapters, backbone
 
 BASE = APP / "ease_flwr" / "data" / "personas-base.json"
 

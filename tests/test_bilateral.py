@@ -5,9 +5,9 @@ import pytest
 
 from clients.bilateral import Bilateral
 from ease_flwr import data
-from ease_flwr.model import adapters
 from ease_flwr.config import ForgetConfig, TrainConfig
 from ease_flwr.exchange.messages import Instruction
+from ease_flwr.model import adapters
 from strategies.ease import BkeParams
 from tests.small import small_experiment
 

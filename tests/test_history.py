@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ease_flwr.model import subspaces
 from ease_flwr.config import HistoryConfig
+from ease_flwr.model import subspaces
 from ease_flwr.store.history import History
 
 

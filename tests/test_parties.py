@@ -1,4 +1,4 @@
-"""Who takes part in a request: laws over random sequences of requests of all three scenarios, against brute force over pairs."""
+"""Who takes part in a request: laws over random sequences of requests, against brute force over pairs."""
 
 import numpy as np
 import pytest

@@ -118,8 +118,8 @@ def test_the_wrong_key_and_fields_signed_anew_are_detected(receipted, tmp_path):
     copied = copy(run, tmp_path / "run")
     statement = envelope.opened(run / "receipts" / "0002.json")
     statement["predicate"]["requests"] = statement["predicate"]["requests"][:1]
-    envelope = json.loads((run / "receipts" / "0002.json").read_text())
-    text = envelope.seal_again(statement, envelope["signatures"][0])
+    sealed = json.loads((run / "receipts" / "0002.json").read_text())
+    text = envelope.seal_again(statement, sealed["signatures"][0])
     (copied / "receipts" / "0002.json").write_text(text)
     with pytest.raises(ConfigError, match=r"0002.json: the signature does not fit the content"):
         receipt.verify(copied, public)

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -97,7 +96,9 @@ def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
     assert list(ends) == [("learn", 2), ("forget", 2), ("continuation", 2)]
     assert asked == 4 * 3  # three phases end, and the final judgement
     _, judged, asked = found("judged", **{"learn.rounds": 3, "evaluation.every": 1})
-    assert list(judged) == [(m, r) for m, last in (("learn", 3), ("forget", 2), ("continuation", 2)) for r in range(1, last + 1)]
+    assert list(judged) == [
+        (m, r) for m, last in (("learn", 3), ("forget", 2), ("continuation", 2)) for r in range(1, last + 1)
+    ]
     assert judged["learn", 2] == ends["learn", 2]
     assert set(judged["continuation", 1]) == set(ends["continuation", 2]) >= {"forget", "retain", "test"}
     assert asked == 4 * 3 + 1  # client-0 left: it does not train in the continuation, and is asked by itself
@@ -178,7 +179,9 @@ def test_a_class_is_forgotten_by_clients_that_stay(home):
 
 
 def test_history_cannot_tell_a_class_apart_and_is_refused(home):
-    with pytest.raises(ConfigError, match=r"strategy.gsd.source=history: the updates of clients that stay contain what is to be"):
+    with pytest.raises(
+        ConfigError, match=r"strategy.gsd.source=history: the updates of clients that stay contain what is to be"
+    ):
         play(home / "refused", experiment="personas_class", set=extra(**{"strategy.gsd.source": "history"}))
 
 

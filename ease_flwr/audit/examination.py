@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.audit import FEATURES, STEPS
+from clients.audit import FEATURES, FORGET_SETS, STEPS
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
-from ease_flwr.exchange.answers import ExaminedSet, Examination
+from ease_flwr.exchange.answers import Examination, ExaminedSet
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.judgement import KS, SETS
 from ease_flwr.exchange.messages import Audit
@@ -58,8 +58,8 @@ def together(said: Sequence[Examination]) -> Answers:
     """All clients' answers about one model. "forget" is the union of its two parts where they exist."""
     sets: dict[str, list[ExaminedSet]] = {}
     for answer in said:
-        for name, found in answer.sets.items():
-            sets.setdefault(name, []).append(found)
+        for kind, found in answer.sets.items():
+            sets.setdefault(kind, []).append(found)
     parts = [s for s in ("forget_exclusive", "forget_shared") if s in sets]
     if parts:
         sets["forget"] = [found for part in parts for found in sets[part]]
@@ -69,7 +69,8 @@ def together(said: Sequence[Examination]) -> Answers:
         out.ranks[name] = of["i2t"], of["t2i"]
         out.similarity[name], out.labels[name] = of["similarity"], of["labels"]
     if members := [a for a in said if a.member]:
-        out.member, out.stranger = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
+        both = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
+        out.member, out.stranger = (rows.reshape(-1, len(FEATURES)) for rows in both)
     if relearnt := [a.relearn for a in said if a.relearn]:
         out.relearn = np.sum(np.array(relearnt, dtype=np.float64), axis=0)
     if marked := [a.backdoor for a in said if a.backdoor]:
@@ -211,14 +212,14 @@ def numbers(answers: Answers, reference: Answers) -> dict[str, Measure]:
         median, their_median = (float(np.median(np.concatenate(r))) for r in (ranks, theirs))
         out[f"median_rank.{name}"] = Measure(median, gap=median - their_median)
         s, r = answers.similarity[name], reference.similarity[name]
-        if name.startswith(("forget", "retain")):
+        if name in (*FORGET_SETS, "retain"):
             out[f"distance.{name}"] = measure(np.abs(s - r))
             out[f"correlation.{name}"] = Measure(_correlation(s, r))
             out[f"ks.{name}"] = Measure(kolmogorov_smirnov(s, r))
         out[f"similarity.{name}"] = measure(s, r)
         if (ours_spread := wordings(ranks[1], answers.labels[name])) is not None:
             out[f"wording.{name}"] = measure(ours_spread, wordings(theirs[1], answers.labels[name]))
-        if name.startswith("forget"):
+        if name in FORGET_SETS:
             out[f"people.{name}"] = _worst(answers.labels[name], ranks[0] <= 1, theirs[0] <= 1)
     out |= _membership(answers, reference)
     if answers.backdoor.size:
@@ -275,9 +276,7 @@ def _correlation(a: Numbers, b: Numbers) -> float:
 def scores(answers: Answers, most: int = 400) -> dict[str, list[float]]:
     """What a report draws: similarities of sets (at most so many, evenly chosen) and cosines of members and strangers."""
     out = {
-        f"similarity.{s}": v[:: max(1, len(v) // most)]
-        for s, v in answers.similarity.items()
-        if s.startswith(("forget", "retain"))
+        f"similarity.{s}": v[:: max(1, len(v) // most)] for s, v in answers.similarity.items() if s in (*FORGET_SETS, "retain")
     }
     out |= {"member": answers.member[:, 0], "stranger": answers.stranger[:, 0], "member_partner_loss": answers.member[:, 1]}
     return {key: values.round(4).tolist() for key, values in out.items()}

@@ -15,8 +15,8 @@ from PIL import Image
 from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.audit.summary import read_results
-from ease_flwr.model import adapters
 from ease_flwr.config import Experiment, union
+from ease_flwr.model import adapters
 from ease_flwr.store import queue
 from ease_flwr.store.layout import RunLayout
 

@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ease_flwr import config
 from ease_flwr.audit import figures
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, digits
-from ease_flwr import config
 from ease_flwr.config import ConfigError
+from ease_flwr.exchange.judgement import SETS
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
-from ease_flwr.exchange.judgement import SETS
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (

@@ -35,7 +35,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
     """The audit of the adapters that results.json names: the full one before a quick one, then the newest.
 
-    (None, {}) where there is none: an audit of earlier adapters says nothing about these. Raises ConfigError where one is broken.
+    (None, {}) where there is none: an audit of earlier adapters says nothing about these. Raises ConfigError at a broken one.
     """
     found = []
     for file in RunLayout(run).audits():

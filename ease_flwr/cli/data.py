@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ease_flwr.cli.shared import mistakes
 from ease_flwr import config
+from ease_flwr.cli.shared import mistakes
 
 if TYPE_CHECKING:
     from ease_flwr.data.photographs import Photographs

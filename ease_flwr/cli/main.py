@@ -37,11 +37,12 @@ def run(
     KEY of --set is the dotted path of a field, for example forget.targets=client-4, data.root=DIR, learn.rounds=3.
     """
     from ease_flwr import launcher
+    from ease_flwr.hosts.simulation import Where
 
     with mistakes("run"):
         if until not in ("", "learn"):
             raise config.ConfigError(f"--until {until!r}: expected learn")
-        where = launcher.Where(superlink, client_cpus, client_gpus)
+        where = Where(superlink, client_cpus, client_gpus)
         new = launcher.NewRun(experiment, strategy, seed, run_dir, fresh, set or (), until)
         raise typer.Exit(launcher.run(new, where))
 
@@ -61,12 +62,13 @@ def audit(
 ) -> None:
     """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
     from ease_flwr import launcher
+    from ease_flwr.hosts.simulation import Where
 
     with mistakes("audit"):
         if level not in ("quick", "full"):
             raise config.ConfigError(f"--level {level!r}: expected quick or full")
         if not shadows:
-            raise typer.Exit(launcher.audit(run, level, launcher.Where(superlink, client_cpus, client_gpus)))
+            raise typer.Exit(launcher.audit(run, level, Where(superlink, client_cpus, client_gpus)))
         from ease_flwr.sweep import shadows as federations
 
         print(f"{federations.attack(run, shadows, _say)}\nin {run}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
 from ease_flwr import config
+from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
 
 RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
@@ -17,9 +18,10 @@ SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; 
 def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0) -> None:
     """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
     from ease_flwr import launcher
+    from ease_flwr.hosts.simulation import Where
 
     with mistakes("resume"):
-        raise typer.Exit(launcher.resume(run, launcher.Where(superlink, client_cpus, client_gpus)))
+        raise typer.Exit(launcher.resume(run, Where(superlink, client_cpus, client_gpus)))
 
 
 def forget(
@@ -36,6 +38,7 @@ def forget(
 ) -> None:
     """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
     from ease_flwr import launcher
+    from ease_flwr.hosts.simulation import Where
 
     with mistakes("forget"):
         asked = [("client", client or []), ("class", label or []), ("sample", _lines(ids) if ids else [])]
@@ -44,7 +47,7 @@ def forget(
             raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
         scenario, targets = given[0]
         wanted = config.validate(config.ForgetConfig, {"scenario": scenario, "targets": tuple(targets)}, "request")
-        where = launcher.Where(superlink, client_cpus, client_gpus)
+        where = Where(superlink, client_cpus, client_gpus)
         raise typer.Exit(launcher.forget(run, launcher.Asked(wanted, strategy, set or (), id), where))
 
 
@@ -57,9 +60,10 @@ def continue_(
 ) -> None:
     """Those who stay go on learning, under the forget lock."""
     from ease_flwr import launcher
+    from ease_flwr.hosts.simulation import Where
 
     with mistakes("continue"):
-        raise typer.Exit(launcher.continue_training(run, rounds, launcher.Where(superlink, client_cpus, client_gpus)))
+        raise typer.Exit(launcher.continue_training(run, rounds, Where(superlink, client_cpus, client_gpus)))
 
 
 def purge(
@@ -89,11 +93,12 @@ def receipt(
     from ease_flwr.store.files import home
 
     with mistakes("receipt"):
+        from ease_flwr.audit import envelope
         from ease_flwr.audit import receipt as receipts
 
         file = key or home() / "receipt-key.pem"
         if run == "keygen":
-            public = receipts.keygen(file)
+            public = envelope.keygen(file)
             print(f"private key in {file}: keep it to yourself; public key in {public}: for who is to verify")
         else:
             print(receipts.make(Path(run), file))
@@ -157,7 +162,7 @@ def deploy_demo(
 
 
 GROUPS = {"deploy": deploy}
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "forget": forget,
     "continue": continue_,

@@ -46,7 +46,7 @@ class EvaluationConfig(Section):
     reference: Literal["retrain", "none"] = afterwards("retrain")
     """Whether the model is also trained without what is to be forgotten, to compare with."""
     equal: bool = afterwards(True)
-    """Whether the reference also goes on for as many rounds as forgetting took (retrain_equal), and through the continuation."""
+    """Whether the reference goes on for as many rounds as forgetting took (retrain_equal), and through the continuation."""
     split: Literal["test", "validation"] = afterwards("test")
     """Pairs that the models are judged on at the end; validation while settings are being chosen."""
     order_seed: int = Field(0, ge=0)

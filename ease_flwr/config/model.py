@@ -55,7 +55,7 @@ class TrainConfig(Section):
     """Largest gradient norm."""
     aggregator: Literal["FedAvg", "FedProx", "FedAvgM", "FedAdam", "FedMedian", "FedTrimmedAvg", "Krum"] = "FedAvg"
     """Flower's strategy that aggregates while the federation learns (the retrained reference too); then it is FedAvg."""
-    aggregator_options: dict[str, float] = {}
+    aggregator_options: dict[str, float] = Field(default_factory=dict)
     """Its own settings, by Flower's names, e.g. server_momentum, eta, beta, num_malicious_nodes, proximal_mu."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the clients that take part in a round, drawn by name and seed. Who has to forget is always asked."""

@@ -12,7 +12,7 @@ _BKE = ("lr", "epochs", "batch", "weight", "margin", "evidence", "target", "way"
 EASE = {
     "gsd": "gsd.source",
     **{name: f"gsd.{name}" for name in _GSD},
-    "bke": "bke.on",
+    "bke": "bke.enabled",
     **{f"bke_{name}": f"bke.{name}" for name in _BKE},
     "lock": "lock.strength",
     **{f"lock_{name}": f"lock.{name}" for name in ("share", "halving", "release")},

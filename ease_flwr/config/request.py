@@ -64,7 +64,7 @@ class ForgetRequest(ForgetSet):
     """Names the request. By default it follows from what is asked, so asking twice is asking once."""
     strategy: str
     """File in strategies/."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Of the method, by name; they go before what the experiment says about it."""
     received: str
     """UTC."""

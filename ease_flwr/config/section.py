@@ -46,7 +46,7 @@ def decides(field: FieldInfo) -> Decides:
     """What a field can change; every field counts as part of learning unless it says otherwise."""
     extra = field.json_schema_extra
     found: Any = extra.get("decides", "learning") if isinstance(extra, dict) else "learning"
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def leaves(model: type[BaseModel], prefix: str = "", within: Decides = "learning") -> Iterator[tuple[str, FieldInfo, Decides]]:

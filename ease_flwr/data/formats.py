@@ -24,7 +24,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -172,8 +172,17 @@ def _twice(entry: Entry, seen: set[str]) -> str:
     return ""
 
 
-def _entry(file: Path, where: str, name: Any, captions: Any, label: Any = "", split: Any = "", folder: str = "") -> Entry:
-    """One checked line of an index. folder: below the folder of images, or beside it. Raises TypeError and ValueError."""
+class About(NamedTuple):
+    """What an index says about an image beside its captions. folder: below the folder of images, or beside it."""
+
+    label: Any = ""
+    split: Any = ""
+    folder: Any = ""
+
+
+def _entry(file: Path, where: str, name: Any, captions: Any, about: About) -> Entry:
+    """One checked line of an index. Raises TypeError and ValueError."""
+    label, split, folder = about
     if not isinstance(name, str) or not name or "\0" in name:
         raise TypeError(f"{where} has filename {name!r}")
     if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
@@ -193,8 +202,8 @@ def _entry(file: Path, where: str, name: Any, captions: Any, label: Any = "", sp
 def _karpathy(file: Path) -> Iterator[Entry]:
     for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))["images"]):
         captions = [s["raw"] for s in image["sentences"]]
-        about = image.get("label", ""), image["split"], image.get("filepath", "")
-        yield _entry(file, f"images[{i}]", image["filename"], captions, *about)
+        about = About(image.get("label", ""), image["split"], image.get("filepath", ""))
+        yield _entry(file, f"images[{i}]", image["filename"], captions, about)
 
 
 def _textcaps(file: Path) -> Iterator[Entry]:
@@ -210,7 +219,8 @@ def _textcaps(file: Path) -> Iterator[Entry]:
 
 def _json(file: Path) -> Iterator[Entry]:
     for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-        yield _entry(file, f"[{i}]", image["image"], image["captions"], image.get("label", ""), image.get("split", ""))
+        about = About(image.get("label", ""), image.get("split", ""))
+        yield _entry(file, f"[{i}]", image["image"], image["captions"], about)
 
 
 def _csv(file: Path) -> Iterator[Entry]:
@@ -228,7 +238,7 @@ def _gathered(file: Path, rows: Iterable[tuple[str, str, str, str, str]]) -> Ite
     for where, name, caption, label, split in rows:
         found.setdefault(name, (where, [], label, split))[1].append(caption)
     for name, (where, captions, label, split) in found.items():
-        yield _entry(file, where, name, captions, label, split)
+        yield _entry(file, where, name, captions, About(label, split))
 
 
 def _shard(file: Path) -> Iterator[Entry]:
@@ -268,7 +278,7 @@ def _shard(file: Path) -> Iterator[Entry]:
         if "at" not in sample:
             raise ValueError(f"{key} has captions and no image")
         name, start, size = sample["at"]
-        entry = _entry(file, name, name, sample["captions"], sample["label"], sample["split"] or named)
+        entry = _entry(file, name, name, sample["captions"], About(sample["label"], sample["split"] or named))
         yield replace(entry, file=file, start=start, size=size)
 
 

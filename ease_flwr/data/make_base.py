@@ -30,9 +30,10 @@ CONFIG: dict[str, Any] = {
 IMAGE = {"size": drawing.SIZE, "mean": (0.45, 0.45, 0.45), "std": (0.27, 0.27, 0.27)}
 
 
-def make_base(
-    path: Path, seed: int, scenes: int, epochs: int, progress: Callable[[str], None], batch: int = 256, lr: float = 2e-3
-) -> float:
+BATCH, LR = 256, 2e-3
+
+
+def make_base(path: Path, seed: int, scenes: int, epochs: int, progress: Callable[[str], None]) -> float:
     """Train by symmetric InfoNCE on `scenes` base scenes and write the model to `path`.
 
     Returns the R@1 in percent (mean of both directions) of the *written* model on 500 scenes it never saw. The names of
@@ -46,13 +47,13 @@ def make_base(
         unready = backbone.Backbone(model, tokenize, drawing.SIZE, IMAGE["mean"], IMAGE["std"])  # type: ignore[arg-type]
         pairs = drawing.scenes(scenes, (seed, 100))
         images, texts = unready.normalise(pairs.images), tokenize([c[0] for c in pairs.captions])
-        steps = len(pairs) // batch
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps + 1)
+        steps = len(pairs) // BATCH
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.02)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=epochs * steps + 1)
         for epoch in range(epochs):
             order = torch.randperm(len(pairs), generator=generator)
             total = 0.0
-            for index in order[: steps * batch].split(batch):
+            for index in order[: steps * BATCH].split(BATCH):
                 a = model.encode_image(images[index], normalize=True)
                 b = model.encode_text(texts[index], normalize=True)
                 logits = model.logit_scale.exp().clamp(max=60) * a @ b.T

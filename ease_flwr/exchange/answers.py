@@ -45,11 +45,11 @@ class Examination(Section):
     """Marked pictures, and those for which the sentence of the mark comes first."""
     relearn: tuple[NonNegativeInt, ...] = ()
     """Queries, hits before, and hits after some steps of learning the forgotten pairs again."""
-    cross: dict[Literal["visual", "text"], tuple[NonNegativeInt, NonNegativeInt]] = {}
+    cross: dict[Literal["visual", "text"], tuple[NonNegativeInt, NonNegativeInt]] = Field(default_factory=dict)
     """Queries and hits after learning them again with one tower alone."""
     probe: FiniteFloat | None = None
     """AUC of telling forgotten from unseen pairs by their embeddings."""
-    cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = {}
+    cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
     """Linear CKA to the retrained model, image and text."""
 
 

@@ -76,9 +76,7 @@ def judge(federation: Federation, models: Models, forget: Union, split: Any = "t
     return {name: pool(by_client) for name, by_client in answers.items()}
 
 
-def validate(
-    federation: Federation, models: Models, names: Iterable[str], forget: Union
-) -> tuple[dict[str, Judgement], Cost]:
+def validate(federation: Federation, models: Models, names: Iterable[str], forget: Union) -> tuple[dict[str, Judgement], Cost]:
     """Models on these clients' validation pairs, with the partner loss of what is to be forgotten.
 
     They travel in half precision. Raises FederationError.

@@ -1,4 +1,4 @@
-"""One round of training: every client that is asked trains, is asked once more if it fails, and is left out if it fails again."""
+"""One round of training. A client that fails is asked once more, and is left out if it fails again."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from open_clip.model import CLIP
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ease_flwr.model import backbone
 from ease_flwr.config import ConfigError, LoraConfig, ModelConfig
+from ease_flwr.model import backbone
 
 Tower = Literal["visual", "text"]
 Vector = NDArray[np.float32]

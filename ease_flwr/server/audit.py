@@ -35,9 +35,7 @@ def audit(
     experiment = federation.experiment
     answers = examination.examine(federation, thetas, forget, level, experiment.evaluation.split)
     continued = ("continued", "retrain_continued")
-    reference = {
-        m: "retrain_continued" if m in continued and "retrain_continued" in answers else "retrain" for m in answers
-    }
+    reference = {m: "retrain_continued" if m in continued and "retrain_continued" in answers else "retrain" for m in answers}
     found = {m: examination.numbers(a, answers[reference[m]]) for m, a in answers.items()}
     rows = verdict.verdict(found, experiment.audit)
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
@@ -75,8 +73,6 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     if "retrain" not in thetas:
-        raise ConfigError(
-            f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)"
-        )
+        raise ConfigError(f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)")
     lock = phases.read(finished.phase(served[-1][0])).lock
     audit(run, Federation(transport, experiment, roster, run.event), thetas, union(requests), level, lock)

@@ -18,8 +18,13 @@ def continuation(server: Server, state: FederationState, step: Step, name: str) 
     method = Continuing(context(server, state, "continuation"), state.lock, returning(server, state))
     plan = Plan("continuation", step.rounds, first=state.continued + 1)
     found = ordinary(server, state, name, method, plan)
-    rounds = {"rounds": state.rounds + step.rounds, "continued": state.continued + step.rounds}
-    state = replace(state, theta=found.theta, failures=state.failures + found.failures, **rounds)
+    state = replace(
+        state,
+        theta=found.theta,
+        rounds=state.rounds + step.rounds,
+        continued=state.continued + step.rounds,
+        failures=state.failures + found.failures,
+    )
     return state.with_model("continued", found.theta).with_cost("continuation", found.cost)
 
 

@@ -62,9 +62,7 @@ def _serve(
     assert history is not None
     kind = strategies.load(request.strategy)
     if kind.forget_clients == "needed" and not who.forget_clients:
-        raise FederationError(
-            f"strategy {request.strategy} needs {', '.join(who.absent)}, who does not answer: use another"
-        )
+        raise FederationError(f"strategy {request.strategy} needs {', '.join(who.absent)}, who does not answer: use another")
     experiment = admission.serving(request, server.experiment)
     params: Any = kind.check(request.strategy, experiment, request.scenario)
     served = (*state.served, request)
@@ -94,7 +92,7 @@ def _serve(
         "forget_clients": sorted(who.forget_clients),
     }
     cost, forgotten = method.meter.spent + outcome.cost, tuple(r.id for r in served)
-    return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, outcome.failures)
+    return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, (*method.failures, *outcome.failures))
 
 
 def _say_absent(server: Server, phase: str, who: Parties) -> None:

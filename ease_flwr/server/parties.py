@@ -32,9 +32,7 @@ class RollCall:
         return next(i for i, r in enumerate(self.requests) if r.id == request.id)
 
 
-def counted(
-    pairs: Mapping[str, int], requests: Sequence[ForgetRequest], said: Mapping[str, Sequence[int]]
-) -> RollCall:
+def counted(pairs: Mapping[str, int], requests: Sequence[ForgetRequest], said: Mapping[str, Sequence[int]]) -> RollCall:
     """The roll call from what clients said; of one that said nothing it is known only that it leaves, if it does."""
     counts: dict[str, tuple[int, ...]] = {}
     for client, n in pairs.items():

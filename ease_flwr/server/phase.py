@@ -9,12 +9,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ease_flwr.config import ConfigError, code_hash, digest
+from ease_flwr.config import ConfigError, code_hash, digest, union
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.journal import Journal
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
-from ease_flwr.config import union
 from ease_flwr.store import phases
 from ease_flwr.store.phases import PhaseResult
 
@@ -22,10 +21,11 @@ Compute = Callable[[Federation, Reporter, Path], PhaseResult]
 """Does a phase: with these clients, telling this reporter, and a folder for its history."""
 
 
-def once(
-    server: Server, state: FederationState, name: str, offset: int, compute: Compute, key: str = ""
-) -> PhaseResult:
-    """The phase of this name. offset: rounds that its adapters had before.  key: in the cache; "" where it must not be there."""
+def once(server: Server, state: FederationState, name: str, offset: int, compute: Compute, key: str = "") -> PhaseResult:
+    """The phase of this name.
+
+    offset: rounds that its adapters had before.  key: in the cache; "" where it must not be there.
+    """
     run, folder = server.run, server.run.layout.phase(name)
     if run.layout.done(name):
         found = phases.read(folder)

@@ -45,10 +45,11 @@ class Meter:
 
     @contextmanager
     def on_server(self) -> Iterator[None]:
-        """Count what is done in the `with` block, but for exchanges in it, as the server's own work."""
-        started, before = time.monotonic(), self.spent.seconds
+        """Count what is done in the `with` block, but for what is added in it, as the server's own work."""
+        started, before = time.monotonic(), self.spent
         yield
-        own = time.monotonic() - started - (self.spent.seconds - before)
+        counted = self.spent.seconds - before.seconds + self.spent.server_seconds - before.server_seconds
+        own = time.monotonic() - started - counted
         self.add(Cost(server_seconds=own, server_memory=peak_memory()))
 
 

@@ -1,8 +1,8 @@
 """After forgetting: what in a run directory still derives from the forgotten data, and deleting it.
 
-Every file of the run is looked at through its layout. Kept is what the run needs to hold the gap shut and to answer for itself,
-each with its reason. What lies outside the folder (the database of a SuperLink, backups, hosts of clients) is listed and left to
-whoever runs it.
+Every file of the run is looked at through its layout. What the run needs to keep the gap shut and to answer for itself stays,
+each with its reason. What lies outside the folder (the database of a SuperLink, backups, hosts of clients) is listed, and left
+to whoever runs it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ease_flwr.store import phases, queue
 from ease_flwr.store.files import locked, write_json
 from ease_flwr.store.layout import Artefact, RunLayout
 
-LOCK = "holds the gap shut while training goes on: directions derived from what was forgotten, not the data (--lock deletes it)"
+LOCK = "keeps the gap shut while training goes on: directions derived from what was forgotten, not the data (--lock deletes it)"
 MIXED = (
     "updates of a client that stays, made of forgotten and kept pairs together: later requests of others need them "
     "(--updates deletes them)"
@@ -71,8 +71,8 @@ def residual(run: Path) -> list[Location]:
 def purge(run: Path, lock: bool = False, updates: bool = False) -> list[Location]:
     """Delete it, and write purge.json; returns what was found, and what was done with it.
 
-    lock: the forget lock too; nothing holds the gap shut afterwards.  updates: those of clients that stay too; methods that read
-    them are refused afterwards.  Raises ConfigError where the run is in use, or has a request that is not done.
+    lock: the forget lock too; nothing keeps the gap shut afterwards.  updates: those of clients that stay too; methods that
+    read them are refused afterwards.  Raises ConfigError where the run is in use, or has a request that is not done.
     """
     layout = RunLayout(run)
     queue.read(run)

@@ -1,7 +1,8 @@
 """The request queue of a run: what it is to do, step by step. Learn, then whatever is asked of it.
 
-queue.json lies in the run's folder. A request that arrives while the run is busy is appended and handled when its turn comes; one
-whose id is there already changes nothing. A step that is done stays: its result is in phases/. One that is refused is withdrawn.
+queue.json lies in the run's folder. A request that arrives while the run is busy is appended, and handled when its turn comes.
+One whose id is there already changes nothing. A step that is done stays: its result is in phases/. A request that is refused is
+withdrawn.
 """
 
 from __future__ import annotations

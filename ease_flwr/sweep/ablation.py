@@ -10,7 +10,7 @@ from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
 ABLATION: dict[str, Sequence[Variant]] = {
     "parts": (
         Variant("EASE"),
-        Variant("no BKE", settings={"strategy.bke.on": False}),
+        Variant("no BKE", settings={"strategy.bke.enabled": False}),
         Variant("no GSD", settings={"strategy.gsd.source": "none"}),
         Variant("no projection", settings={"strategy.project": False}),
         Variant("no lock", settings={"strategy.lock.strength": 0, "strategy.lock.share": 0}),
@@ -19,9 +19,9 @@ ABLATION: dict[str, Sequence[Variant]] = {
         Variant("fine-tuning", "finetune", {"strategy.rounds": 8}),
     ),
     "foils": (
-        Variant("no BKE, random subspace", settings={"strategy.bke.on": False, "strategy.gsd.subspace": "random"}),
-        Variant("no BKE, whole forget subspace", settings={"strategy.bke.on": False, "strategy.gsd.subspace": "whole"}),
-        Variant("no BKE, reference theta_T", settings={"strategy.bke.on": False, "strategy.gsd.reference": "request"}),
+        Variant("no BKE, random subspace", settings={"strategy.bke.enabled": False, "strategy.gsd.subspace": "random"}),
+        Variant("no BKE, whole forget subspace", settings={"strategy.bke.enabled": False, "strategy.gsd.subspace": "whole"}),
+        Variant("no BKE, reference theta_T", settings={"strategy.bke.enabled": False, "strategy.gsd.reference": "request"}),
     ),
     "bke": (
         Variant("target unseen", settings={"strategy.bke.target": "unseen"}),

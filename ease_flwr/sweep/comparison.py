@@ -14,8 +14,8 @@ from statistics import mean
 from typing import Any, Literal
 
 import strategies
-from ease_flwr.audit.summary import cost_shares, spread
 from ease_flwr import config
+from ease_flwr.audit.summary import cost_shares, spread
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
 

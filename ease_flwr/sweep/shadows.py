@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ease_flwr import config
 from ease_flwr.audit import verdict
 from ease_flwr.audit.examination import DRAWS, Measure, auc
 from ease_flwr.audit.summary import read_results, read_run_config
-from ease_flwr import config
 from ease_flwr.store.files import write_json, write_text
 from ease_flwr.sweep import cells
 
