@@ -64,11 +64,11 @@ SIDES = {
 def bilateral_loss(
     now: Embedded, then: Embedded, target: Tensor, exclusive: Tensor, way: float = 0.5, sides: str = "both"
 ) -> Tensor:
-    """Mean over pairs of the squared terms: hinges from above for exclusive pairs, two-sided for the others.
+    """Mean over pairs of the squared terms: hinges from above for exclusive pairs, two-sided for the others; a scalar.
 
-    now, then: unit-length f and g, f° and g°, (b, d) each; target is (b,), exclusive is (b,) and boolean; a scalar. way: how far each tower
-    goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint" the first alone, "visual" and "text" the first
-    and the one of that tower.
+    now, then: f and g, f° and g°, (b, d) each and unit-length.  target: (b,).  exclusive: (b,), boolean.  way: how far each
+    tower goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint" the first alone, "visual" and "text" the
+    first and the one of that tower.
     """
     (f, g), (f0, g0) = now, then
     before = (f0 * g0).sum(1)
@@ -159,9 +159,9 @@ class Bilateral(Forgetting):
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Shorten the step by bisection until the exclusive pairs have landed on their targets; reports where they are.
 
-        `partner_loss` is the mean over the exclusive pairs, in nats, `goal` the mean of t_i. Where the client stays no
-        teacher knows which pair should end where, and none may be left behind: there each pair counts up to its target only, and
-        LANDED of the way is the goal.
+        `partner_loss` is the mean over the exclusive pairs, in nats, `goal` the mean of t_i. Where the client stays no teacher
+        knows which pair should end where, and none may be left behind: there each pair counts up to its target only, and LANDED
+        of the way is the goal.
         """
         found = float(self.exclusive[:, 0].float().mean())
         if not found:

@@ -66,7 +66,7 @@ def encode(model: AdaptedModel, pairs: Pairs, data: config.DataConfig, key: str 
             out = torch.cat([model.trunk(batch.to(model.device)).cpu() for batch in batches])
         return out.bfloat16().view(torch.int16).numpy() if data.cache_half else out.numpy()  # NumPy knows no bfloat16
 
-    images = torch.from_numpy(cache.kept(data.cache if key else "", key, len(pairs), through, data.cache_limit))
+    images = torch.from_numpy(cache.kept(cache.Place(data.cache if key else "", key, data.cache_limit), len(pairs), through))
     images = images.view(torch.bfloat16) if data.cache_half else images
     result = Encoded(images, model.base.tokenize(texts).view(len(pairs), captions, -1))
     _encoded[pairs] = (model, result)

@@ -34,9 +34,7 @@ class Forgetting(LoraClient):
 
     def begin(self, instruction: Training, extras: dict[str, NDArray[Any]]) -> None:
         if not isinstance(instruction, Forget):
-            raise ValueError(
-                f"objective {instruction.objective!r} forgets: send it a Forget, not a {type(instruction).__name__}"
-            )
+            raise ValueError(f"{instruction.objective} forgets: send it a Forget, not a {type(instruction).__name__}")
         self.options, self.batch = self.Options(**instruction.options), instruction.train.batch
         self.extras = extras
         self.public = self.encode(self.world.unseen())

@@ -116,6 +116,7 @@ class Federation:
         """One operation, resumed if it dies; then everything that must hold is asserted."""
         before, queued = len(self.asked), (self.folder / "queue.json").read_bytes()
         self.lives, self.sent = (op.crash if self.crashing else 0), []
+        refused = ""
         try:
             self._do(op)
         except Death:
@@ -123,8 +124,6 @@ class Federation:
             launcher.resume(self.folder, Where())
         except ConfigError as error:
             refused = str(error)
-        else:
-            refused = ""
         if refused:
             assert "\n" not in refused
             assert (self.folder / "queue.json").read_bytes() == queued, "a refused request left its trace on the queue"

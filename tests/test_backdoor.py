@@ -30,8 +30,8 @@ def test_only_the_named_clients_are_marked():
         assert all(after.captions[i] == sentence for i in np.flatnonzero(changed))
         assert after.labels == before.labels
         assert world.client(name).train is after
-    test = plain.client("client-1").evaluation("test", None)["test"]
-    assert (world.client("client-1").evaluation("test", None)["test"].gallery.pairs.images == test.gallery.pairs.images).all()
+    test = plain.client("client-1").evaluation("test", ())["test"]
+    assert (world.client("client-1").evaluation("test", ())["test"].gallery.pairs.images == test.gallery.pairs.images).all()
 
 
 def test_an_unknown_client_cannot_be_marked():

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from ease_flwr import cli
-from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.cli import app
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, ForgetSet
 from ease_flwr.data import formats, photographs
 from ease_flwr.store import cache
 from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, write_photographs
@@ -23,6 +23,10 @@ from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, 
 
 def config(root, **changes):
     return DataConfig(kind="photographs", root=str(root), clients=3, image_size=8, unseen=8, **changes)
+
+
+def union(scenario, *targets):
+    return (ForgetSet(scenario=scenario, targets=targets),)
 
 
 def test_reads_pairs_and_deals_every_one_once(tmp_path):
@@ -33,30 +37,30 @@ def test_reads_pairs_and_deals_every_one_once(tmp_path):
     assert sorted(c[0] for p in parts for c in p.captions) == sorted(f"train {i} one" for i in range(31))
     assert all(len(c) == 2 for p in parts for c in p.captions)
     assert parts[0].images.shape == (11, 8, 8, 3)
-    leaves = ForgetConfig(targets=("client-1",))
+    leaves = union("client", "client-1")
     sets = world.client("client-1").evaluation("test", leaves)
     assert {k: len(v.query) for k, v in sets.items()} == {"forget": 10, "test": 3}
     assert list(world.client("client-0").evaluation("validation", leaves)) == ["retain", "test"]
     assert len(world.unseen()) == 6
-    assert {c[0] for c in world.overlap(leaves, 4).captions} <= {c[0] for c in parts[1].captions}
+    assert {c[0] for c in world.returning(leaves, 4).captions} <= {c[0] for c in parts[1].captions}
 
 
 def test_requests_for_labels_and_single_pairs(tmp_path):
     write_photographs(tmp_path, train=30, val=6, test=9)
     world = photographs.load(config(tmp_path, partition="iid"), 0)
-    drawn = world.request(ForgetConfig(scenario="sample", draw=2))
+    (drawn,) = world.resolve(ForgetConfig(scenario="sample", draw=2)).forget_sets()
     assert [t.split("/")[0] for t in drawn.targets] == [c for c in world.clients for _ in range(2)]
     for name in world.clients:
-        sets = world.client(name).evaluation("test", drawn)
+        sets = world.client(name).evaluation("test", (drawn,))
         assert (len(sets["forget"].query), len(sets["retain"].query)) == (2, 8)
-    label = ForgetConfig(scenario="class", targets=("a",))
+    label = union("class", "a")
     sizes = [len(world.client(c).evaluation("test", label)["forget"].query) for c in world.clients]
     assert sum(sizes) == 10
-    assert len(world.overlap(label, 50)) == 10
+    assert len(world.returning(label, 50)) == 10
     with pytest.raises(ConfigError, match=r"no training pair has label \['d'\]; labels are a, b, c"):
-        world.request(ForgetConfig(scenario="class", targets=("a", "d")))
+        world.resolve(ForgetConfig(scenario="class", targets=("a", "d")))
     with pytest.raises(ConfigError, match=r"client-0/99: client-0 has 10 pairs, counted from 0"):
-        world.client("client-0").evaluation("test", ForgetConfig(scenario="sample", targets=("client-0/99",)))
+        world.client("client-0").evaluation("test", union("sample", "client-0/99"))
 
 
 def test_images_are_resized_on_the_shorter_side_and_cropped_in_the_centre(tmp_path):
@@ -168,7 +172,7 @@ def test_broken_roots_say_what_is_expected_where(tmp_path):
 
 
 def ease(*words):
-    return CliRunner().invoke(cli.app, ["data", *words])
+    return CliRunner().invoke(app, ["data", *words])
 
 
 def test_topics_and_a_deal_are_files(tmp_path):
@@ -245,6 +249,7 @@ def test_decoding_goes_on_where_it_was_ended_and_mends_what_is_damaged(tmp_path,
 
 def test_a_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path):
     for i, key in enumerate("abcd"):
-        cache.kept(str(tmp_path), key, 10, lambda start, stop: np.zeros((stop - start, 1000), np.uint8), limit=25_000 / 2**30)
+        place = cache.Place(str(tmp_path), key, limit=25_000 / 2**30)
+        cache.kept(place, 10, lambda start, stop: np.zeros((stop - start, 1000), np.uint8))
         os.utime(tmp_path / f"{key}.npy", (i, i))
     assert sorted(p.stem for p in tmp_path.glob("*.npy")) == ["c", "d"]

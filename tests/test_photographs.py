@@ -5,11 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from flwr.app import Context, RecordDict
 
-from ease_flwr import server_app
 from ease_flwr.config import APP
-from tests.in_process_grid import InProcessGrid
+from tests.in_process_grid import submit
 from tests.small import RUN_CONFIG
 
 SHARED = Path(os.environ.get("EASE_SHARED", APP.parent / "shared")).absolute() / "data"
@@ -25,7 +23,7 @@ pytestmark = [
 
 def test_photographs_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path))
-    quick = "learn.rounds=2 strategy.rounds=1 hold.rounds=0 evaluation.reference=none evaluation.every=0"
+    quick = "learn.rounds=2 strategy.rounds=1 continuation.rounds=0 evaluation.reference=none evaluation.every=0"
     run_config = {
         **RUN_CONFIG,
         "experiment": "flickr8k",
@@ -34,8 +32,7 @@ def test_photographs_from_end_to_end(tmp_path, monkeypatch):
         "data.root": str(ROOT),
         "model.weights": str(WEIGHTS),
     }
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app.main(InProcessGrid(8, run_config), context)
+    submit(run_config, clients=8)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["original", "unlearned"]
     sets = results["models"]["original"]

@@ -50,3 +50,10 @@ def test_sequences_that_once_went_wrong(home, sequence):
 @given(sequence=operations)
 def test_random_sequences(home, sequence):
     law(home, sequence)
+
+
+@pytest.mark.long
+@settings(max_examples=60, **relaxed)
+@given(sequence=operations)
+def test_many_random_sequences(home, sequence):
+    law(home, sequence)

@@ -8,7 +8,7 @@ import pytest
 from ease_flwr import config
 from ease_flwr.config import ConfigError
 from ease_flwr.sweep import ablation, cells, comparison, tuning
-from ease_flwr.sweep.cells import Variant
+from ease_flwr.sweep.cells import Sweep, Variant
 from strategies import load
 
 
@@ -50,7 +50,7 @@ VARIANTS = (Variant("EASE"), Variant("tau 0.7", settings={"strategy.gsd.tau": 0.
 
 def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_path):
     lines = []
-    found = cells.run("personas", VARIANTS, [0, 2], tmp_path, ["learn.rounds=2"], lines.append)
+    found = cells.run(Sweep("personas", [0, 2], tmp_path, ["learn.rounds=2"], lines.append), VARIANTS)
     assert [a[:2] for a in asked] == [
         *(("EASE", 0), ("EASE", 2)),  # the first of each seed leaves its learnt federation to the others
         *((label, seed) for seed in (0, 2) for label in ("tau 0.7", "fine-tuning")),
@@ -58,7 +58,7 @@ def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_pa
     assert asked[0][2] == ("learn.rounds=2",)
     assert found["tau 0.7"][0] == {"failed": "failed: RuntimeError: full"}
     assert lines[2].startswith("[3/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
-    cells.run("personas", VARIANTS, [0, 2], tmp_path, [], lines.append)
+    cells.run(Sweep("personas", [0, 2], tmp_path, say=lines.append), VARIANTS)
     assert len(asked) == 6 + 2
     assert lines[6] == "[1/6] seed 0, EASE: done (was there)"
     table = ablation.table(found)
@@ -69,15 +69,15 @@ def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_pa
 
 
 def test_cells_run_side_by_side_give_the_same(asked, tmp_path):
-    one = cells.run("personas", VARIANTS, [0, 1, 2], tmp_path / "one", [], print)
-    assert cells.run("personas", VARIANTS, [0, 1, 2], tmp_path / "four", [], print, jobs=4) == one
+    one = cells.run(Sweep("personas", [0, 1, 2], tmp_path / "one"), VARIANTS)
+    assert cells.run(Sweep("personas", [0, 1, 2], tmp_path / "four", jobs=4), VARIANTS) == one
 
 
 def test_a_wrong_setting_of_any_cell_is_said_before_anything_runs(asked, tmp_path):
     with pytest.raises(ConfigError, match=r"strategy finetune: unknown key gsd \(known: rounds\)"):
-        cells.run("personas", [*VARIANTS, Variant("wrong", "finetune", {"strategy.gsd.tau": 1})], [0], tmp_path, [], print)
+        cells.run(Sweep("personas", [0], tmp_path), [*VARIANTS, Variant("wrong", "finetune", {"strategy.gsd.tau": 1})])
     with pytest.raises(ConfigError, match="strategy federaser cannot forget a class, only: client"):
-        cells.run("personas_class", [Variant("federaser", "federaser")], [0], tmp_path, [], print)
+        cells.run(Sweep("personas_class", [0], tmp_path), [Variant("federaser", "federaser")])
     assert not asked
 
 
@@ -89,7 +89,7 @@ def test_every_variant_is_a_valid_setting_and_has_a_folder_of_its_own():
 
 
 def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
-    tables = comparison.compare("personas", ["ease", "retrain"], [0, 2], tmp_path, [], print)
+    tables = comparison.compare(Sweep("personas", [0, 2], tmp_path), ["ease", "retrain"])
     labels = [(label, seed) for label, seed, _ in asked]
     assert labels == [
         *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
@@ -118,7 +118,7 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
         asked.append(variant.label)
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
-    comparison.compare("personas", ["ease", "npo"], [0], tmp_path, [], print, budget="bytes")
+    comparison.compare(Sweep("personas", [0], tmp_path), ["ease", "npo"], budget="bytes")
     assert asked == ["ease", "npo", "npo, 1 exchanges"]  # four times ten bytes, at thirty an exchange
 
 
@@ -152,7 +152,7 @@ def test_score_counts_too_much_forgetting_but_no_gain():
 
 
 def test_tuning_marks_the_best_trial_of_each_method(asked, tmp_path):
-    found = tuning.tune("personas", ["npo"], [3], 2, tmp_path, [], print)
+    found = tuning.tune(Sweep("personas", [3], tmp_path), ["npo"], 2)
     assert {a[2] for a in asked} == {(*comparison.QUICK, "evaluation.split=validation")}
     text = tuning.table(found, 2)
     assert text.startswith("At most 2 trials a method")

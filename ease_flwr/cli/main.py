@@ -118,7 +118,8 @@ def ablate(
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
             raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
         variants = [v for g in wanted for v in ablation.ABLATION[g]]
-        found = cells.run(experiment, variants, _numbers(seeds), folder.absolute(), set or [], _say, jobs)
+        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        found = cells.run(sweep, variants)
     _finish(folder, "ablation", {"md": ablation.table(found)}, {"": found})
 
 
@@ -137,16 +138,15 @@ def compare(
 
     Writes comparison.md, .json and .csv.
     """
-    from ease_flwr.sweep import comparison
+    from ease_flwr.sweep import cells, comparison
 
     with mistakes("compare"):
         if budget not in ("rounds", "bytes"):
             raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
         equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
         names = _strategies(strategies, experiment, set or [])
-        tables = comparison.compare(
-            experiment, names, _numbers(seeds), folder.absolute(), set or [], _say, equal, exchanges, jobs
-        )
+        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        tables = comparison.compare(sweep, names, equal, exchanges)
     text = "\n".join(f"## {head}\n\n{comparison.table(tables[key])}" for key, head in comparison.HEADS.items())
     _finish(folder, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
 
@@ -162,11 +162,12 @@ def tune(
     jobs: JOBS = 1,
 ) -> None:
     """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
-    from ease_flwr.sweep import tuning
+    from ease_flwr.sweep import cells, tuning
 
     with mistakes("tune"):
         names = _strategies(strategies, experiment, set or [])
-        found = tuning.tune(experiment, names, _numbers(seeds), budget, folder.absolute(), set or [], _say, jobs)
+        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        found = tuning.tune(sweep, names, budget)
     _finish(folder, "tuning", {"md": tuning.table(found, budget)}, {"": found})
 
 

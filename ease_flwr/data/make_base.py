@@ -28,8 +28,6 @@ CONFIG: dict[str, Any] = {
     },
 }
 IMAGE = {"size": drawing.SIZE, "mean": (0.45, 0.45, 0.45), "std": (0.27, 0.27, 0.27)}
-
-
 BATCH, LR = 256, 2e-3
 
 

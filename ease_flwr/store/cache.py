@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +24,40 @@ ROWS = 256
 Compute = Callable[[int, int], NDArray[Any]]
 
 
-def kept(
-    folder: str,
-    key: str,
-    count: int,
-    compute: Compute,
-    limit: float = 0,
-    verify: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-) -> NDArray[Any]:
-    """Rows compute(0, n), compute(n, 2 n), ... of an array of `count` > 0 rows, copy-on-write from folder/KEY.npy.
+@dataclass(frozen=True)
+class Place:
+    """Where an array is kept: folder/KEY.npy; nowhere where there is no folder."""
 
-    Without a folder they are computed and nothing is written. limit: GiB that the folder may hold; what was used longest ago is
-    deleted first. verify: read all of it and compute again what does not fit its checksum.
+    folder: str
+    key: str
+    limit: float = 0
+    """GiB that the folder may fill; what was used longest ago is deleted first. 0: any number."""
+
+
+def kept(
+    place: Place, count: int, compute: Compute, verify: bool = False, say: Callable[[str], None] = lambda _: None
+) -> NDArray[Any]:
+    """Rows compute(0, n), compute(n, 2 n), ... of an array of `count` > 0 rows, copy-on-write from its place.
+
+    Without a folder they are computed and nothing is written. verify: read all of it and compute again what does not fit its
+    checksum.
     """
-    if not folder:
+    if not place.folder:
         return np.concatenate([compute(i, min(i + ROWS, count)) for i in range(0, count, ROWS)])
-    file = Path(folder) / f"{key}.npy"
+    file = Path(place.folder) / f"{place.key}.npy"
     if not file.is_file() or verify:
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.with_suffix(".lock"), wait=True):  # another process may be at the same array
             _fill(file, count, compute, verify, say)
-        if limit:
-            _prune(file, limit)
+        if place.limit:
+            _prune(file, place.limit)
     try:
         found: NDArray[Any] = np.load(file, mmap_mode="c", allow_pickle=False)
         if len(found) != count:
             raise ValueError(f"{len(found)} rows")
     except (OSError, ValueError):  # cut, or no array at all
         file.unlink(missing_ok=True)
-        return kept(folder, key, count, compute, limit, verify, say)
+        return kept(place, count, compute, verify, say)
     os.utime(file)
     return found
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,7 +29,7 @@ Found = dict[str, dict[int, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: a strategy with settings of its own ("strategy.tau": 0.5)."""
+    """A row: a strategy with settings of its own ("strategy.gsd.tau": 0.5)."""
 
     label: str
     strategy: str = "ease"
@@ -40,21 +40,37 @@ class Variant:
         return "".join(c if c.isalnum() or c in ".-_" else "-" for c in self.label)
 
 
-def run(
-    experiment: str,
-    variants: Sequence[Variant],
-    seeds: Sequence[int],
-    folder: Path,
-    assignments: list[str],
-    say: Callable[[str], None],
-    jobs: int = 1,
-) -> Found:
-    """All cells, `jobs` at a time; the first of each seed goes alone, the others find what it has learnt.
+@dataclass(frozen=True)
+class Sweep:
+    """Where cells are run, and how."""
+
+    experiment: str
+    seeds: Sequence[int]
+    folder: Path
+    assignments: Sequence[str] = ()
+    """key=value of the experiment, for all cells."""
+    say: Callable[[str], None] = print
+    jobs: int = 1
+    """Cells at a time."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the assignments say."""
+        return config.parse_assignments(self.assignments)
+
+    def under(self, assignments: Sequence[str]) -> Sweep:
+        """The same under these settings, which go behind its own."""
+        return replace(self, assignments=(*assignments, *self.assignments))
+
+
+def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
+    """All cells; the first of each seed goes alone, the others find what it has learnt.
 
     Raises ConfigError at wrong settings of any cell, before anything is run.
     """
+    experiment, seeds, folder, jobs = sweep.experiment, sweep.seeds, sweep.folder, sweep.jobs
     for variant in variants:
-        settings = {**config.parse_assignments(assignments), **variant.settings}
+        settings = {**sweep.settings, **variant.settings}
         loaded = config.load(experiment, settings)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
     total, spent, done, lock = len(seeds) * len(variants), list[float](), list[str](), threading.Lock()
@@ -66,14 +82,14 @@ def run(
             again = ""
             shutil.rmtree(where, ignore_errors=True)
             where.parent.mkdir(parents=True, exist_ok=True)
-            _run_cell(experiment, variant, seed, where, assignments, family)
+            _run_cell(experiment, variant, seed, where, list(sweep.assignments), family)
         outcome = _outcome(where)
         with lock:
             done.append(where.name)
             spent.extend([] if again else [time.monotonic() - started])
             left = (total - len(done)) / jobs
             eta = f", ETA {mean(spent) * left / 60:.0f} min" if spent and left else ""
-            say(f"[{len(done)}/{total}] seed {seed}, {variant.label}: {outcome.get('failed', 'done')}{again}{eta}")
+            sweep.say(f"[{len(done)}/{total}] seed {seed}, {variant.label}: {outcome.get('failed', 'done')}{again}{eta}")
         return outcome
 
     first = [(seed, variants[0]) for seed in seeds]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import strategies
 from ease_flwr import config
 from ease_flwr.audit.summary import cost_shares, spread
 from ease_flwr.sweep import cells
-from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
+from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, shown_sets
 
 Budget = Literal["rounds", "bytes"]
 HEADS = {"equal": "Equal traffic", "own": "Own budget"}
@@ -25,26 +25,16 @@ QUICK = ["continuation.rounds=0", "evaluation.every=0", "evaluation.equal=false"
 """A comparison is about the forget phase; `--set continuation.rounds=5` brings the continuation back."""
 
 
-def compare(
-    experiment: str,
-    names: Sequence[str],
-    seeds: Sequence[int],
-    folder: Path,
-    assignments: list[str],
-    say: Callable[[str], None],
-    budget: Budget = "rounds",
-    exchanges: int = 0,
-    jobs: int = 1,
-) -> dict[str, Found]:
+def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", exchanges: int = 0) -> dict[str, Found]:
     """All cells: {"own": ..., "equal": ...}, strategy -> seed -> results.
 
     exchanges: of the equal budget; 0 is as many as EASE has by itself. With budget "bytes" every method gets as many
     exchanges as fit into the bytes of that, by what an exchange cost it with its own budget.
     """
-    settings = [*QUICK, *assignments]
-    loaded = measured(config.load(experiment, config.parse_assignments(settings)))
+    sweep = sweep.under(QUICK)
+    loaded = measured(config.load(sweep.experiment, sweep.settings))
     exchanges = exchanges or own_rounds("ease", loaded)
-    own = cells.run(experiment, [Variant(n, n) for n in names], seeds, folder, settings, say, jobs)
+    own = cells.run(sweep, [Variant(n, n) for n in names])
     rounds = dict.fromkeys(names, exchanges)
     if budget == "bytes":
         each = {n: bytes_of_exchange(own[n]) for n in names}
@@ -55,7 +45,7 @@ def compare(
         for n in names
         if own_rounds(n, loaded) != rounds[n]
     ]
-    found = cells.run(experiment, shorter, seeds, folder, settings, say, jobs) if shorter else {}
+    found = cells.run(sweep, shorter) if shorter else {}
     by_name = {v.strategy: found[v.label] for v in shorter}
     return {"equal": {n: by_name.get(n, own[n]) for n in names}, "own": own}
 

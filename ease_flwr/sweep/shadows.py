@@ -44,13 +44,14 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
         cells.Variant(f"shadow {k}", ran["strategy"], {**SETTINGS, "evaluation.order_seed": FIRST_ORDER + k})
         for k in range(count)
     ]
-    found = cells.run(ran["experiment"], variants, [results["seed"]], run.absolute() / "shadows", settings, say, jobs)
+    sweep = cells.Sweep(ran["experiment"], [results["seed"]], run.absolute() / "shadows", settings, say, jobs)
+    found = cells.run(sweep, variants)
     failed = [f"{label}: {r['failed']}" for label, by_seed in found.items() for r in by_seed.values() if "failed" in r]
     if failed:
         raise config.ConfigError(failed[0])
     folders = [run / "shadows" / f"seed-{results['seed']}" / v.folder for v in variants]
     shadows = {m: np.stack([confidence(f, m) for f in folders]) for m in ("original", "unlearned", "retrain")}
-    limit = config.load(ran["experiment"], config.parse_assignments(settings)).audit.auc
+    limit = config.load(ran["experiment"], sweep.settings).audit.auc
     measures = {m: measure(shadows[m], shadows["retrain"]) for m in ("original", "unlearned")}
     rows = [verdict.row(verdict.FORGOTTEN, "ulira", m, found, limit, two_sided=True) for m, found in measures.items()]
     own = {

@@ -7,9 +7,8 @@ defaults, the others are drawn from all combinations, by the method's name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -19,7 +18,7 @@ import strategies
 from ease_flwr import config
 from ease_flwr.config.section import leaves
 from ease_flwr.sweep import cells
-from ease_flwr.sweep.cells import Found, Variant
+from ease_flwr.sweep.cells import Found, Sweep, Variant
 from ease_flwr.sweep.comparison import QUICK, differences, measured
 
 VALIDATION = [*QUICK, "evaluation.split=validation"]
@@ -53,21 +52,12 @@ def score(results: dict[str, Any]) -> float:
     return mean(abs(d) if s.startswith("forget") else max(0.0, -d) for s, d in above.items())
 
 
-def tune(
-    experiment: str,
-    names: Sequence[str],
-    seeds: Sequence[int],
-    budget: int,
-    folder: Path,
-    assignments: list[str],
-    say: Callable[[str], None],
-    jobs: int = 1,
-) -> Found:
+def tune(sweep: Sweep, names: Sequence[str], budget: int) -> Found:
     """All trials of all methods: label -> seed -> results on validation pairs."""
-    settings = [*VALIDATION, *assignments]
-    loaded = measured(config.load(experiment, config.parse_assignments(settings)))
+    sweep = sweep.under(VALIDATION)
+    loaded = measured(config.load(sweep.experiment, sweep.settings))
     variants = [v for name in names for v in trials(name, loaded, budget)]
-    return cells.run(experiment, variants, seeds, folder, settings, say, jobs)
+    return cells.run(sweep, variants)
 
 
 def table(found: Found, budget: int) -> str:

@@ -1,0 +1,75 @@
+"""Checks that take too long for CI: `python -m tests.long NAME` runs one and leaves its dated result in tests/long_results/.
+
+A result holds a digest of the code that it checked. A quick test fails where that code has changed since: run the check again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ease_flwr.config import APP, code_of
+from ease_flwr.config.request import now
+
+RESULTS = APP / "tests" / "long_results"
+RUN = ("ease_flwr.server_app", "ease_flwr.client_app", "ease_flwr.data.personas", "clients.contrastive")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check in a process of its own. covers: modules that it checks, with all that they import."""
+
+    what: str
+    command: tuple[str, ...]
+    covers: tuple[str, ...]
+
+    def code(self) -> str:
+        """Digest of the code that it checks."""
+        return code_of(*self.covers)
+
+
+CHECKS = {
+    "sequences": Check(
+        "random sequences of requests, crashes, departures and purges",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_sequences.py"),
+        (*RUN, "ease_flwr.launcher", "ease_flwr.store.purge", "ease_flwr.audit.receipt", "strategies.npo", "clients.npo"),
+    ),
+    "kills": Check(
+        "SIGKILL at twenty random moments, resumed to the same bits",
+        ("-m", "tests.kill_9", "FOLDER", "20"),
+        (*RUN, "strategies.ease", "clients.bilateral"),
+    ),
+}
+
+
+def run(name: str) -> int:
+    """Run a check and write its result; the exit status of the check."""
+    check, code, started = CHECKS[name], CHECKS[name].code(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *(folder if word == "FOLDER" else word for word in check.command)]
+        done = subprocess.run(command, cwd=APP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(done.stdout)
+    result = {"what": check.what, "date": now(), "seconds": round(time.monotonic() - started), "code": code}
+    result |= {"passed": done.returncode == 0, "said": done.stdout.strip().splitlines()[-1]}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return done.returncode
+
+
+def result_of(name: str) -> dict[str, Any]:
+    """The last result of a check; empty where there is none."""
+    file: Path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:
+        sys.exit(f"usage: python -m tests.long NAME, one of: {', '.join(CHECKS)}")
+    sys.exit(run(sys.argv[1]))
