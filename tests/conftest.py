@@ -1,5 +1,9 @@
 """What several test files share. What is learnt is learnt once: all files have one cache."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes with two threads each on two cores would spin
+
 import pytest
 
 from tests.small import settings

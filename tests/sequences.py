@@ -22,6 +22,7 @@ from ease_flwr.exchange.messages import Forget, Learn, read_instruction
 from ease_flwr.hosts.simulation import Where
 from ease_flwr.launcher import Asked
 from ease_flwr.store import phases, purge, queue
+from ease_flwr.store.files import home
 from tests.in_process_grid import InProcessGrid, submit
 from tests.small import RUN_CONFIG
 from tests.standing import Death, Mortal
@@ -184,7 +185,7 @@ class Federation:
         kept = [x.where for x in said if x.reason == purge.MIXED]
         known = {chunk for without, chunk in self.adapters if served - without}
         known |= {chunk for chunk, client in self.updates.items() if self.taken(self.asked, client).any()}
-        files = [p for p in self.folder.rglob("*") if p.is_file()]
+        files = [p for place in (self.folder, home() / "cache") for p in place.rglob("*") if p.is_file()]
         for file in files:
             if any(file.is_relative_to(self.folder / where) for where in kept):
                 continue

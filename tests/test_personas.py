@@ -183,6 +183,5 @@ def test_several_requests_leave_nobody_of_whom_all_pairs_are_withdrawn():
     first, second = sorted(who)
     assert someone not in world.gone(leaves(first))
     assert someone in world.gone(leaves(first) + leaves(second))
-    assert world.gone(leaves(first) + (ForgetSet(scenario="class", targets=(someone,)),)) == world.gone(leaves(first)) | {
-        someone
-    }
+    also = ForgetSet(scenario="class", targets=(someone,))
+    assert world.gone((*leaves(first), also)) == world.gone(leaves(first)) | {someone}

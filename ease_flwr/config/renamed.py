@@ -34,10 +34,3 @@ def refuse_old(values: Mapping[str, Any], where: str) -> None:
             section = section.get(part) if isinstance(section, Mapping) else None
         if section is not None:
             raise ConfigError(f"{where}: {old} is called {new} since version 0.2: use that name")
-
-
-def refuse_old_settings(values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for the first old name among settings of EASE. A section of today has the name of an old value."""
-    for name, value in values.items():
-        if name in EASE and not (name in ("gsd", "bke", "lock") and isinstance(value, Mapping)):
-            raise ConfigError(f"{where}: {name} is called {EASE[name]} since version 0.2: use that name")

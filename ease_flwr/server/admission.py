@@ -9,7 +9,6 @@ import strategies
 from ease_flwr.config import ConfigError, Experiment, ForgetRequest, Section
 from ease_flwr.store import phases
 from ease_flwr.store.layout import RunLayout
-from ease_flwr.store.queue import Step
 
 
 def check(
@@ -52,11 +51,6 @@ def check_all(requests: Sequence[ForgetRequest], experiment: Experiment, clients
     """Check requests that come one after the other. Raises ConfigError for the first that cannot be served."""
     for i, request in enumerate(requests):
         check(request, experiment, clients, requests[:i], run)
-
-
-def requests_of(steps: Sequence[Step]) -> list[ForgetRequest]:
-    """The requests among these steps."""
-    return [s.request for s in steps if s.request]
 
 
 def _purged_updates(run: Path | None) -> set[str]:

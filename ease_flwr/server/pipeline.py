@@ -74,6 +74,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> RollCa
     said, refused = federation.counted(tuple(r.forget_set for r in requests))
     answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said)
     done = {request.id for _, request in queue.served(at_work.folder)}
+    clients = data.load(federation.experiment.data, federation.experiment.seed).clients  # those that have left too
     reasons: dict[str, str] = {}
     for i, request in enumerate(requests):
         try:
@@ -81,7 +82,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> RollCa
                 continue
             if i in refused:
                 raise ConfigError(refused[i])
-            admission.check(request, federation.experiment, federation_names(federation), requests[:i], at_work.folder)
+            admission.check(request, federation.experiment, clients, requests[:i], at_work.folder)
             parties.check(request, answers)
         except ConfigError as error:
             reasons[request.id] = str(error)
@@ -91,8 +92,3 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> RollCa
     if reasons:
         raise ConfigError(next(iter(reasons.values())))
     return answers
-
-
-def federation_names(federation: Federation) -> tuple[str, ...]:
-    """All clients of the experiment, those that have left too."""
-    return data.load(federation.experiment.data, federation.experiment.seed).clients

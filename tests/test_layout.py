@@ -1,0 +1,92 @@
+"""The layout of a run tells the truth: what resume and report read, what a receipt pins, and that nothing else lies there."""
+
+import shutil
+
+import pytest
+
+from ease_flwr import launcher
+from ease_flwr.audit import envelope, figures, receipt, report
+from ease_flwr.config import ConfigError
+from ease_flwr.store import purge
+from ease_flwr.store.layout import RunLayout
+from tests.in_process_grid import submit
+from tests.small import hashes, settings
+from tests.standing import SIMULATION, ask, copy, die, leaves
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def only(run, to, wanted):
+    """A copy of a run that has the files of these kinds alone."""
+    for artefact in RunLayout(run).artefacts():
+        if artefact.kind and wanted(artefact.kind):
+            (to / artefact.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(artefact.path, to / artefact.name)
+    return to
+
+
+@pytest.fixture(scope="module")
+def audited(home):
+    more = {"evaluation.reference": "retrain", "audit.level": "quick", "continuation.rounds": 1, "evaluation.every": 1}
+    submit(settings(home / "audited", **more))
+    return home / "audited"
+
+
+def test_resume_reads_what_the_table_says_and_nothing_else(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    assert die(settings(tmp_path / "run", **{"forget.then": "client-1"}), 10)
+    run = only(tmp_path / "run", tmp_path / "moved", lambda kind: kind.resume in ("reads", "cuts"))
+    launcher.resume(run, SIMULATION)
+    assert "goes on after" in (run / "log.txt").read_text()
+    assert hashes(run) == hashes(whole)
+
+
+def test_what_was_half_written_is_removed(learnt, tmp_path):
+    run = copy(learnt, tmp_path / "run")
+    (run / "forget.partial" / "history").mkdir(parents=True)
+    (run / "forget.partial" / "theta.safetensors").write_bytes(b"half")
+    (run / "results.json.partial").write_text("{")
+    ask(run, leaves("client-0"), "finetune", "rounds=1")
+    assert not list(run.rglob("*.partial"))
+
+
+def test_report_reads_what_the_table_says_and_nothing_else(audited, tmp_path):
+    run = only(audited, tmp_path / "moved", lambda kind: kind.report)
+    report.of_run(run)
+    assert (run / "report.html").stat().st_size > 10_000
+    assert RunLayout(run).unknown() == []
+
+
+def test_the_line_about_tau_lies_beside_the_points(audited):
+    from ease_flwr.audit.summary import read_results
+
+    facts = read_results(audited)["requests"][0]
+    (axes,) = figures.spectrum(facts).figure.axes
+    assert not axes.texts
+    legend = axes.get_legend()
+    assert any("what lies below is excised" in text.get_text() for text in legend.get_texts())
+    axes.figure.canvas.draw()
+    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1
+
+
+def test_a_receipt_pins_what_the_table_says(audited, tmp_path):
+    run, key = copy(audited, tmp_path / "run"), tmp_path / "key.pem"
+    envelope.keygen(key)
+    receipt.make(run, key)
+    named = {s["name"] for s in envelope.opened(run / "receipt.json")["subject"]}
+    assert named == {a.name for a in RunLayout(run).artefacts() if a.kind and a.kind.sealed}
+    assert {"results.json", "queue.json", "audit.json", "phases/forget/theta.safetensors"} <= named
+
+
+def test_what_no_kind_describes_is_named(audited, tmp_path):
+    run, key = copy(audited, tmp_path / "run"), tmp_path / "key.pem"
+    envelope.keygen(key)
+    (run / "phases" / "forget" / "copy-of-client-0.safetensors").write_bytes(b"?")
+    assert [x.where for x in purge.purge(run) if x.status == "unknown"] == ["phases/forget/copy-of-client-0.safetensors"]
+    receipt.make(run, key)
+    with pytest.raises(
+        ConfigError, match=r"copy-of-client-0.safetensors is no part of a run that this version knows: look at it"
+    ):
+        receipt.verify(run)
+    (run / "phases" / "forget" / "copy-of-client-0.safetensors").unlink()
+    receipt.verify(run)
