@@ -3,4 +3,4 @@
 Importing this package is free: torch, open_clip and flwr are imported where they are used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
