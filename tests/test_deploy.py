@@ -146,13 +146,13 @@ def test_each_host_sees_its_own_folder_alone(tmp_path):
     experiment = small_experiment(**{"data.kind": "folder", "data.names": "north,south", "forget.targets": "south"})
     server = hosts_data.load(experiment.data, 0)
     assert server.clients == ("north", "south")
-    assert server.request(ForgetConfig(scenario="class", targets=("a",))).targets == ("a",)
+    assert server.resolve(ForgetConfig(scenario="class", targets=("a",))).targets == ("a",)
     with pytest.raises(ConfigError, match=r"name what is to be forgotten; nothing can be drawn from data of others"):
-        server.request(ForgetConfig(scenario="class"))
+        server.resolve(ForgetConfig(scenario="class"))
     there = on_host(experiment, {"client-name": "south", "data-root": str(tmp_path)})
     data = hosts_data.load(there.data, 0).client("south")
     assert len(data.train) == 9
-    sets = data.evaluation("test", ForgetConfig(targets=("south",)))
+    sets = data.evaluation("test", tuple(ForgetConfig(targets=("south",)).forget_sets()))
     assert {name: len(s.query) for name, s in sets.items()} == {"forget": 9, "test": 4}
     with pytest.raises(ConfigError, match=r"data.names: name the clients, two at least"):
         hosts_data.load(DataConfig(kind="folder"), 0)

@@ -191,7 +191,7 @@ def test_foils(tmp_path):
     theta = np.ones(12, np.float32)
 
     def start(**params):
-        method = ease(np.zeros(12), gsd={"tau": 0.8, **params}, bke={"on": False})
+        method = ease(np.zeros(12), gsd={"tau": 0.8, **params}, bke={"enabled": False})
         return method.prepare(theta, history(tmp_path))
 
     assert np.array_equal(start(reference="request"), theta)  # since the request nothing was learnt
@@ -211,7 +211,7 @@ def test_a_foil_has_its_own_defaults_whatever_else_is_set(name, subspace, tmp_pa
         params = kind.Params(**given_settings)
         assert (params.gsd.tau, params.gsd.subspace, params.bke.enabled) == (0.6, subspace, False)
     foil = kind(context(np.zeros(12), BLOCKS), kind.Params(gsd={"tau": 0.8}))
-    expected = ease(np.zeros(12), gsd={"tau": 0.8, "subspace": subspace}, bke={"on": False})
+    expected = ease(np.zeros(12), gsd={"tau": 0.8, "subspace": subspace}, bke={"enabled": False})
     theta = np.ones(12, np.float32)
     assert np.array_equal(*(method.prepare(theta, history(tmp_path)) for method in (foil, expected)))
 

@@ -1,4 +1,4 @@
-"""The holders' objectives: losses by hand, and what they may not touch."""
+"""The forget clients' objectives: losses by hand, and what they may not touch."""
 
 import math
 
@@ -18,15 +18,15 @@ from clients.multidelete import decoupling
 from clients.npo import negative_preference
 from clients.uce import unlearning_cross_entropy
 from ease_flwr import data
-from ease_flwr.config import ForgetConfig, TrainConfig
-from ease_flwr.exchange.messages import Instruction
+from ease_flwr.config import ForgetSet, TrainConfig
+from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.model import adapters
 from strategies import load
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
 from tests.test_objectives import angle
 
-LEAVES = ForgetConfig(targets=("client-0",))
+LEAVES = ForgetSet(scenario="client", targets=("client-0",))
 
 
 def test_unlearning_cross_entropy_is_bounded():
@@ -57,8 +57,8 @@ FIRST_TWO = Batch(torch.tensor([0, 1]), torch.tensor([0, 0]))
 
 def test_ascent_by_hand():
     f = g = torch.eye(2, dtype=torch.float64)  # each partner has 1, the other 0: cross-entropy log(1 + 1/e)
-    level = math.log(1 + math.exp(-1))
-    assert lonely(Ascent, f, g, bound=0.0).loss(FIRST_TWO).item() == pytest.approx(math.log(2) - level)
+    loss = math.log(1 + math.exp(-1))
+    assert lonely(Ascent, f, g, bound=0.0).loss(FIRST_TWO).item() == pytest.approx(math.log(2) - loss)
     assert lonely(Ascent, f, g, bound=0.1).loss(FIRST_TWO).item() == 0  # beyond its bound a pair is left alone
 
 
@@ -131,8 +131,8 @@ def world_of_factors(n=200, d=12, seed=0):
 
 def test_variational_factors_reconstruct_and_are_decoupled():
     f, g = world_of_factors()
-    model, penalty = mvi.fit(f, g, k=4, steps=200, beta=0.01, decouple=1.0, seed=0)
-    coupled = mvi.fit(f, g, k=4, steps=200, beta=0.01, decouple=0.0, seed=0)[1]
+    model, penalty = mvi.fit((f, g), k=4, steps=200, beta=0.01, decouple=1.0, seed=0)
+    coupled = mvi.fit((f, g), k=4, steps=200, beta=0.01, decouple=0.0, seed=0)[1]
     assert penalty[1] < 0.2 * coupled[1]
     z_c, _ = model.consistent(f, g, torch.ones(len(f), 2))
     (z_v, _), (z_t, _) = model.specific(f, g)
@@ -143,7 +143,7 @@ def test_variational_factors_reconstruct_and_are_decoupled():
 
 def test_edited_targets_differ_in_the_consistent_factor_only():
     f, g = world_of_factors()
-    model, _ = mvi.fit(f, g, k=4, steps=50, beta=0.01, decouple=0.1, seed=0)
+    model, _ = mvi.fit((f, g), k=4, steps=50, beta=0.01, decouple=0.1, seed=0)
     z_c, _ = model.consistent(f, g, torch.ones(len(f), 2))
     same = mvi.edited(model, f, g, z_c)
     (z_v, _), (z_t, _) = model.specific(f, g)
@@ -170,7 +170,7 @@ def trained():
     e = small_experiment()
     world = data.load(e.data, e.seed)
     theta = adapters.load(e.model, e.lora, e.seed).initial
-    learn = Instruction(phase="learn", round=1, train=TrainConfig(epochs=12, batch=48))
+    learn = Learn(phase="learn", round=1, train=TrainConfig(epochs=12, batch=48))
     known = Contrastive(e, "client-0", world, Memory()).fit([theta], {"instruction": learn.model_dump_json()})[0][0]
     return e, world, known
 
@@ -182,25 +182,25 @@ def forget(trained, name, memory, round=1, snapshot=True, **options):
     shared = {"rounds", "lr", "epochs", "batch"}
     told = {k: v for k, v in own.items() if k not in shared} if name not in STRATEGY else {}
     train = TrainConfig(epochs=2, batch=48, lr=1e-3)
-    job = Instruction(phase="forget", round=round, objective=name, train=train, forget=LEAVES, options={**told, **options})
+    job = Forget(phase="forget", round=round, objective=name, train=train, forget=LEAVES, options={**told, **options})
     client = clients.load(name)(e, "client-0", world, memory)
     arrays, extras = ([known, known], ["request"]) if snapshot else ([known], [])
     (after,), _, metrics = client.fit(arrays, {"instruction": job.model_dump_json(), "extras": extras})
     return client, after, metrics
 
 
-def level(client, theta):
-    from ease_flwr.model.retrieval import levels
+def partner_loss(client, theta):
+    from ease_flwr.model.retrieval import partner_losses
 
     pairs, public = (client.embed_all(theta, p, most=1) for p in (client.forget, client.public))
-    return levels(*pairs, *public, client.scale, 48, np.random.default_rng(0)).mean().item()
+    return partner_losses(pairs, public, client.scale, 48, np.random.default_rng(0)).mean().item()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_makes_the_pairs_match_less(trained, name):
     memory = Memory()
     client, after, metrics = forget(trained, name, memory)
-    assert level(client, after) > level(client, trained[2]) + {"lip": 0.02, "ccu": 0.05}.get(name, 0.2)
+    assert partner_loss(client, after) > partner_loss(client, trained[2]) + {"lip": 0.02, "ccu": 0.05}.get(name, 0.2)
     assert np.isfinite(metrics["loss"])
     if client.remembers:
         again, *_ = forget(trained, name, memory, round=2, snapshot=False)
@@ -234,7 +234,7 @@ def test_projected_ascent_stays_in_its_ball_and_stops(trained):
     def climb(radius, limit):
         options = {"radius": radius, "limit": limit}
         train = TrainConfig(epochs=2, batch=48, lr=1e-3)
-        job = Instruction(phase="forget", round=1, objective="projected_ascent", train=train, forget=LEAVES, options=options)
+        job = Forget(phase="forget", round=1, objective="projected_ascent", train=train, forget=LEAVES, options=options)
         sent = {"instruction": job.model_dump_json(), "extras": ["centre", "own"]}
         (after,), _, metrics = client.fit([known, known, known], sent)
         return float(np.linalg.norm(after - known)), metrics["steps"]
@@ -251,7 +251,7 @@ def test_projected_ascent_stays_in_its_ball_and_stops(trained):
 def test_representations_are_the_leading_directions_of_gradients(trained):
     e, world, known = trained
     client = clients.load("representations")(e, "client-1", world, Memory())
-    job = Instruction(phase="forget", round=1, train=TrainConfig(epochs=1, batch=48), options={"noise": 0.0})
+    job = Learn(phase="forget", round=1, train=TrainConfig(epochs=1, batch=48), options={"noise": 0.0})
     vector = client.fit([known], {"instruction": job.model_dump_json()})[0][0]
     for block, gradients in zip(client.model.blocks, client.gradients, strict=True):
         rows = vector[block.start : block.stop].reshape(block.shape[0], -1)
@@ -268,7 +268,7 @@ def test_representations_are_the_leading_directions_of_gradients(trained):
 def test_only_chosen_tensors_are_trained(trained):
     e, world, known = trained
     client = Contrastive(e, "client-1", world, Memory())
-    job = Instruction(phase="forget", round=1, train=TrainConfig(epochs=1, batch=48), tensors=(1, 4))
+    job = Learn(phase="forget", round=1, train=TrainConfig(epochs=1, batch=48), tensors=(1, 4))
     moved = client.fit([known], {"instruction": job.model_dump_json()})[0][0] - known
     changed = [i for i, b in enumerate(client.model.blocks) if moved[b.start : b.stop].any()]
     assert changed == [1, 4]
@@ -282,7 +282,7 @@ def test_proximal_term_holds_clients_near(trained):
             client.fit(
                 [known],
                 {
-                    "instruction": Instruction(
+                    "instruction": Learn(
                         phase="x", round=1, train=TrainConfig(epochs=2, batch=48), proximal=mu
                     ).model_dump_json()
                 },

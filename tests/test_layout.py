@@ -1,11 +1,13 @@
 """The layout of a run tells the truth: what resume and report read, what a receipt pins, and that nothing else lies there."""
 
+import json
 import shutil
 
 import pytest
 
 from ease_flwr import launcher
 from ease_flwr.audit import envelope, figures, receipt, report
+from ease_flwr.audit.summary import current_audit, read_results
 from ease_flwr.config import ConfigError
 from ease_flwr.store import purge
 from ease_flwr.store.layout import RunLayout
@@ -58,8 +60,6 @@ def test_report_reads_what_the_table_says_and_nothing_else(audited, tmp_path):
 
 
 def test_the_line_about_tau_lies_beside_the_points(audited):
-    from ease_flwr.audit.summary import read_results
-
     facts = read_results(audited)["requests"][0]
     (axes,) = figures.spectrum(facts).figure.axes
     assert not axes.texts
@@ -90,3 +90,29 @@ def test_what_no_kind_describes_is_named(audited, tmp_path):
         receipt.verify(run)
     (run / "phases" / "forget" / "copy-of-client-0.safetensors").unlink()
     receipt.verify(run)
+
+
+def test_only_an_audit_of_these_adapters_counts(audited, tmp_path):
+    """Law: whatever audits lie there, the one that counts is about the adapters of results.json; the full one goes first."""
+    run = copy(audited, tmp_path / "run")
+    key = tmp_path / "key.pem"
+    envelope.keygen(key)
+
+    def signed():
+        receipt.make(run, key)
+        return envelope.opened(run / "receipt.json")["predicate"]["audit"]
+
+    quick = json.loads((run / "audit.json").read_text())
+    assert signed()["file"] == "audit.json"
+    stale = {**quick, "level": "full", "at": "2099-01-01T00:00:00Z", "verdict": [{"answer": "stale"}]}
+    stale["adapters_sha256"] = {**quick["adapters_sha256"], "unlearned": "0" * 64}
+    (run / "audit-full").mkdir()
+    (run / "audit-full" / "audit.json").write_text(json.dumps(stale))
+    assert signed()["file"] == "audit.json"
+    full = {**quick, "level": "full", "at": "2000-01-01T00:00:00Z"}
+    (run / "audit-full" / "audit.json").write_text(json.dumps(full))
+    assert (signed()["file"], signed()["level"]) == ("audit-full/audit.json", "full")
+    (run / "audit.json").write_text(json.dumps({**quick, "adapters_sha256": stale["adapters_sha256"]}))
+    (run / "audit-full" / "audit.json").unlink()
+    assert signed() == {**signed(), "file": "", "level": "none", "verdict": []}
+    assert current_audit(run, read_results(run)) == (None, {})

@@ -1,4 +1,4 @@
-"""Phases: what decides them, what is cached, what may change, how many rounds a model has had, which audit counts."""
+"""Phases: what decides them, what is cached, what may change, how many rounds a model has had, what is refused."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ease_flwr import config, launcher
-from ease_flwr.audit import envelope, figures, receipt
-from ease_flwr.audit.summary import current_audit, read_results
+from ease_flwr.audit import figures
+from ease_flwr.audit.summary import read_results
 from ease_flwr.config import ConfigError, Experiment
 from ease_flwr.config.identity import imported
 from ease_flwr.config.section import leaves
@@ -112,11 +112,13 @@ def test_a_run_goes_on_under_settings_that_change_no_adapter_only(learnt, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def mixed(home):
+def mixed(tmp_path_factory):
     """Two requests by two methods with other numbers of rounds, rounds of learning between and after them, and references."""
-    run = home / "mixed"
-    more = {"evaluation.reference": "retrain", "evaluation.every": 1, "continuation.rounds": 0, "audit.level": "quick"}
+    home = tmp_path_factory.mktemp("mixed")  # a cache of its own: every round is told
+    run = home / "run"
+    more = {"evaluation.reference": "retrain", "evaluation.every": 1, "continuation.rounds": 0}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EASE_FLWR_HOME", str(home))
         patch.setattr(launcher, "submit", lambda run_config, *_: submit(run_config) or 0)
         run_config = settings(run, **more)
         submit({**run_config, "strategy": "finetune", "set": run_config["set"].replace("strategy.bke.epochs=1", "")})
@@ -152,32 +154,6 @@ def test_recall_is_drawn_at_the_round_it_was_taken(mixed):
     drawn = {(x, y) for name, _, x, y in rows if name == "retain"}
     assert drawn == told
     assert max(x for name, who, x, _ in rows if who == "retrained") == max(x for name, who, x, _ in rows if who == "this run")
-
-
-def test_only_an_audit_of_these_adapters_counts(mixed, tmp_path):
-    """Law: whatever audits lie there, the one that counts is about the adapters of results.json; the full one goes first."""
-    run = copy(mixed, tmp_path / "run")
-    key = tmp_path / "key.pem"
-    envelope.keygen(key)
-
-    def signed():
-        receipt.make(run, key)
-        return envelope.opened(run / "receipt.json")["predicate"]["audit"]
-
-    quick = json.loads((run / "audit.json").read_text())
-    assert signed()["file"] == "audit.json"
-    stale = {**quick, "level": "full", "at": "2099-01-01T00:00:00Z", "verdict": [{"answer": "stale"}]}
-    stale["adapters_sha256"] = {**quick["adapters_sha256"], "unlearned": "0" * 64}
-    (run / "audit-full").mkdir()
-    (run / "audit-full" / "audit.json").write_text(json.dumps(stale))
-    assert signed()["file"] == "audit.json"
-    full = {**quick, "level": "full", "at": "2000-01-01T00:00:00Z"}
-    (run / "audit-full" / "audit.json").write_text(json.dumps(full))
-    assert (signed()["file"], signed()["level"]) == ("audit-full/audit.json", "full")
-    (run / "audit.json").write_text(json.dumps({**quick, "adapters_sha256": stale["adapters_sha256"]}))
-    (run / "audit-full" / "audit.json").unlink()
-    assert signed() == {**signed(), "file": "", "level": "none", "verdict": []}
-    assert current_audit(run, read_results(run)) == (None, {})
 
 
 METHODS_THAT_FOLLOW_ROUNDS = ("federaser", "fedrecovery", "pga", "sifu")
