@@ -38,7 +38,15 @@ WORLD: dict[str, Any] = {
         "data.scenes": 4,
     },
     **{"data.exclusive_pairs": 5, "data.shared_pairs": 5, "data.test_repeats": 1, "data.forget_unseen_repeats": 1},
-    **{"data.test_scenes": 8, "data.unseen": 8, "learn.rounds": 2, "learn.average": 1, "learn.batch": 16, "strategy.rounds": 1},
+    **{
+        "data.test_scenes": 8,
+        "data.unseen": 8,
+        "learn.rounds": 2,
+        "learn.average": 1,
+        "learn.batch": 16,
+        "strategy.rounds": 1,
+        "federation.start_timeout": 0.5,
+    },
     **{"continuation.overlap": 2, "evaluation.every": 0, "evaluation.equal": False, "audit.level": "none"},
 }
 NAMES = tuple(f"client-{k}" for k in range(CLIENTS))
@@ -46,17 +54,29 @@ NAMES = tuple(f"client-{k}" for k in range(CLIENTS))
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing that is asked of the run. crash: the exchange at which the process dies; 0 never."""
+    """One thing that is asked of the run.
+
+    crash: the exchange at which the process dies; 0 never.  silent: the first client that it concerns does not answer any more
+    once its turn has come.
+    """
 
     kind: str
     targets: tuple[int, ...] = ()
     strategy: str = "finetune"
     crash: int = 0
+    silent: bool = False
+
+
+WITHOUT_HELP = ("finetune", "ease", "federaser")
+"""Methods that do without a forget client that does not answer, where a client leaves."""
 
 
 def requests(kind, strategies, most):
     targets = st.lists(st.integers(0, most), min_size=1, max_size=2, unique=True).map(tuple)
-    return st.builds(Operation, st.just(kind), targets, st.sampled_from(strategies), st.sampled_from([0, 0, 1, 2, 3, 4, 5, 6]))
+    crash = st.sampled_from([0, 0, 1, 2, 3, 4, 5, 6])
+    return st.builds(
+        Operation, st.just(kind), targets, st.sampled_from(strategies), crash, st.sampled_from([False, False, True])
+    )
 
 
 operations = st.lists(
@@ -91,6 +111,9 @@ class Federation:
         self.run_config = {**RUN_CONFIG, "run-dir": str(self.folder), "set": " ".join(f"{k}={v}" for k, v in WORLD.items())}
         submit({**self.run_config, "until": "learn"}, clients=CLIENTS)
         self.sent: list[Any] = []
+        self.absent: set[str] = set()
+        """Clients that stopped answering."""
+        self.silent = ""
 
     def taken(self, sets: list[ForgetSet], client: str) -> Any:
         """Which pairs of a client these forget sets name, (n,)."""
@@ -104,6 +127,7 @@ class Federation:
     def submitted(self, run_config, experiment, folder, where) -> int:
         """In place of the launcher's: one process, which may die; hosts of who has left are gone."""
         grid = Mortal(self.lives, CLIENTS, run_config) if self.lives else InProcessGrid(CLIENTS, run_config)
+        grid.tamper = self.falling_silent()
         for _, request in queue.served(folder):
             for name in request.leaving:
                 grid.contexts.pop(100 + NAMES.index(name), None)
@@ -113,10 +137,32 @@ class Federation:
             self.sent += grid.sent
         return 0
 
+    def falling_silent(self):
+        """A tamper function: the silent client answers the roll call and the question about requests, and nothing else."""
+        answered = []
+
+        def tamper(name, reply):
+            if name == self.silent:
+                answered.append(name)
+            return None if name == self.silent and len(answered) > 2 else reply
+
+        return tamper
+
+    def who_falls_silent(self, op: Operation) -> str:
+        """The first client that a request concerns, if it is to fall silent and the method can do without."""
+        forget = self.forget_of(op) if op.silent else None
+        if forget is None or op.strategy not in (WITHOUT_HELP if op.kind == "client" else ("finetune",)):
+            return ""
+        new = [ForgetSet(scenario=forget.scenario, targets=forget.targets)]
+        fresh = [n for n in NAMES if n not in self.absent and (self.taken(new, n) & ~self.taken(self.asked, n)).any()]
+        staying = [n for n in NAMES if n not in self.absent and not self.taken([*self.asked, *new], n).all()]
+        return fresh[0] if fresh and len(staying) > 1 else ""
+
     def do(self, op: Operation) -> None:
         """One operation, resumed if it dies; then everything that must hold is asserted."""
         before, queued = len(self.asked), (self.folder / "queue.json").read_bytes()
         self.lives, self.sent = (op.crash if self.crashing else 0), []
+        self.silent = self.who_falls_silent(op)
         refused = ""
         try:
             self._do(op)
@@ -130,6 +176,8 @@ class Federation:
             assert (self.folder / "queue.json").read_bytes() == queued, "a refused request left its trace on the queue"
             assert not self.sent or op.kind != "client", "refused after something had been asked"
             return
+        self.absent |= {self.silent} - {""}
+        self.silent = ""
         self.check_messages(before)
         self.remember()
 
@@ -139,13 +187,18 @@ class Federation:
         elif op.kind == "purge":
             self.check_purge(purge.purge(self.folder))
         else:
-            targets = {
-                "client": lambda i: NAMES[i],
-                "class": lambda i: self.people[i % len(self.people)],
-                "sample": lambda i: f"{NAMES[i % CLIENTS]}/{i // 2}",
-            }[op.kind]
-            forget = ForgetConfig(scenario=op.kind, targets=tuple(dict.fromkeys(targets(i) for i in op.targets)))
-            launcher.forget(self.folder, Asked(forget, op.strategy, ("rounds=1",)), Where())
+            launcher.forget(self.folder, Asked(self.forget_of(op), op.strategy, ("rounds=1",)), Where())
+
+    def forget_of(self, op: Operation) -> ForgetConfig | None:
+        """What a request asks; None for an operation that is none."""
+        targets = {
+            "client": lambda i: NAMES[i],
+            "class": lambda i: self.people[i % len(self.people)],
+            "sample": lambda i: f"{NAMES[i % CLIENTS]}/{i // 2}",
+        }.get(op.kind)
+        if targets is None:
+            return None
+        return ForgetConfig(scenario=op.kind, targets=tuple(dict.fromkeys(targets(i) for i in op.targets)))
 
     def check_messages(self, before: int) -> None:
         """Who was asked for what in this operation. before: requests on the queue until then."""
@@ -157,6 +210,7 @@ class Federation:
             for part in (job, getattr(job, "beside", None)):
                 if isinstance(part, Learn | Forget):
                     assert client not in departed, f"{client} has left and is asked to train"
+                    assert client not in self.absent, f"{client} does not answer and is asked to train"
                 if isinstance(part, Forget):
                     fresh = self.taken(now, client) & ~self.taken(old, client)
                     assert fresh.any(), f"{client} has nothing to forget and is asked to"

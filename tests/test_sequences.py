@@ -6,11 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ease_flwr import launcher
+from ease_flwr.exchange.transport import Transport
 from tests.sequences import Federation, Operation, operations
 
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 LEAVES_THEN_LABEL = [Operation("client", (0,)), Operation("class", (0, 4), "npo")]
 WITHDRAWN_THEN_LEAVES = [Operation("sample", (9, 20), "npo"), Operation("client", (3,), "npo"), Operation("continue")]
+SILENT = [Operation("class", (2,), silent=True), Operation("client", (1,), "ease", 2, silent=True)]
+ABSENT = [*SILENT, Operation("continue", crash=2)]
 TWO_METHODS = [Operation("client", (0,), "ease", 3), Operation("client", (1,), "federaser"), Operation("class", (3,), "ease")]
 PURGED = [
     Operation("client", (0,), "ease"),
@@ -25,6 +28,7 @@ def play(folder, sequence, monkeypatch, crashing=True):
     """Do all of it; the digests of the models at the end."""
     run = Federation(folder, crashing)
     monkeypatch.setattr(launcher, "submit", run.submitted)
+    monkeypatch.setattr("ease_flwr.server.pipeline.Transport", lambda grid: Transport(grid, grace=0.1))
     for op in sequence:
         run.do(op)
     return run.finish(folder.parent / "key.pem")
@@ -40,7 +44,7 @@ def law(home, sequence):
             assert found == play(home / "whole", sequence, monkeypatch, crashing=False)
 
 
-@pytest.mark.parametrize("sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, PURGED])
+@pytest.mark.parametrize("sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED])
 def test_sequences_that_once_went_wrong(home, sequence):
     law(home, sequence)
 

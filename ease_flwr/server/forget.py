@@ -31,7 +31,8 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
         concerned = asked(request, server.roll_call, gone)
         who = parties(request, server.roll_call, gone, federation.answering(concerned))
         _say_absent(server, name, who)
-        return _serve(server, state, step, who, reporter, federation.without(who.absent))
+        there = federation.without(who.absent)
+        return _serve(server, state, step, who, replace(reporter, federation=there))
 
     found = once(server, state, name, state.rounds, compute)
     rounds = int(found.facts["rounds"])
@@ -54,9 +55,8 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
     return state.with_model("unlearned", found.theta, "unlearned", "continued").with_cost("unlearn", found.cost)
 
 
-def _serve(
-    server: Server, state: FederationState, step: Step, who: Parties, reporter: Reporter, federation: Federation
-) -> PhaseResult:
+def _serve(server: Server, state: FederationState, step: Step, who: Parties, reporter: Reporter) -> PhaseResult:
+    """The phase, with the clients that are there: those of the reporter's federation."""
     request, theta, history = step.request, state.theta, state.history
     assert request is not None
     assert history is not None
@@ -68,8 +68,7 @@ def _serve(
     served = (*state.served, request)
     setting = replace(
         context(server, state, reporter.label),
-        experiment=server.experiment,
-        federation=federation,
+        federation=reporter.federation,
         clients=who.retained,
         forget_clients=tuple(sorted(who.forget_clients)),
         forget=request.forget_set,
@@ -79,7 +78,7 @@ def _serve(
     with method.meter.on_server():
         start = method.prepare(theta, history)
     plan = Plan(reporter.label, params.rounds, evaluation_request=reporter.evaluation_request, report=reporter)
-    outcome = run_rounds(federation, method, start, plan)
+    outcome = run_rounds(reporter.federation, method, start, plan)
     with method.meter.on_server():
         lock = method.lock_after(outcome.theta)
     server_bytes = (history.nbytes if kind.history else 0) + (lock.nbytes if lock else 0)
