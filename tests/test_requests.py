@@ -12,7 +12,7 @@ from ease_flwr.store.files import locked
 from ease_flwr.store.queue import Step
 from tests.in_process_grid import InProcessGrid, submit
 from tests.small import TINY, hashes, settings
-from tests.standing import SIMULATION, ask, copy, enqueue, leaves, pairs
+from tests.standing import SIMULATION, ask, copy, die, enqueue, leaves, pairs
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -131,3 +131,30 @@ def test_forget_sets_are_told_apart():
     assert config.described(both) == {"scenario": "several", "targets": ["a/1", "b/2", "c", "a/3"]}
     assert config.NAME.fullmatch("hospital-2")
     assert not config.NAME.fullmatch("../x")
+
+
+def test_asked_at_once_or_one_after_the_other(learnt, tmp_path):
+    """What comes later on the queue changes nothing about what comes first."""
+    together, apart = copy(learnt, tmp_path / "together"), copy(learnt, tmp_path / "apart")
+    enqueue(together, pairs("client-1/16:24"), "npo", rounds=1)
+    queue.append(together, Step(kind="continuation", rounds=1))
+    enqueue(together, leaves("client-0"), "finetune", rounds=1)
+    queue.append(together, Step(kind="continuation", rounds=1))
+    launcher.resume(together, SIMULATION)
+    ask(apart, pairs("client-1/16:24"), "npo", "rounds=1")
+    launcher.continue_training(apart, 1, SIMULATION)
+    ask(apart, leaves("client-0"), "finetune", "rounds=1")
+    launcher.continue_training(apart, 1, SIMULATION)
+    assert hashes(together) == hashes(apart)
+
+
+@pytest.mark.parametrize("lives", [5, 12])
+def test_a_request_that_comes_while_the_run_is_dead(whole, tmp_path, monkeypatch, lives):
+    """The phase that was at hand asks again what it asked before, whatever has come onto the queue."""
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    run_config = settings(tmp_path / "run", **{"evaluation.every": 1, "continuation.rounds": 0})
+    assert die(run_config, lives)
+    enqueue(tmp_path / "run", leaves("client-1"), "ease", **{"rounds": 2, "bke": {"epochs": 1}})
+    queue.append(tmp_path / "run", Step(kind="continuation", rounds=2))
+    launcher.resume(tmp_path / "run", SIMULATION)
+    assert hashes(tmp_path / "run") == hashes(whole)
