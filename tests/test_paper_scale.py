@@ -1,13 +1,11 @@
-"""ViT-B/32 with random weights on a generated set in Flickr30K's format: learn, forget, hold, audit."""
+"""ViT-B/32 with random weights on a generated set in Flickr30K's format: learn, forget, continue, audit."""
 
 import json
 
 import pytest
-from flwr.app import Context, RecordDict
 
 from benchmarks.generated import write
-from ease_flwr import server_app
-from tests.in_process_grid import InProcessGrid
+from tests.in_process_grid import submit
 from tests.small import RUN_CONFIG
 
 pytestmark = pytest.mark.slow
@@ -16,8 +14,9 @@ pytestmark = pytest.mark.slow
 def test_vit_b_32_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path))
     write(tmp_path / "set", train=36, val=6, test=6)
-    small = "learn.rounds=1 learn.average=1 learn.batch=12 strategy.rounds=1 strategy.tau=0.5 hold.rounds=1 evaluation.every=0"
-    small += f" data.clients=3 data.unseen=8 data.cache={tmp_path}/cache model.context=16 evaluation.equal=false model.weights="
+    small = "learn.rounds=1 learn.average=1 learn.batch=12 strategy.rounds=1 strategy.gsd.tau=0.5 continuation.rounds=1"
+    small += f" evaluation.every=0 data.clients=3 data.unseen=8 data.cache={tmp_path}/cache model.context=16"
+    small += " evaluation.equal=false model.weights="
     run_config = {
         **RUN_CONFIG,
         "experiment": "flickr30k+top6+bf16",
@@ -26,10 +25,9 @@ def test_vit_b_32_from_end_to_end(tmp_path, monkeypatch):
         "data.root": str(tmp_path / "set"),
         "forget.targets": "client-2",
     }
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
-    server_app.main(InProcessGrid(3, run_config), context)
+    submit(run_config)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results["models"]) == ["original", "retrain", "unlearned", "held"]
+    assert list(results["models"]) == ["original", "retrain", "unlearned", "continued"]
     sets = results["models"]["unlearned"]
     assert {n: (s["n"], s["gallery"]) for n, s in sets.items()} == {"forget": (12, 12), "retain": (24, 12), "test": (6, 6)}
     assert (tmp_path / "run" / "adapters" / "unlearned" / "adapter_model.safetensors").stat().st_size > 4 * 368_640

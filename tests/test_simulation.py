@@ -50,7 +50,7 @@ def test_ease_run_does_the_job_and_leaves_nothing_running(environment, tmp_path)
     done = ease_run(environment, tmp_path / "run", ONE_ROUND, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "held", "retrain_held"]
+    assert list(results["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued"]
     assert "| unlearned |" in done.stdout
     assert f"results in {tmp_path / 'run'}" in done.stdout
     assert "[learn 1/1] 3/3 clients" in done.stdout
@@ -213,13 +213,13 @@ def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tm
     done = ease("forget", run, "--client", "client-0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[learn] as it was done: 1 rounds" in done.stdout
-    done = ease("learn", run, "--rounds", "1")
+    done = ease("continue", run, "--rounds", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     later, at_once = (json.loads((tmp_path / n / "results.json").read_text())["adapters_sha256"] for n in ("run", "whole"))
     assert later == at_once
     again = ease("forget", run, "--client", "client-0")
     assert "asked before, not asked again" in again.stdout
-    assert "everything on its agenda is done" in again.stdout
+    assert "everything on its request queue is done" in again.stdout
     assert ease("receipt", "keygen").returncode == 0
     assert ease("purge", run).stdout.count("purged") >= 5
     assert ease("receipt", run).returncode == 0
