@@ -82,12 +82,12 @@ RARER = {
     "ease client fraction": "learn.fraction=0.5",
     "ease client sketched history": "history.rank=2 history.half=true",
     "ease class probe": "strategy.gsd.source=probe strategy.gsd.probe_rounds=2 strategy.gsd.tau=0.2",
-    "ease client other calibration": """strategy.gsd.scope=null strategy.gsd.taus=0.1,0.2 strategy.gsd.drop=0.05
+    "ease client other calibration": """strategy.gsd.scope=null strategy.gsd.taus=0.1,0.2 strategy.gsd.drop=0.14
         strategy.gsd.crowd=0.01""",
     "ease client other subspaces": "strategy.gsd.scope=tower strategy.gsd.tau=0.2 strategy.gsd.energy=0.7",
     "ease client whole subspace": "strategy.gsd.tau=0.2 strategy.gsd.directions=4 strategy.gsd.subspace=whole",
     "ease client without BKE": "strategy.gsd.tau=0.1 strategy.bke.enabled=false",
-    "ease client other BKE": """strategy.gsd.tau=0.1 strategy.gsd.teacher_tau=0.6 strategy.bke.lr=0.001 strategy.bke.epochs=1
+    "ease client other BKE": """strategy.gsd.tau=0.1 strategy.gsd.teacher_tau=0.3 strategy.bke.lr=0.001 strategy.bke.epochs=1
         strategy.bke.batch=24 strategy.bke.weight=20 strategy.bke.margin=2 strategy.bke.evidence=0.6
         strategy.bke.target=unseen strategy.bke.way=0.7 strategy.bke.sides=visual""",
     "ease client other lock": """strategy.gsd.reference=request strategy.lock.strength=5 strategy.lock.share=0.8
