@@ -165,11 +165,12 @@ class Federation:
         self.silent = self.who_falls_silent(op)
         refused = ""
         try:
-            self._do(op)
-        except Death:
-            self.lives = 0
-            launcher.resume(self.folder, Where())
-        except ConfigError as error:
+            try:
+                self._do(op)
+            except Death:
+                self.lives = 0
+                launcher.resume(self.folder, Where())
+        except ConfigError as error:  # at once, or by the process that goes on after a crash
             refused = str(error)
         if refused:
             assert "\n" not in refused

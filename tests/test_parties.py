@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ease_flwr.config import ConfigError, ForgetRequest, ForgetSet
 from ease_flwr.data.pairs import withdrawn
+from ease_flwr.exchange.transport import FederationError
 from ease_flwr.server.parties import RollCall, asked, check, counted, leaving, left_out, parties
 from ease_flwr.store.layout import KINDS, described
 
@@ -82,10 +83,25 @@ def test_a_request_that_concerns_nobody_or_leaves_nobody_is_refused(world, drawn
             check(request, call)
 
 
+@settings(max_examples=200, deadline=None)
+@given(worlds, st.lists(forget_sets, min_size=1, max_size=4), st.sampled_from(CLIENTS))
+def test_what_a_silent_client_holds_is_known_or_the_run_stops(world, drawn, silent):
+    """Law: no request that names pairs of a client ever counts as naming none because the client said nothing."""
+    requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}
+    true = {c: tuple(len(t) for t in taken) for c, taken in brute_force(world, requests).items()}
+    try:
+        call = counted(pairs, requests, {c: n for c, n in true.items() if c != silent})
+    except FederationError:
+        call = None
+    assert call.counts == true if call else any(r.scenario != "client" for r in requests)
+
+
 def test_of_a_silent_client_it_is_known_that_it_leaves():
-    requests = requests_of([("class", ("x",)), ("client", ("a",))])
-    call = counted({"a": 3, "b": 3}, requests, {"b": (1, 0)})
-    assert call == RollCall({"a": 3, "b": 3}, tuple(requests), {"a": (0, 3), "b": (1, 0)})
+    requests = requests_of([("client", ("a",)), ("class", ("x",))])
+    call = counted({"a": 3, "b": 3}, requests, {"b": (0, 1)})
+    assert call == RollCall({"a": 3, "b": 3}, tuple(requests), {"a": (3, 0), "b": (0, 1)})
+    with pytest.raises(FederationError, match=r"a did not say how many of its pairs request r0 concerns"):
+        counted({"a": 3, "b": 3}, requests_of([("class", ("x",)), ("client", ("a",))]), {"b": (1, 0)})
 
 
 def test_the_first_kind_that_describes_a_file_is_its_kind():

@@ -6,6 +6,7 @@ import pytest
 
 from ease_flwr import config, launcher
 from ease_flwr.config import ConfigError, ForgetSet, told, union
+from ease_flwr.exchange.messages import Hello, read_instruction
 from ease_flwr.exchange.transport import FederationError
 from ease_flwr.store import purge, queue
 from ease_flwr.store.files import locked
@@ -158,3 +159,37 @@ def test_a_request_that_comes_while_the_run_is_dead(whole, tmp_path, monkeypatch
     queue.append(tmp_path / "run", Step(kind="continuation", rounds=2))
     launcher.resume(tmp_path / "run", SIMULATION)
     assert hashes(tmp_path / "run") == hashes(whole)
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_who_does_not_say_what_it_holds_stops_the_run(learnt, tmp_path, served):
+    """Law: before anybody trains. Nothing is lost, and the run resumed is as if the client had answered at once."""
+    run, whole = copy(learnt, tmp_path / "run"), copy(learnt, tmp_path / "whole")
+    for folder in (run, whole):
+        enqueue(folder, pairs("client-1/16:24"), "npo", rounds=1)
+        if served:
+            launcher.resume(folder, SIMULATION)
+        queue.append(folder, Step(kind="continuation", rounds=1))
+    queued = (run / "queue.json").read_bytes()
+
+    class Deaf(InProcessGrid):
+        """client-1 misses the question about requests alone."""
+
+        def push_messages(self, messages):
+            ids = super().push_messages(messages)
+            for id, message in zip(ids, messages, strict=True):
+                job = read_instruction(dict(message.content["config"]))
+                if isinstance(job, Hello) and job.forget and message.metadata.dst_node_id == 101:
+                    del self.pending[id]
+            return ids
+
+    deaf, changes = Deaf(3, settings(run)), {"federation.start_timeout": 0.2}
+    with pytest.raises(
+        FederationError, match=r"client-1 did not say how many of its pairs request \w{12} concerns: see that it"
+    ):
+        submit({**settings(run, **changes), "resume": True}, deaf)
+    assert {m.metadata.message_type for m in deaf.sent} == {"query"}
+    assert (run / "queue.json").read_bytes() == queued
+    for folder in (run, whole):
+        launcher.resume(folder, SIMULATION)
+    assert hashes(run) == hashes(whole)

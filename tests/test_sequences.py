@@ -12,6 +12,7 @@ from tests.sequences import Federation, Operation, operations
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 LEAVES_THEN_LABEL = [Operation("client", (0,)), Operation("class", (0, 4), "npo")]
 WITHDRAWN_THEN_LEAVES = [Operation("sample", (9, 20), "npo"), Operation("client", (3,), "npo"), Operation("continue")]
+REFUSED_AFTER_A_CRASH = [Operation("class", (2, 1)), Operation("class", (1, 2), crash=2), Operation("purge")]
 SILENT = [Operation("class", (2,), silent=True), Operation("client", (1,), "ease", 2, silent=True)]
 ABSENT = [*SILENT, Operation("continue", crash=2)]
 TWO_METHODS = [Operation("client", (0,), "ease", 3), Operation("client", (1,), "federaser"), Operation("class", (3,), "ease")]
@@ -26,6 +27,9 @@ PURGED = [
 
 def play(folder, sequence, monkeypatch, crashing=True):
     """Do all of it; the digests of the models at the end."""
+    own = folder.with_name(f"{folder.name}-home")  # a cache of its own: what other runs have learnt is purged by them
+    shutil.rmtree(own, ignore_errors=True)
+    monkeypatch.setenv("EASE_FLWR_HOME", str(own))
     run = Federation(folder, crashing)
     monkeypatch.setattr(launcher, "submit", run.submitted)
     monkeypatch.setattr("ease_flwr.server.pipeline.Transport", lambda grid: Transport(grid, grace=0.1))
@@ -44,7 +48,9 @@ def law(home, sequence):
             assert found == play(home / "whole", sequence, monkeypatch, crashing=False)
 
 
-@pytest.mark.parametrize("sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED])
+@pytest.mark.parametrize(
+    "sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH]
+)
 def test_sequences_that_once_went_wrong(home, sequence):
     law(home, sequence)
 

@@ -142,5 +142,7 @@ def _named(forget: ForgetSet, client: str, labels: Sequence[str]) -> NDArray[np.
             span = slice(*(int(p) if p else None for p in where.split(":"))) if ":" in where else int(where)
             if isinstance(span, int) and span >= n:
                 raise ConfigError(f"forget.targets: {target}: {client} has {n} pairs, counted from 0")
+            if isinstance(span, slice) and span.step == 0:
+                raise ConfigError(f"forget.targets: {target}: a step of 0 names no pair: give 1 or more, or leave it out")
             mask[span] = True
     return mask

@@ -134,7 +134,8 @@ def as_told(job: Any, client: str) -> Any:
         if isinstance(value, ForgetSet):
             changes[name] = value.told(client)
         elif isinstance(value, tuple) and value and isinstance(value[0], ForgetSet):
-            changes[name] = tuple(s.told(client) for s in value) if isinstance(job, Hello) else told(value, client)
+            whole = isinstance(job, Hello) or name == "only"  # a set that names nothing of this client still has its place
+            changes[name] = tuple(s.told(client) for s in value) if whole else told(value, client)
         elif isinstance(value, Evaluate | Forget):
             changes[name] = as_told(value, client)
     return job.model_copy(update=changes) if changes else job

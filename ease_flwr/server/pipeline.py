@@ -68,12 +68,15 @@ def counted(server: Server, steps: list[Step]) -> Server:
 def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> RollCall:
     """Ask every client how many of its pairs each request concerns, and withdraw requests that cannot be served.
 
-    Raises ConfigError for the first of those; the run goes on without them when it is resumed.
+    Raises ConfigError for the first of those; the run goes on without them when it is resumed. Raises FederationError where a
+    client does not say what only it knows.
     """
     requests = queue.requests(steps)
     said, refused = federation.counted(tuple(r.forget_set for r in requests))
-    answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said)
-    done = {request.id for _, request in queue.served(at_work.folder)}
+    served = [request for _, request in queue.served(at_work.folder)]
+    departed = {client for request in served for client in request.leaving}
+    answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, departed)
+    done = {request.id for request in served}
     clients = data.load(federation.experiment.data, federation.experiment.seed).clients  # those that have left too
     reasons: dict[str, str] = {}
     for i, request in enumerate(requests):
