@@ -116,6 +116,11 @@ class Method:
                 raise ConfigError(f"strategy {name}: {old} is called {new} since version 0.2: use that name")
         return validate(cls.Params, values, f"strategy {name}")
 
+    @classmethod
+    def needs_help(cls, params: Any, scenario: str) -> bool:
+        """Whether it can do nothing where none of those who have what is to be forgotten answers."""
+        return cls.forget_clients == "needed"
+
     # ---- the verbs: what a method of its own may say -----------------------------------------------------------------------
 
     def prepare(self, theta: Vector, history: History) -> Vector:

@@ -102,6 +102,12 @@ class Ease(Method):
     forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "help"
     renamed: ClassVar[Mapping[str, str]] = EASE
 
+    @classmethod
+    def needs_help(cls, params: Any, scenario: str) -> bool:
+        """Without help there is what the recorded updates tell; of clients that stay they tell nothing."""
+        source = params.gsd.source
+        return source in ("none", "probe") or (source == "auto" and scenario != "client")
+
     def __init__(self, context: MethodContext, params: Any, lock: ForgetLock | None = None) -> None:
         super().__init__(context, params, lock)
         self.average = max(1, min(self.average, params.rounds // 2))

@@ -16,11 +16,10 @@ from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.exchange.roll_call import roll_call
 from ease_flwr.exchange.rounds import Plan, run_rounds
-from ease_flwr.exchange.transport import Transport
 from ease_flwr.model import adapters
 from strategies.base import MethodContext
 from strategies.ordinary import Learning
-from tests.in_process_grid import InProcessGrid, submit
+from tests.in_process_grid import InProcessGrid, at_once, submit
 from tests.small import RUN_CONFIG, SMALL, small_experiment
 from tests.test_audit import browse
 from tests.test_bilateral import Memory
@@ -41,7 +40,7 @@ def run(home):
 def federated(experiment, settings):
     """The clients of an experiment in this process."""
     run_config = {**RUN_CONFIG, "set": " ".join(f"{k}={v}" for k, v in settings.items())}
-    transport = Transport(InProcessGrid(3, run_config))
+    transport = at_once(InProcessGrid(3, run_config))
     roster, _ = roll_call(transport, experiment, data.load(experiment.data, experiment.seed).clients)
     return Federation(transport, experiment, roster, print)
 

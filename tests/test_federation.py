@@ -11,13 +11,13 @@ from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.messages import Learn, pack
 from ease_flwr.exchange.roll_call import Roster, roll_call
 from ease_flwr.exchange.training import train
-from ease_flwr.exchange.transport import FederationError, Transport
-from tests.in_process_grid import InProcessGrid
+from ease_flwr.exchange.transport import FederationError
+from tests.in_process_grid import InProcessGrid, at_once
 from tests.small import RUN_CONFIG, small_experiment
 
 
-def transport(tamper=None, clients=3, grace=5.0):
-    return Transport(InProcessGrid(clients, RUN_CONFIG, tamper=tamper), grace)
+def transport(tamper=None, clients=3):
+    return at_once(InProcessGrid(clients, RUN_CONFIG, tamper=tamper))
 
 
 def call(tamper=None, clients=3, **changes):
@@ -26,12 +26,12 @@ def call(tamper=None, clients=3, **changes):
     return roll_call(transport(tamper, clients), experiment, tuple(f"client-{k}" for k in range(experiment.data.clients)))
 
 
-def federation(tamper=None, said=None, grace=5.0, **changes):
+def federation(tamper=None, said=None, **changes):
     """Three clients with a hundred pairs each, without a roll call."""
     names = tuple(f"client-{k}" for k in range(3))
     roster = Roster(names, {n: 100 + k for k, n in enumerate(names)}, dict.fromkeys(names, 100))
     say = (said if said is not None else []).append
-    return Federation(transport(tamper, grace=grace), small_experiment(**changes), roster, say)
+    return Federation(transport(tamper), small_experiment(**changes), roster, say)
 
 
 def instruct(federation, **changes):
@@ -177,7 +177,7 @@ def test_a_lost_answer_stops_the_run_below_quorum():
             else fake(np.ones(4, np.float32))(name, reply)
         )
 
-    f = federation(tamper, grace=0.1, **{"federation.deadline": 0.2})
+    f = federation(tamper, **{"federation.deadline": 0.2})
     with pytest.raises(
         FederationError, match=r"2 of 3 clients answered, below the quorum: client-0: no answer before the deadline"
     ):

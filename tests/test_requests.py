@@ -193,3 +193,34 @@ def test_who_does_not_say_what_it_holds_stops_the_run(learnt, tmp_path, served):
     for folder in (run, whole):
         launcher.resume(folder, SIMULATION)
     assert hashes(run) == hashes(whole)
+
+
+def test_a_method_that_needs_help_and_finds_none(learnt, tmp_path):
+    """It waits where waiting may mend it. A client that was given up in an earlier phase does not come back: the request
+    leaves the queue, and another method serves it."""
+    run, heard = copy(learnt, tmp_path / "run"), []
+
+    def tamper(name, reply):
+        heard.extend([name] * (name == "client-1"))
+        return None if name == "client-1" and len(heard) > 2 else reply  # there at the start, silent when its turn comes
+
+    def serve(**tampered):
+        hasty = settings(run, **{"federation.start_timeout": 0.2})
+        submit({**hasty, "resume": True}, InProcessGrid(3, hasty, **tampered))
+
+    waits = enqueue(run, pairs("client-1/16"), "npo", rounds=1)
+    with pytest.raises(
+        FederationError, match=r"npo needs the help of client-1, and none of them answers: see that one does, resume"
+    ):
+        serve(tamper=tamper)
+    assert [r.id for r in queue.requests(queue.read(run))] == [waits.id]
+    serve()
+    heard.clear()
+    enqueue(run, pairs("client-1/17"), "finetune", rounds=1)
+    serve(tamper=tamper)
+    queued = (run / "queue.json").read_bytes()
+    for method in ("npo", "ease"):
+        with pytest.raises(ConfigError, match=rf"{method} needs the help of client-1, and none of them answers: ask again"):
+            ask(run, pairs("client-1/18"), method, "rounds=1")
+        assert (run / "queue.json").read_bytes() == queued
+    assert ask(run, pairs("client-1/18"), "finetune", "rounds=1") == 0

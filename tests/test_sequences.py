@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ease_flwr import launcher
-from ease_flwr.exchange.transport import Transport
 from tests.sequences import Federation, Operation, operations
 
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -23,6 +22,13 @@ PURGED = [
     Operation("purge"),
     Operation("continue"),
 ]
+NOBODY_HELPS = [
+    Operation("sample", (0,), "finetune", silent=True),
+    Operation("client", (0,), "npo", crash=3),
+    Operation("class", (1,), "ease"),
+    Operation("client", (0,), "finetune"),
+    Operation("continue"),
+]
 
 
 def play(folder, sequence, monkeypatch, crashing=True):
@@ -32,7 +38,6 @@ def play(folder, sequence, monkeypatch, crashing=True):
     monkeypatch.setenv("EASE_FLWR_HOME", str(own))
     run = Federation(folder, crashing)
     monkeypatch.setattr(launcher, "submit", run.submitted)
-    monkeypatch.setattr("ease_flwr.server.pipeline.Transport", lambda grid: Transport(grid, grace=0.1))
     for op in sequence:
         run.do(op)
     return run.finish(folder.parent / "key.pem")
@@ -49,7 +54,7 @@ def law(home, sequence):
 
 
 @pytest.mark.parametrize(
-    "sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH]
+    "sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH, NOBODY_HELPS]
 )
 def test_sequences_that_once_went_wrong(home, sequence):
     law(home, sequence)

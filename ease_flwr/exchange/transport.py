@@ -10,6 +10,8 @@ from flwr.serverapp import Grid
 
 GRACE = 5.0
 """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
+PAUSE = 0.05
+"""Seconds between two looks for answers."""
 
 
 class FederationError(RuntimeError):
@@ -22,6 +24,7 @@ class Transport:
 
     grid: Grid
     grace: float = GRACE
+    pause: float = PAUSE
 
     def nodes(self) -> list[int]:
         """Ids of the nodes that are connected."""
@@ -43,7 +46,7 @@ class Transport:
                 if reply.has_error() and "ActorDied" in (reply.error.reason or ""):
                     raise FederationError(f"a process of the simulation died, perhaps of memory: {reason(reply)[:300]}")
             if waiting:
-                time.sleep(0.05)
+                time.sleep(self.pause)
         return answers
 
 

@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import strategies
+from ease_flwr.config import ConfigError, ForgetRequest
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.exchange.transport import FederationError
 from ease_flwr.server import admission
 from ease_flwr.server.learn import context
 from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
-from ease_flwr.server.phase import once
+from ease_flwr.server.phase import give_up, once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import queue
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
 
 
 def forget(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
-    """Serve one request. Raises FederationError where its method needs a client that does not answer."""
+    """Serve one request. Raises FederationError or ConfigError where its method needs a client that does not answer."""
     request = step.request
     assert request is not None
     served = (*state.served, request)
@@ -61,10 +63,11 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     assert request is not None
     assert history is not None
     kind = strategies.load(request.strategy)
-    if kind.forget_clients == "needed" and not who.forget_clients:
-        raise FederationError(f"strategy {request.strategy} needs {', '.join(who.absent)}, who does not answer: use another")
     experiment = admission.serving(request, server.experiment)
     params: Any = kind.check(request.strategy, experiment, request.scenario)
+    if kind.needs_help(params, request.scenario) and not who.forget_clients:
+        give_up(server, reporter.label)
+        _refuse(server, state, request)
     served = (*state.served, request)
     setting = replace(
         context(server, state, reporter.label),
@@ -92,6 +95,18 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     }
     cost, forgotten = method.meter.spent + outcome.cost, tuple(r.id for r in served)
     return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, (*method.failures, *outcome.failures))
+
+
+def _refuse(server: Server, state: FederationState, request: ForgetRequest) -> None:
+    """Say that a method cannot do without help. Raises FederationError where waiting may mend it. Where all who could help have
+    stopped answering in an earlier phase nothing does: the request leaves the queue, and ConfigError is raised."""
+    holders = asked(request, server.roll_call, state.departed) or request.leaving
+    why = f"strategy {request.strategy} needs the help of {', '.join(holders)}, and none of them answers"
+    if set(holders) - state.absent:
+        raise FederationError(f"request {request.id}: {why}: see that one does, resume")
+    queue.withdraw(server.run.folder, request.id)
+    server.run.event(f"request {request.id} is refused and withdrawn: {why}", refused=request.id)
+    raise ConfigError(f"request {request.id}: {why}: ask again with another strategy")
 
 
 def _say_absent(server: Server, phase: str, who: Parties) -> None:

@@ -56,6 +56,12 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     return phases.read(folder)
 
 
+def give_up(server: Server, name: str) -> None:
+    """Forget the answers of a phase that cannot be finished now: it asks anew when it is tried again."""
+    shutil.rmtree(server.run.layout.journal(name), ignore_errors=True)
+    server.run.layout.mark.unlink(missing_ok=True)
+
+
 def _from_cache(server: Server, state: FederationState, name: str, key: str) -> PhaseResult | None:
     """The phase as another run has computed it; what it has forgotten is called by this run's names."""
     kept, folder = phases.cached(key), server.run.layout.phase(name)
