@@ -33,8 +33,9 @@ for name, environment in (("marked", None), ("unmarked", {{}})):  # Ray's worker
 time.sleep(600)
 """
 OWNER = f"""
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as pytest may be one, ignores it
 from ease_flwr.hosts.processes import Family
 here = Path(sys.argv[1])
 with Family(lambda: "`ease resume RUN` goes on", grace=2) as family:
