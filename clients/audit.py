@@ -96,7 +96,7 @@ class Audit(Contrastive):
     def linear_probe(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Cross-validated AUC of a linear classifier on frozen embeddings (image and text side by side)."""
         both = (subject.forgotten, self._strangers(subject.asked))
-        inside, outside = (torch.cat(self._first(some(pairs, 1), theta), 1) for pairs in both)
+        inside, outside = (torch.cat(self._first(some(pairs, 1), theta), 1).cpu() for pairs in both)
         return {"probe": separability(inside, outside)}
 
     def relearning(self, theta: NDArray[np.float32], subject: Subject) -> Found:
@@ -146,7 +146,7 @@ class Audit(Contrastive):
         among = EvaluationSet(asked[0].gallery, own) if len(own) else sets["test"]
         images = self._first(among.gallery.pairs, self.model.initial)[0][torch.from_numpy(among.query)]
         near = (images @ self._first(forgotten, self.model.initial)[0].T).amax(1)
-        best = near.topk(min(MOST, len(near))).indices.sort().values.numpy()
+        best = near.topk(min(MOST, len(near))).indices.sort().values.cpu().numpy()
         return EvaluationSet(among.gallery, among.query[best])
 
     def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[int]:

@@ -129,12 +129,12 @@ class LoraClient(NumPyClient):
         plan, losses, loaded = instruction.train, [], time.perf_counter() - started
         for loss in self._descend(plan, rng, proximal):
             if lock:
-                self.model.set(lock.proximal_step(torch.from_numpy(self.model.get()), plan.lr).numpy())
+                self.model.theta.copy_(lock.proximal_step(self.model.theta, plan.lr))
             losses.append(loss)
             if not self.stepped():
                 break
         extra_metrics = self.finish(theta)
-        metrics = {"loss": float(np.mean(losses)), "steps": len(losses), "memory": peak_memory()}
+        metrics = {"loss": torch.stack(losses).double().mean().item(), "steps": len(losses), "memory": peak_memory()}
         metrics |= {"seconds": time.perf_counter() - started, "load_seconds": loaded, "process_seconds": began}
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
 
@@ -209,8 +209,7 @@ class LoraClient(NumPyClient):
     @property
     def scale(self) -> Tensor:
         """Inverse temperature of InfoNCE; frozen."""
-        scale: Tensor = self.model.clip.logit_scale.exp().cpu()
-        return scale
+        return self.model.scale
 
     def embedded(self, pairs: Pairs, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of images (n, d) and of all captions (m, d), and the image of each caption (m,), without gradients; the
@@ -250,21 +249,24 @@ class LoraClient(NumPyClient):
         for i, parameter in enumerate(self.model.parameters):
             parameter.requires_grad_(not tensors or i in tensors)
 
-    def _descend(self, plan: config.TrainConfig, rng: np.random.Generator, proximal: float = 0.0) -> Iterator[float]:
-        """The training loop: the loss of each step, after it. Whoever iterates may change the adapters in between, or stop."""
+    def _descend(self, plan: config.TrainConfig, rng: np.random.Generator, proximal: float = 0.0) -> Iterator[Tensor]:
+        """The training loop: the loss of each step, after it. Whoever iterates may change the adapters in between, or stop.
+
+        The host never waits for the device here: it prepares the next batch while this one is computed.
+        """
         import torch
 
-        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self.model.parameters, lr=plan.lr, weight_decay=0.0, fused=True)
         centre = [p.detach().clone() for p in self.model.parameters] if proximal else []
         for batch in (b for _ in range(plan.epochs) for b in self._batches(rng, plan.batch)):
             loss = self.loss(batch)
             for parameter, there in zip(self.model.parameters, centre, strict=False):
-                loss = loss + proximal / 2 * (parameter - there).square().sum().cpu()
+                loss = loss + proximal / 2 * (parameter - there).square().sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters, plan.clip)
             optimizer.step()
-            yield loss.item()
+            yield loss.detach()
 
     def _batches(self, rng: np.random.Generator, size: int) -> list[Batch]:
         """One epoch in random order, each pair with one of its captions; a rest smaller than half a batch is dropped."""
@@ -294,4 +296,5 @@ class LoraClient(NumPyClient):
         if packed is None or hashlib.sha256(packed.tobytes()).hexdigest() != instruction.lock:
             raise ValueError("forget lock is missing here: it must be sent again")
         self.state.save("lock", packed)
-        return ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
+        lock = ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
+        return lock.on(self.model.device)

@@ -99,7 +99,8 @@ class Bilateral(Forgetting):
     def choose(self) -> None:
         some = self.kept[torch.from_numpy(np.random.default_rng(0).permutation(len(self.kept))[: len(self.forget)])]
         self.stays = len(some) > 0
-        self.requested = torch.arange(len(self.forget) + len(some)) < len(self.forget)
+        places = torch.arange(len(self.forget) + len(some), device=self.model.device)
+        self.requested = places < len(self.forget)
         self.train = self.forget + some
 
     def snapshot(self, extras: dict[str, NDArray[Any]]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def separation(others: Tensor, before: Tensor, forget: Tensor, labels: Tensor, t
 
 def same(a: Tensor, b: Tensor) -> Tensor:
     """Which of b (n,) are of the class of each of a (m,), the first m of them themselves: (m, n). -1 is of no class."""
-    return (a[:, None] == b) & (a >= 0)[:, None] | torch.eye(len(a), len(b), dtype=torch.bool)
+    return (a[:, None] == b) & (a >= 0)[:, None] | torch.eye(len(a), len(b), dtype=torch.bool, device=a.device)
 
 
 class Ccu(Forgetting):
@@ -63,12 +63,13 @@ class Ccu(Forgetting):
         both = [*self.data.train.about[gone].tolist(), *kept.tolist()]
         names = {name: k for k, name in enumerate(sorted({*both} - {""}))}
         numbers = torch.tensor([names.get(name, -1) for name in both])
+        numbers = numbers.to(self.model.device)
         self.labels, self.others_labels = numbers[: len(self.train)], numbers[len(self.train) :]
 
     def loss(self, batch: Batch) -> Tensor:
         i, c, o = batch.index, batch.caption, self.options
         f = self.model.embed_images(self.train.images[i])
-        j = self.draw(len(i)).unique()
+        j = self.draw(len(i), once=True)
         others = self.model.embed_images(self.others.images[j])
         others_f0, others_g0 = self.before["others_f0"][j], self.before["others_g0"][j, 0]
         loss = f.new_zeros(())

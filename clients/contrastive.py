@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional as F
 
 from clients.base import Batch, LoraClient
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def info_nce(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE of (b, d) unit-length embeddings whose rows belong together; a scalar."""
     logits = scale * images @ texts.T
-    target = logits.new_tensor(range(len(logits))).long()
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 

@@ -45,7 +45,7 @@ class Forgetting(LoraClient):
         if "request" in extras:
             current = self.model.get()
             for name, value in self.snapshot(extras).items():
-                self.state.save(f"{type(self).__name__}.{name}", value.numpy())
+                self.state.save(f"{type(self).__name__}.{name}", value.cpu().numpy())
             self.model.set(current)
         self.before = {name: self._remembered(name) for name in self.remembers}
 
@@ -58,9 +58,10 @@ class Forgetting(LoraClient):
         others_f0, others_g0 = self.embed_all(extras["request"], self.others)
         return {"f0": f0, "g0": g0, "others_f0": others_f0, "others_g0": others_g0}
 
-    def draw(self, count: int) -> Tensor:
-        """Positions of `count` of the others, drawn at random."""
-        return torch.from_numpy(self.mates.integers(len(self.others), size=count))
+    def draw(self, count: int, once: bool = False) -> Tensor:
+        """Positions of `count` of the others, drawn at random. once: each that is drawn, in order, once."""
+        drawn = self.mates.integers(len(self.others), size=count)
+        return torch.from_numpy(np.unique(drawn) if once else drawn)
 
     def embed_others(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of others and their first captions, (b, d) each, with gradients."""
@@ -79,7 +80,7 @@ class Forgetting(LoraClient):
         value = self.state.load(f"{type(self).__name__}.{name}")
         if value is None:
             raise ValueError("snapshot of the request is missing here: it must be sent again")
-        return torch.from_numpy(value.copy())
+        return torch.from_numpy(value.copy()).to(self.model.device)
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Lip(Forgetting):
         self.words = next(m for n, m in self.model.clip.named_modules() if n.endswith("token_embedding"))
 
     def loss(self, batch: Batch) -> Tensor:
-        images, tokens = self.train.images[batch.index], self.train.tokens[batch.index, batch.caption]
+        images, tokens = self.model.to_device(self.train.images[batch.index]), self.train.tokens[batch.index, batch.caption]
         f, g = self.embed(batch)
         noise = self._noise(images)
         visual = (self.model.embed_images(images + noise) - f).square().sum(1) / noise.flatten(1).square().sum(1)
@@ -39,7 +39,7 @@ class Lip(Forgetting):
 
         def disturb(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
             moved.append(self._noise(output))
-            return output + moved[0].to(output.device)
+            return output + moved[0]
 
         with self.words.register_forward_hook(disturb):
             noisy = self.model.embed_texts(tokens)
@@ -48,4 +48,5 @@ class Lip(Forgetting):
 
     def _noise(self, x: Tensor) -> Tensor:
         """Gaussian noise as large as sigma times the spread of x."""
-        return self.options.sigma * x.detach().std().cpu() * torch.randn(x.shape, generator=self.random)
+        noise = self.model.to_device(torch.randn(x.shape, generator=self.random))
+        return self.options.sigma * x.detach().std() * noise

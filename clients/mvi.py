@@ -88,23 +88,23 @@ def fit(
     f, g = pairs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Factors(f.shape[1], k)
+        model = Factors(f.shape[1], k).to(f.device)
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         penalties = []
         for _ in range(steps):
             draw = torch.rand(len(f))
-            present = torch.stack([draw >= 0.25, (draw < 0.25) | (draw >= 0.5)], 1).float()
+            present = torch.stack([draw >= 0.25, (draw < 0.25) | (draw >= 0.5)], 1).float().to(f.device)
             q_c, (q_v, q_t) = model.consistent(f, g, present), model.specific(f, g)
-            z_c, z_v, z_t = (m + (v / 2).exp() * torch.randn_like(m) for m, v in (q_c, q_v, q_t))
+            z_c, z_v, z_t = (m + (v / 2).exp() * torch.randn(m.shape).to(f.device) for m, v in (q_c, q_v, q_t))
             again = model.decode(z_c, z_v, z_t)
             missed = sum((1 - (a * x).sum(1)).mean() for a, x in zip(again, (f, g), strict=True))
             penalty = cross_covariance(q_c[0], q_v[0]) + cross_covariance(q_c[0], q_t[0])
-            penalties.append(penalty.item())
+            penalties.append(penalty.detach())
             loss = missed + beta * sum(divergence(q) for q in (q_c, q_v, q_t)) + decouple * penalty
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return model.requires_grad_(False), [penalties[0], penalties[-1]]
+    return model.requires_grad_(False), [penalties[0].item(), penalties[-1].item()]
 
 
 def edited(model: Factors, f: Tensor, g: Tensor, counterfactual: Tensor) -> list[Tensor]:
@@ -140,7 +140,7 @@ class Mvi(Forgetting):
         model, _ = fit((f, g), int(o.latent), int(o.steps), o.beta, o.decouple, int(self.mates.integers(2**31)))
         f1, g1 = torch.empty_like(known["f0"]), torch.empty_like(known["g0"])
         other = self.draw(len(f1))
-        there = model.consistent(known["others_f0"][other], known["others_g0"][other, 0], torch.ones(len(f1), 2))[0]
+        there = model.consistent(known["others_f0"][other], known["others_g0"][other, 0], f1.new_ones(len(f1), 2))[0]
         instead = torch.zeros_like(there) if o.counterfactual == "prior" else there
         for c in range(g1.shape[1]):
             f1, g1[:, c] = edited(model, known["f0"], known["g0"][:, c], instead)

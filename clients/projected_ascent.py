@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
+import torch
 
 from clients.base import Batch
 from clients.contrastive import info_nce
@@ -33,13 +33,12 @@ class ProjectedAscent(Forgetting):
         super().begin(instruction, extras)
         if not {"centre", "own"} <= extras.keys():
             raise ValueError("centre and own model are missing here: they must be sent again")
+        self.centre, self.own = (torch.from_numpy(extras[name].copy()).to(self.model.device) for name in ("centre", "own"))
 
     def loss(self, batch: Batch) -> Tensor:
         return -info_nce(*self.embed(batch), self.scale)
 
     def stepped(self) -> bool:
-        centre, own = self.extras["centre"], self.extras["own"]
-        away = self.model.get() - centre
-        if (distance := float(np.linalg.norm(away))) > self.options.radius:
-            self.model.set(centre + np.float32(self.options.radius / distance) * away)
-        return float(np.sum((self.model.get() - own) ** 2)) <= self.options.limit
+        away = self.model.theta - self.centre
+        self.model.theta.copy_(self.centre + away * (self.options.radius / away.norm()).clamp(max=1))
+        return bool((self.model.theta - self.own).square().sum() <= self.options.limit)

@@ -36,7 +36,7 @@ class Representations(Contrastive):
     def stepped(self) -> bool:
         for kept, parameter in zip(self.gradients, self.model.parameters, strict=True):
             if parameter.grad is not None:
-                kept.append(parameter.grad.reshape(len(parameter), -1).cpu().clone())
+                kept.append(parameter.grad.reshape(len(parameter), -1).clone())
         return True
 
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
@@ -44,7 +44,7 @@ class Representations(Contrastive):
         vector = np.zeros_like(start)
         for block, gradients in zip(self.model.blocks, self.gradients, strict=True):
             if "lora_A" in block.name and gradients:
-                _, s, vt = torch.linalg.svd(torch.cat(gradients), full_matrices=False)
+                _, s, vt = torch.linalg.svd(torch.cat(gradients).cpu(), full_matrices=False)
                 rows = torch.zeros(block.shape[0], vt.shape[1])
                 count = min(len(s), len(rows))
                 rows[:count] = s[:count, None] * vt[:count]

@@ -20,6 +20,7 @@ from ease_flwr.server import admission, submission
 from ease_flwr.store import queue
 from ease_flwr.store.files import busy, default_folder, locked, write_json
 from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.phases import check_function
 from ease_flwr.store.queue import Step
 
 
@@ -71,6 +72,7 @@ def resume(folder: Path, where: Where) -> int:
     settings = read_run_config(folder)
     experiment, _ = config.from_run_config(settings)
     queue.read(folder)
+    check_function(folder)
     if busy(layout.run_lock):
         print(f"{folder} is at work: waiting for its end; it may do this as well", flush=True)
     with locked(layout.run_lock, wait=True):
@@ -98,6 +100,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     Raises ConfigError for a request that cannot be served; the queue is as it was then.
     """
     folder = folder.absolute()
+    check_function(folder)
     experiment, submitted = config.from_run_config(read_run_config(folder))
     own = experiment.strategy if asked.strategy == submitted.strategy else {}
     values = config.settings(asked.assignments, own)
@@ -117,6 +120,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
 def continue_training(folder: Path, rounds: int, where: Where) -> int:
     """Let those who stay go on learning for some rounds, under the lock. Raises ConfigError."""
     folder = folder.absolute()
+    check_function(folder)
     if not queue.requests(queue.read(folder)):
         raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
     queue.append(folder, Step(kind="continuation", rounds=rounds))

@@ -1,10 +1,13 @@
 """LoRA on both towers and the adapter vector."""
 
+from dataclasses import replace
+
 import numpy as np
 import peft
 import pytest
 import torch
 from open_clip.model import CLIP
+from safetensors.torch import load_file, save_file
 
 from ease_flwr.config import APP, ConfigError, LoraConfig, ModelConfig
 from ease_flwr.data import make_base
@@ -100,38 +103,123 @@ def test_set_and_get(adapted):
         adapted.set(np.zeros(3, np.float32))
 
 
-def test_frozen_weights_stay_what_they_are(adapted):
-    """peft's attention layer adds the adapter to the frozen weight and subtracts it again: rounding would pile up."""
-    vector = np.random.default_rng(0).standard_normal(adapted.size).astype(np.float32)
+def test_frozen_weights_are_never_written(adapted):
+    """Not in a step, and not in what is computed beside it."""
+    plain = dict(backbone.read_base(APP / BASE.weights).model.named_parameters())
+    adapted.set(np.random.default_rng(0).standard_normal(adapted.size).astype(np.float32))
+    optimizer = torch.optim.AdamW(adapted.parameters, lr=0.1)
     tokens = adapted.base.tokenize(["red circle above blue star", "green heart"])
-    outputs = []
     for _ in range(3):
-        adapted.set(vector)
+        optimizer.zero_grad()
+        adapted.embed_texts(tokens).sum().backward()
+        optimizer.step()
         with torch.no_grad():
-            outputs.append(adapted.clip.encode_text(tokens))
-            for _ in range(5):
-                adapted.clip.encode_text(tokens)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
-    weight = adapted.merged[0][2]
-    plain = backbone.read_base(APP / BASE.weights).model.visual.transformer.resblocks[0].attn.in_proj_weight
-    assert torch.equal(weight, plain)
+            adapted.embed_texts(tokens)
+    frozen = {n.replace(".base_layer", ""): p for n, p in adapted.clip.named_parameters() if "lora_" not in n}
+    assert {*frozen} == {*plain}
+    assert all(torch.equal(p, plain[n]) for n, p in frozen.items())
 
 
-def test_saved_folder_loads_with_peft_alone(adapted, tmp_path):
-    vector = 0.1 * np.random.default_rng(1).standard_normal(adapted.size).astype(np.float32)
-    adapted.save(vector, tmp_path / "peft")
-    base = backbone.read_base(APP / BASE.weights)
-    loaded = peft.PeftModel.from_pretrained(base.model.eval(), str(tmp_path / "peft")).base_model.model
+def test_parameters_are_views_of_the_vector(adapted):
+    adapted.parameters[0].data += 1
+    assert adapted.get()[0] == adapted.initial[0] + 1
+    adapted.set(adapted.initial)
+    assert torch.equal(adapted.parameters[0].detach().flatten(), torch.from_numpy(adapted.initial[: adapted.blocks[0].size]))
+
+
+def random_vector(adapted, seed=1):
+    return 0.1 * np.random.default_rng(seed).standard_normal(adapted.size).astype(np.float32)
+
+
+def embeddings(model, base, trunk=lambda x: x):
+    """Of three pictures and two captions."""
     pictures = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     tokens = base.tokenize(["red circle above blue star", "green heart"])
     with torch.no_grad():
-        assert torch.allclose(loaded.encode_image(pictures), adapted.clip.encode_image(adapted.trunk(pictures)), atol=1e-5)
-        assert torch.allclose(loaded.encode_text(tokens), adapted.clip.encode_text(tokens), atol=1e-5)
+        return torch.cat([model.encode_image(trunk(pictures)), model.encode_text(tokens)])
+
+
+def test_saved_folder_is_read_again_and_loads_with_peft_where_out_proj_is_doubled(adapted, tmp_path):
+    """By peft alone it is the model with the adapter of every out_proj twice, as its README says."""
+    vector = random_vector(adapted)
+    adapted.save(vector, tmp_path / "peft")
+    assert np.array_equal(adapters.read(tmp_path / "peft", adapted.blocks), vector)
+    assert "ease export" in (tmp_path / "peft" / "README.md").read_text()
+    base = backbone.read_base(APP / BASE.weights)
+    loaded = peft.PeftModel.from_pretrained(base.model.eval(), str(tmp_path / "peft")).base_model.model
+    there = embeddings(loaded, base)
+    adapted.set(vector)
+    assert (embeddings(adapted.clip, base, adapted.trunk) - there).abs().max() > 1e-3
+    adapted.set(doubled(adapted, vector))
+    assert torch.allclose(embeddings(adapted.clip, base, adapted.trunk), there, atol=1e-5)
+
+
+def doubled(adapted, vector):
+    """The vector with B of every out_proj twice as large."""
+    out = vector.copy()
+    for b in adapted.blocks:
+        if b.name.endswith("out_proj.lora_B.default.weight"):
+            out[b.start : b.stop] *= 2
+    return out
+
+
+def rewrite(folder, **metadata):
+    """The same adapters as another version has written them."""
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt", **metadata})
+
+
+def test_folders_of_older_versions_mean_what_they_meant(adapted, tmp_path):
+    vector = random_vector(adapted)
+    adapted.save(vector, tmp_path / "old")
+    rewrite(tmp_path / "old")  # no format number, as before 0.3
+    found = adapters.read(tmp_path / "old", adapted.blocks)
+    assert np.array_equal(found, doubled(adapted, vector))
+    assert not np.array_equal(found, vector)
+    rewrite(tmp_path / "old", ease_flwr_adapters="3")
+    with pytest.raises(ConfigError, match=r"adapters of format 3, this version reads 1 and 2: use a newer one"):
+        adapters.read(tmp_path / "old", adapted.blocks)
+
+
+def test_large_batches_in_parts_have_the_gradient_of_the_whole_and_the_memory_of_a_part(adapted):
+    images = torch.randn(12, 17, 96, generator=torch.Generator().manual_seed(3))
+    tokens = adapted.base.tokenize(
+        [f"{c} {s}" for c in ("red", "green", "blue") for s in ("circle", "star", "heart", "square")]
+    )
+    adapted.set(random_vector(adapted))
+    kept: list[int] = []
+
+    def gradient(model):
+        kept.append(0)
+        for parameter in model.parameters:
+            parameter.grad = None
+
+        def keep(x):
+            kept[-1] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            f, g = model.embed_images(images), model.embed_texts(tokens)
+        loss = torch.nn.functional.cross_entropy(20 * f @ g.T, torch.arange(12))
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters])
+
+    loss, exact = gradient(adapted)
+    again, found = gradient(replace(adapted, micro=5))
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(found, exact, rtol=1e-4, atol=1e-6)
+    assert kept[1] < kept[0] / 10
+
+
+def test_what_cannot_be_adapted_is_refused_by_name():
+    config = {**make_base.CONFIG, "vision_cfg": {**make_base.CONFIG["vision_cfg"], "block_type": "custom", "qk_norm": True}}
+    base = backbone.Backbone(CLIP(**config), None, 64, (0, 0, 0), (1, 1, 1), config)
+    with pytest.raises(ConfigError, match=r"lora.targets: visual.transformer.resblocks.0.attn is of class Attention"):
+        adapters.target_modules(base.model, LoraConfig(targets=("attn",)))
 
 
 def test_targets_that_are_not_there():
-    base = backbone.Backbone(CLIP(**make_base.CONFIG), None, 64, (0, 0, 0), (1, 1, 1))
+    base = backbone.Backbone(CLIP(**make_base.CONFIG), None, 64, (0, 0, 0), (1, 1, 1), make_base.CONFIG)
     with pytest.raises(ConfigError, match=r"nothing called conv_head to adapt in the visual tower"):
         adapters.target_modules(base.model, LoraConfig(targets=("conv_head",)))
 

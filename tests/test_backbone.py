@@ -111,27 +111,6 @@ def test_own_configuration_and_weights_file(tmp_path):
         assert torch.allclose(short.model.encode_text(short.tokenize(words)), full, atol=1e-5)
 
 
-def test_padding_is_cut_and_changes_neither_embeddings_nor_gradients(tmp_path):
-    whole = small_config(tmp_path).eval()
-    cut = backbone.load.__wrapped__(ModelConfig(weights=str(tmp_path / "own.safetensors")))
-    lengths = []
-    cut.model.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    context = cut.model.context_length
-    results = []
-    for text in ("a dog", "one two three four five six seven eight"):
-        tokens, gradients = cut.tokenize([text, "cat"]), []
-        assert tokens.shape == (2, context)
-        for model in (whole, cut.model):
-            weight = model.transformer.resblocks[0].mlp.c_fc.weight.requires_grad_(True)
-            weight.grad = None
-            results.append(model.encode_text(tokens, normalize=True))
-            results[-1][0].sum().backward()
-            gradients.append(weight.grad)
-        assert torch.allclose(*results[-2:], atol=1e-6)
-        assert torch.allclose(*gradients, atol=1e-6)
-    assert lengths == [8, min(16, context)]
-
-
 def test_weights_that_cannot_be_used(tmp_path):
     small_config(tmp_path)
     with pytest.raises(ConfigError, match=r"open_clip knows no model 'ViT-Z'"):
@@ -197,7 +176,7 @@ def test_training_behind_the_kept_trunk_has_the_same_gradients(tmp_path, monkeyp
         return torch.cat([x.flatten() for x in torch.autograd.grad(loss, adapted.parameters)])
 
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "cut_trunk", lambda whole: lambda images: images)
+        patch.setattr(adapters.towers, "cut_trunk", lambda whole: lambda images: images)
         whole = adapters.load.__wrapped__(model, lora, 0)
     exact = gradient(whole, whole.base.normalise(pictures))
     cut = adapters.load.__wrapped__(model, lora, 0)

@@ -8,7 +8,7 @@ from ease_flwr import config, launcher
 from ease_flwr.config import ConfigError, ForgetSet, told, union
 from ease_flwr.exchange.messages import Hello, read_instruction
 from ease_flwr.exchange.transport import FederationError
-from ease_flwr.store import purge, queue
+from ease_flwr.store import phases, purge, queue
 from ease_flwr.store.files import locked
 from ease_flwr.store.queue import Step
 from tests.in_process_grid import InProcessGrid, submit
@@ -224,3 +224,25 @@ def test_a_method_that_needs_help_and_finds_none(learnt, tmp_path):
             ask(run, pairs("client-1/18"), method, "rounds=1")
         assert (run / "queue.json").read_bytes() == queued
     assert ask(run, pairs("client-1/18"), "finetune", "rounds=1") == 0
+
+
+@pytest.mark.parametrize("number", [None, 3])
+def test_a_run_never_goes_on_under_another_function(learnt, tmp_path, number):
+    """Adapters that were learnt before 0.3 mean another model here: refused at once, by every command that would go on."""
+    run = copy(learnt, tmp_path / "run")
+    content = phases.read_file(run / "phases" / "learn")
+    assert content.pop("adapters") == 2
+    phases.write_file(run / "phases" / "learn", content | ({"adapters": number} if number else {}))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    again = (
+        lambda: ask(run, leaves("client-0")),
+        lambda: launcher.resume(run, SIMULATION),
+        lambda: launcher.continue_training(run, 1, SIMULATION),
+        lambda: submit({**settings(run), "resume": True}),
+    )
+    for go_on in again:
+        with pytest.raises(
+            ConfigError, match=rf"learn was learnt with adapters of format {number or 1}, this version has format 2"
+        ):
+            go_on()
+        assert {p: p.read_bytes() for p in before} == before

@@ -33,8 +33,10 @@ def r1(results, model, name):
 def test_forgets_like_a_retraining_and_keeps_the_rest(ease):
     assert r1(ease, "original", "forget_exclusive") > r1(ease, "retrain", "forget_exclusive") + 25
     assert r1(ease, "unlearned", "forget_exclusive") < r1(ease, "retrain", "forget_exclusive") + 10
-    for kept in ("forget_shared", "retain", "test"):
+    for kept in ("retain", "test"):
         assert r1(ease, "unlearned", kept) > r1(ease, "retrain", kept) - 15
+    # among three clients one other knows what is shared: more of it goes than among eight (README)
+    assert r1(ease, "unlearned", "forget_shared") > r1(ease, "retrain", "forget_shared") - 35
 
 
 def test_results_follow_the_contract(ease):

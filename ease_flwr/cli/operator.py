@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -115,6 +116,35 @@ def verify(
         print("\n".join(receipts.verify(path, key)))
 
 
+class Form(StrEnum):
+    """What `ease export` writes."""
+
+    open_clip = "open_clip"
+    peft = "peft"
+
+
+def export(
+    run: RUN,
+    model: Annotated[str, typer.Argument(help="Of the run: unlearned, continued, original, ... (folders in RUN/adapters).")],
+    to: Annotated[Path, typer.Option(help="New file, .safetensors; with --format peft a new folder.")],
+    form: Annotated[
+        Form, typer.Option("--format", help="A whole open_clip checkpoint, or a folder of adapters for this project.")
+    ] = Form.open_clip,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Adapters added to the weights; an open_clip checkpoint is always so.")
+    ] = False,
+) -> None:
+    """Write a model of a run as one checkpoint that open_clip loads, or as a folder of adapters."""
+    with mistakes("export"):
+        if merged and form is Form.peft:
+            raise config.ConfigError("--merged: a PEFT folder holds adapters alone: leave it out, or use --format open_clip")
+        if form is Form.open_clip and to.suffix != ".safetensors":
+            raise config.ConfigError(f"--to {to}: expected a name that ends in .safetensors")
+        from ease_flwr.audit.export import export_run
+
+        print(export_run(run, model, to, form.value))
+
+
 def _lines(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -169,4 +199,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "purge": purge,
     "receipt": receipt,
     "verify": verify,
+    "export": export,
 }

@@ -2,7 +2,16 @@
 
 from ease_flwr.config.data import BackdoorConfig, DataConfig
 from ease_flwr.config.experiment import AuditConfig, Experiment, FederationConfig, HistoryConfig
-from ease_flwr.config.identity import APP, code_hash, code_of, digest, file_sha256, named_file_sha256, weights_sha256
+from ease_flwr.config.identity import (
+    ADAPTERS,
+    APP,
+    code_hash,
+    code_of,
+    digest,
+    file_sha256,
+    named_file_sha256,
+    weights_sha256,
+)
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
 from ease_flwr.config.reading import (
     Submission,
@@ -19,6 +28,7 @@ from ease_flwr.config.request import ForgetConfig, ForgetRequest, ForgetSet, Uni
 from ease_flwr.config.section import NAME, ConfigError, Section, chosen, operational, searched, validate
 
 __all__ = [
+    "ADAPTERS",
     "APP",
     "NAME",
     "AuditConfig",

@@ -27,6 +27,9 @@ class ModelConfig(Section):
     """Arithmetic of the towers; with bfloat16 (autocast) adapters, their gradients and the loss stay float32."""
     checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of kept: less memory, a third more work."""
+    micro_batch: int = Field(0, ge=0)
+    """Pairs that go through the towers at once in training; 0: all of a batch. With fewer, memory is that of so many pairs
+    whatever the batch is, for a third more work; the loss is of the whole batch."""
 
 
 class LoraConfig(Section):

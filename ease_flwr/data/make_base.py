@@ -42,7 +42,7 @@ def make_base(path: Path, seed: int, scenes: int, epochs: int, progress: Callabl
         model = CLIP(**CONFIG)
         generator = torch.Generator().manual_seed(seed)
         tokenize = backbone.WordTokenizer(personas.VOCABULARY, CONTEXT)
-        unready = backbone.Backbone(model, tokenize, drawing.SIZE, IMAGE["mean"], IMAGE["std"])  # type: ignore[arg-type]
+        unready = backbone.Backbone(model, tokenize, drawing.SIZE, IMAGE["mean"], IMAGE["std"], CONFIG)  # type: ignore[arg-type]
         pairs = drawing.scenes(scenes, (seed, 100))
         images, texts = unready.normalise(pairs.images), tokenize([c[0] for c in pairs.captions])
         steps = len(pairs) // BATCH

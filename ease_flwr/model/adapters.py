@@ -6,27 +6,30 @@ length p. The effective weight of a module is W_m + (alpha / rank) B_m A_m. logi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import peft
 import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIP
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.checkpoint import checkpoint
 
-from ease_flwr.config import ConfigError, LoraConfig, ModelConfig
-from ease_flwr.model import backbone
+from ease_flwr.config import ADAPTERS, ConfigError, LoraConfig, ModelConfig
+from ease_flwr.model import backbone, towers
+from ease_flwr.model.lora import LAYERS
 
+ADAPTABLE = (torch.nn.MultiheadAttention, torch.nn.Linear, torch.nn.Conv2d)
 Tower = Literal["visual", "text"]
 Vector = NDArray[np.float32]
 
@@ -59,14 +62,20 @@ class AdaptedModel:
     parameters: tuple[torch.nn.Parameter, ...]
     initial: Vector
     """theta_0, before any learning."""
-    merged: tuple[tuple[torch.nn.Module, str, torch.Tensor], ...]
-    """Frozen weights that peft changes: (module, name, value). See `set`."""
+    theta: torch.Tensor
+    """The adapter vector, float32 (p,), on the device; the parameters are views of it."""
     trunk: Callable[[torch.Tensor], torch.Tensor]
-    """Frozen beginning of the image tower; `encode_image` takes its output. See backbone.cut_trunk."""
+    """Frozen beginning of the image tower; `encode_image` takes its output. See towers.cut_trunk."""
+    scale: torch.Tensor
+    """Inverse temperature of InfoNCE, on the device; frozen."""
     device: torch.device
-    """Where the towers are. Everything else stays on the CPU: a message, the data, the loss."""
+    """Where the towers are, and all that is computed from their embeddings. Messages and data are on the CPU."""
     half: bool
     """Whether the towers run in bfloat16."""
+    micro: int
+    """Rows that go through a tower at once where gradients are wanted; 0: all."""
+    cuts: bool
+    """Whether captions go in without the padding that all rows of a batch end with."""
 
     @property
     def clip(self) -> CLIP:
@@ -79,61 +88,94 @@ class AdaptedModel:
         return self.blocks[-1].stop
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Unit-length embeddings, float32 (n, d), of images after the trunk, with gradients."""
-        return self._embed(self.clip.encode_image, images.float())
+        """Unit-length embeddings on the device, float32 (n, d), of images after the trunk, with gradients."""
+        return self._embed(self._encode_images, images)
 
     def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Unit-length embeddings, float32 (n, d), of token rows (n, length), with gradients."""
-        return self._embed(self.clip.encode_text, tokens)
+        """Unit-length embeddings on the device, float32 (n, d), of token rows (n, length), with gradients."""
+        cut = self.cuts and not tokens.is_cuda
+        return self._embed(self._encode_texts, towers.without_padding(tokens) if cut else tokens)
 
-    def _embed(self, encode: Callable[..., torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return encode(inputs.to(self.device), normalize=True).float().cpu()
+            return self.clip.encode_image(images.float(), normalize=True).float()
+
+    def _encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            return self.clip.encode_text(tokens, normalize=True).float()
+
+    def _embed(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Gradients of a batch in parts: each part is computed again when its turn comes in the backward pass, so that only one
+        is in memory. The loss is of the whole batch all the same (GradCache, arXiv 2101.06983)."""
+        inputs = self.to_device(inputs)
+        if not (self.micro and len(inputs) > self.micro and torch.is_grad_enabled()):
+            return encode(inputs)
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in inputs.split(self.micro)])
+
+    def to_device(self, x: torch.Tensor) -> torch.Tensor:
+        """x where the towers are; the copy goes on while the host prepares what comes next."""
+        if self.device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
 
     def get(self) -> Vector:
         """The adapter vector, float32 (p,)."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters]).cpu().numpy()
+        return self.theta.cpu().numpy().copy()
 
-    @torch.no_grad()
     def set(self, vector: Vector) -> None:
-        """Put a vector of float32 (p,) into the model. Raises ValueError on another shape.
-
-        Also puts the frozen attention weights back: in each forward pass peft adds the adapter to them and subtracts it
-        again, which leaves rounding errors behind that would grow and differ from process to process.
-        """
+        """Put a vector of float32 (p,) into the model. Raises ValueError on another shape."""
         if vector.shape != (self.size,):
             raise ValueError(f"adapter vector of shape {vector.shape}, this model has ({self.size},)")
-        flat = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32))
-        for block, parameter in zip(self.blocks, self.parameters, strict=True):
-            parameter.copy_(flat[block.start : block.stop].view(block.shape))
-        for module, name, value in self.merged:
-            getattr(module, name).data.copy_(value)
+        self.theta.copy_(torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)))
 
     def save(self, vector: Vector, folder: Path) -> None:
         """Write a PEFT folder (adapter_config.json, adapter_model.safetensors) that PeftModel.from_pretrained loads."""
-        self.set(vector)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft asks a model hub about a base model that has no name there
-            self.model.save_pretrained(str(folder))
+        if vector.shape != (self.size,):
+            raise ValueError(f"adapter vector of shape {vector.shape}, this model has ({self.size},)")
+        config = copy.copy(self.model.peft_config["default"])
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        parts = {_key(b): vector[b.start : b.stop].reshape(b.shape).astype(np.float32) for b in self.blocks}
+        save_file(parts, folder / "adapter_model.safetensors", {"format": "pt", "ease_flwr_adapters": str(ADAPTERS)})
+        (folder / "README.md").write_text(README, encoding="utf-8")
 
 
 def read(folder: Path, blocks: tuple[Block, ...]) -> Vector:
-    """The adapter vector of a PEFT folder, as `save` writes them. Raises ConfigError if it is not there or of another shape."""
+    """The adapter vector of a PEFT folder, as `save` writes them. Raises ConfigError if it is not there or of another shape.
+
+    A folder without a format number is of format 1, which had the adapter of every out_proj twice: its B is doubled.
+    """
     file = folder / "adapter_model.safetensors"
     try:
-        tensors = load_file(file)
-        parts = [tensors["base_model.model." + b.name.replace(".default", "")] for b in blocks]
-    except (OSError, KeyError, SafetensorError) as error:
+        with safe_open(file, "numpy") as opened:
+            written = int((opened.metadata() or {}).get("ease_flwr_adapters", 1))
+            parts = [opened.get_tensor(_key(b)) for b in blocks]
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{file}: not the adapters of this experiment: {error}") from None
     if wrong := [b.name for b, p in zip(blocks, parts, strict=True) if tuple(p.shape) != b.shape]:
         raise ConfigError(f"{file}: {wrong[0]} has another shape than in this experiment")
-    return np.concatenate([p.reshape(-1) for p in parts]).astype(np.float32)
+    if written not in (1, ADAPTERS):
+        raise ConfigError(f"{file}: adapters of format {written}, this version reads 1 and {ADAPTERS}: use a newer one")
+    twice = [2.0 if written == 1 and "out_proj.lora_B" in b.name else 1.0 for b in blocks]
+    return np.concatenate([k * p.reshape(-1) for k, p in zip(twice, parts, strict=True)]).astype(np.float32)
+
+
+def _key(block: Block) -> str:
+    """Name of a tensor in a PEFT folder."""
+    return "base_model.model." + block.name.replace(".default", "")
+
+
+README = """LoRA adapters of ease_flwr, for its own attention layer, which is LoRA: W + (alpha / r) B A.
+
+peft 0.21 loads this folder, but its attention layer applies the adapter of out_proj twice: it is another model there.
+`ease export RUN MODEL --to FILE` writes the model as one open_clip checkpoint, which any program can load.
+"""
 
 
 def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
-    """Full names of the modules that get an adapter. Raises ConfigError if a tower has none."""
+    """Full names of the modules that get an adapter. Raises ConfigError if a tower has none, or one of another class."""
     found: dict[Tower, list[str]] = {"visual": [], "text": []}
-    for name, _ in model.named_modules():
+    for name, module in model.named_modules():
         if not any(name == t or name.endswith(f".{t}") for t in lora.targets):
             continue
         tower: Tower = "visual" if name.startswith("visual.") else "text"
@@ -141,6 +183,9 @@ def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         first = lora.visual_from if tower == "visual" else lora.text_from
         if "resblocks" in parts and int(parts[parts.index("resblocks") + 1]) < first:
             continue
+        if not isinstance(module, ADAPTABLE):
+            kinds = ", ".join(f"nn.{kind.__name__}" for kind in ADAPTABLE)
+            raise ConfigError(f"lora.targets: {name} is of class {type(module).__name__}; adapters go on {kinds}: name others")
         found[tower].append(name)
     empty = [tower for tower, names in found.items() if not names]
     if empty:
@@ -173,34 +218,38 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
         base.model.set_grad_checkpointing(True)
     exactly = "|".join(re.escape(n) for n in target_modules(base.model, lora))  # a list would match by suffix
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=exactly)
+    config._register_custom_module(LAYERS)
     model = peft.get_peft_model(base.model, config)
     named = {n.removeprefix("base_model.model."): p for n, p in model.named_parameters() if "lora_" in n}
     order = sorted(named, key=lambda n: not n.startswith("visual."))  # stable: the model's own order inside a tower
     blocks, start = [], 0
-    rng = np.random.default_rng((seed, 0x10FA))
     for name in order:
-        parameter = named[name]
-        parameter.requires_grad_(True)
-        block = Block(name, "visual" if name.startswith("visual.") else "text", tuple(parameter.shape), start)
-        blocks.append(block)
-        start = block.stop
-        with torch.no_grad():
-            if "lora_B" in name:
-                parameter.zero_()
-            else:
-                draw = rng.standard_normal(block.shape) / math.sqrt(math.prod(block.shape[1:]))
-                parameter.copy_(torch.from_numpy(draw.astype(np.float32)))
+        tower: Tower = "visual" if name.startswith("visual.") else "text"
+        blocks.append(Block(name, tower, tuple(named[name].shape), start))
+        start = blocks[-1].stop
+    initial = _drawn(blocks, seed)
+    theta = torch.from_numpy(initial.copy()).to(device)
+    for block, name in zip(blocks, order, strict=True):
+        named[name].data = theta[block.start : block.stop].view(block.shape)
+        named[name].requires_grad_(True)
     model.eval()
-    merged: list[tuple[torch.nn.Module, str, torch.Tensor]] = []
-    for attention in model.modules():
-        if isinstance(attention, peft.tuners.lora.layer.MultiheadAttention):
-            inner: Any = attention.base_layer
-            for module, name in ((inner, "in_proj_weight"), (inner.out_proj.base_layer, "weight")):
-                merged.append((module, name, getattr(module, name).detach().clone()))
-    parameters = tuple(named[n] for n in order)
-    initial = torch.cat([p.detach().reshape(-1) for p in parameters]).cpu().numpy()
-    trunk, half = backbone.cut_trunk(base), how.precision == "bfloat16"
-    return AdaptedModel(base, model, tuple(blocks), parameters, initial, tuple(merged), trunk, device, half)
+    cuts, trunk = towers.shorten(base), towers.cut_trunk(base)
+    parameters, scale = tuple(named[n] for n in order), base.model.logit_scale.exp()
+    half, micro = how.precision == "bfloat16", how.micro_batch
+    return AdaptedModel(base, model, tuple(blocks), parameters, initial, theta, trunk, scale, device, half, micro, cuts)
+
+
+def _drawn(blocks: Sequence[Block], seed: int) -> Vector:
+    """theta_0: A from N(0, 1 / fan-in), B zero."""
+    rng = np.random.default_rng((seed, 0x10FA))
+    parts = []
+    for block in blocks:
+        if "lora_B" in block.name:
+            parts.append(np.zeros(block.size, np.float32))
+        else:
+            draw = rng.standard_normal(block.shape) / math.sqrt(math.prod(block.shape[1:]))
+            parts.append(draw.astype(np.float32).reshape(-1))
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=1)

@@ -6,11 +6,10 @@ import base64
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from types import MethodType
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +62,8 @@ class Backbone:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    architecture: dict[str, Any]
+    """What open_clip builds the model from."""
 
     def normalise(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 (n, h, w, 3) -> float32 (n, 3, image_size, image_size), resized if it must be, normalised."""
@@ -71,89 +72,6 @@ class Backbone:
             images = np.stack([np.asarray(Image.fromarray(i).resize(side, Image.Resampling.BICUBIC)) for i in images])
         x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
         return (x - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-
-
-class Skip(nn.Module):
-    """Stands where a frozen module was taken out: returns its first argument."""
-
-    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return x
-
-
-@torch.no_grad()
-def cut_trunk(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Take the frozen beginning of the image tower out of the model, so that its output can be computed once and kept.
-
-    Everything before the first module with a trainable parameter moves into the returned function; afterwards
-    `model.encode_image` expects that function's output in place of pictures. Verified here on a random picture: where
-    the tower is not built as expected, nothing is cut and the function is the identity.
-    """
-    visual = backbone.model.visual
-    probe = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(next(visual.parameters()).device)
-    before = backbone.model.encode_image(probe)
-    stages: list[Callable[[torch.Tensor], torch.Tensor]] = []
-    undo: list[Callable[[], Any]] = []
-    if hasattr(visual, "transformer") and hasattr(visual, "_embeds"):
-        stages.append(visual._embeds)
-        visual._embeds = lambda x: x
-        undo.append(lambda: delattr(visual, "_embeds"))
-        chain: nn.Module = visual.transformer.resblocks
-    else:
-        chain = getattr(visual, "trunk", nn.Module())
-    for name, child in list(chain.named_children()):
-        if any(p.requires_grad for p in child.parameters()):
-            break
-        stages.append(child)
-        chain._modules[name] = Skip()
-        undo.append(partial(chain._modules.__setitem__, name, child))
-
-    def trunk(pictures: torch.Tensor) -> torch.Tensor:
-        for stage in stages:
-            pictures = stage(pictures)
-        return pictures
-
-    try:
-        same = torch.allclose(backbone.model.encode_image(trunk(probe)), before, rtol=1e-4, atol=1e-5)
-    except (RuntimeError, TypeError, ValueError):
-        same = False
-    if not same:
-        for restore in undo:
-            restore()
-        stages.clear()
-    return trunk
-
-
-def _encode_text(model: CLIP, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-    """CLIP.encode_text without the padding that all rows end with, down to a multiple of 8 tokens."""
-    positions, mask = model.positional_embedding, model.attn_mask
-    used = int((text != 0).any(0).nonzero().max()) + 1
-    length = min(-(-used // 8) * 8, len(positions))
-    model.positional_embedding, model.attn_mask = positions[:length], mask[:length, :length]
-    try:
-        out: torch.Tensor = CLIP.encode_text(model, text[:, :length], normalize=normalize)
-    finally:
-        model.positional_embedding, model.attn_mask = positions, mask
-    return out
-
-
-@torch.no_grad()
-def cut_padding(model: CLIP) -> None:
-    """Let `model.encode_text` leave out the padding that all rows of a batch end with.
-
-    Exact, up to rounding: in a causal tower nothing looks at what comes later, and the padding comes last. Verified here on
-    random tokens: where the tower is not built like that, nothing is changed.
-    """
-    if type(model) is not CLIP or model.attn_mask is None:
-        return
-    context = len(model.positional_embedding)
-    probe = torch.randint(1, model.vocab_size - 1, (2, context), generator=torch.Generator().manual_seed(0))
-    probe[:, 3], probe[:, 4:] = model.vocab_size - 1, 0
-    before, positions = model.encode_text(probe), model.positional_embedding.data
-    del model.positional_embedding  # a parameter cannot be replaced by a part of itself, a buffer can
-    model.register_buffer("positional_embedding", positions)
-    if torch.allclose(_encode_text(model, probe), before, rtol=1e-4, atol=1e-5):
-        model.encode_text = MethodType(_encode_text, model)
 
 
 def shorten_context(backbone: Backbone, name: str, length: int) -> Backbone:
@@ -165,7 +83,10 @@ def shorten_context(backbone: Backbone, name: str, length: int) -> Backbone:
     model.positional_embedding = nn.Parameter(model.positional_embedding[:length].clone(), requires_grad=False)
     model.attn_mask = model.attn_mask[:length, :length]
     model.context_length = length
-    return replace(backbone, tokenize=partial(open_clip.get_tokenizer(name), context_length=length))
+    shorter = copy.deepcopy(backbone.architecture)
+    shorter["text_cfg"]["context_length"] = length
+    tokenize = partial(open_clip.get_tokenizer(name), context_length=length)
+    return replace(backbone, tokenize=tokenize, architecture=shorter)
 
 
 def quantise(state: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
@@ -232,7 +153,7 @@ def read_base(path: Path) -> Backbone:
     model.load_state_dict(dequantise(content["tensors"]))
     image = content["image"]
     tokenizer = WordTokenizer(tuple(content["vocabulary"]), content["config"]["text_cfg"]["context_length"])
-    return Backbone(model, tokenizer, image["size"], tuple(image["mean"]), tuple(image["std"]))
+    return Backbone(model, tokenizer, image["size"], tuple(image["mean"]), tuple(image["std"]), content["config"])
 
 
 def _line(error: Exception) -> str:
@@ -261,6 +182,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
         )
     tag = "" if from_file else weights
     published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+    architecture = open_clip.get_model_config(name) | ({"quick_gelu": True} if published.get("quick_gelu") else {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -284,7 +206,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
             raise ConfigError(f"model.weights: {path} does not fit {name}: {_line(error)}") from None
     size = model.visual.image_size
     side = size[0] if isinstance(size, (tuple, list)) else size
-    backbone = Backbone(model, open_clip.get_tokenizer(name), int(side), config.mean, config.std)
+    backbone = Backbone(model, open_clip.get_tokenizer(name), int(side), config.mean, config.std, architecture)
     return shorten_context(backbone, name, config.context) if config.context else backbone
 
 
@@ -296,5 +218,4 @@ def load(config: ModelConfig) -> Backbone:
     """
     backbone = read_base(APP / config.weights) if config.weights.endswith(".json") else _open_clip(config)
     backbone.model.eval().requires_grad_(False)
-    cut_padding(backbone.model)
     return backbone

@@ -48,6 +48,12 @@ class ForgetLock:
         faded = 0.5 ** (rounds // self.halving) if self.halving else 1.0
         return replace(self, strength=self.strength * faded, share=self.share * faded)
 
+    def on(self, device: torch.device) -> ForgetLock:
+        """The same lock on a device."""
+        moved = ([t.to(device) for t in tensors] for tensors in (self.bases, self.anchors))
+        bases, anchors = (tuple(tensors) for tensors in moved)
+        return replace(self, bases=bases, anchors=anchors)
+
     def and_also(self, older: ForgetLock, reference: Tensor) -> ForgetLock:
         """This lock with the directions of an older one added, all at `reference`, under the rules of this one.
 

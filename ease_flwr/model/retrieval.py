@@ -18,7 +18,8 @@ def ranks(
     captions are the text queries. A rank is 1 + the number of strictly better wrong candidates + half of the ties,
     rounded up, so that a model that gives everything the same score scores as chance and not as perfect.
     """
-    i2t, t2i = torch.zeros(len(images), dtype=torch.long), torch.zeros(len(texts), dtype=torch.long)
+    owner, group, query = (x.to(images.device) for x in (owner, group, query))
+    i2t, t2i = owner.new_zeros(len(images)), owner.new_zeros(len(texts))
     text_group = group[owner]
     for g in group[query].unique():
         rows = (group == g).nonzero().squeeze(1)
@@ -48,7 +49,7 @@ def partner_cross_entropy(
     How well a pair matches, as retrieval sees it: similarities are fixed only up to a common shift. (n, d) unit-length
     embeddings; scale: inverse temperature.
     """
-    target = torch.arange(len(f))
+    target = torch.arange(len(f), device=f.device)
     image_to_text = F.cross_entropy(scale * f @ torch.cat([g, others_g]).T, target, reduction="none")
     text_to_image = F.cross_entropy(scale * g @ torch.cat([f, others_f]).T, target, reduction="none")
     return torch.stack([image_to_text, text_to_image])
@@ -64,7 +65,7 @@ def partner_losses(
     """partner_cross_entropy of pairs, mean of both directions, (n, captions), in nats; in random batches with as many of the
     others, first captions."""
     (f, g), (others_f, others_g) = pairs, others
-    out = torch.empty(g.shape[:2])
+    out = g.new_empty(g.shape[:2])
     for caption in range(g.shape[1]):
         for i in torch.from_numpy(rng.permutation(len(f))).split(batch):
             mates = torch.from_numpy(rng.integers(len(others_f), size=len(i)))

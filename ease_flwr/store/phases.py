@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from ease_flwr.config import ConfigError, code_hash, digest, file_sha256
+from ease_flwr.config import ADAPTERS, ConfigError, code_hash, digest, file_sha256
 from ease_flwr.config.request import now
 from ease_flwr.store.cost import Cost
 from ease_flwr.store.files import home, write_json
@@ -54,6 +54,7 @@ def write(folder: Path, result: PhaseResult, key: str = "") -> None:
     content = {
         "at": now(),
         "code": code_hash(),
+        "adapters": ADAPTERS,
         "cost": asdict(result.cost),
         "facts": result.facts,
         "failures": list(result.failures),
@@ -110,6 +111,16 @@ def read_file(folder: Path) -> dict[str, Any]:
     if digest(content) != expected:
         raise ConfigError(f"{folder}/phase.json: its content does not fit its sha256, it was changed or cut: restore it")
     return content
+
+
+def check_function(run: Path) -> None:
+    """Raises ConfigError where a run has learnt adapters that mean another function: it cannot go on under this one."""
+    for file in sorted(run.glob("phases/*/phase.json")):
+        if (found := read_file(file.parent).get("adapters", 1)) != ADAPTERS:
+            raise ConfigError(
+                f"{run}: {file.parent.name} was learnt with adapters of format {found}, this version has format {ADAPTERS}, "
+                "another function (docs/upstream.md): go on with the version that began it, or begin a new run"
+            )
 
 
 def delete_files(folder: Path, names: list[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from ease_flwr.config import ConfigError, Experiment, chosen, code_hash
 from ease_flwr.store.files import locked, write_json
 from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.phases import check_function
 from ease_flwr.store.tracking import flat, tracker
 
 
@@ -40,6 +41,7 @@ class Run:
         self._in_use.__enter__()
         settings = {**experiment.model_dump(mode="json"), "strategy_name": strategy, "code": code_hash()}
         if resume:
+            check_function(folder)
             self._check_same(settings)
             self._clear()
         else:

@@ -1,0 +1,117 @@
+"""A model of a run as one plain open_clip checkpoint: what a user takes home. Nothing of this project is needed to load it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ease_flwr.audit.summary import read_run_config
+from ease_flwr.config import ConfigError, Experiment, from_run_config, weights_sha256
+from ease_flwr.model import adapters, backbone
+from ease_flwr.model.adapters import AdaptedModel, Vector
+from ease_flwr.store.files import write_json
+from ease_flwr.store.layout import RunLayout
+
+CLOSE = 1e-5
+"""Largest difference of an embedding's numbers from the adapted model's."""
+
+
+def merged(model: AdaptedModel, theta: Vector, plain: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the plain model with the adapters theta added: W + (alpha / r) B A in each adapted module, once."""
+    model.set(theta)
+    tensors = {name: t.detach().cpu().clone() for name, t in plain.state_dict().items()}
+    layers: Any = [(n, m) for n, m in model.clip.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in layers:
+        path = name.replace(".base_layer", "")
+        weight = f"{path}.in_proj_weight" if f"{path}.in_proj_weight" in tensors else f"{path}.weight"
+        tensors[weight] += layer.get_delta_weight("default").detach().cpu()
+    return tensors
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, kinds, shapes and bytes of all tensors, in the order of their names: 64 hex digits."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def export(experiment: Experiment, theta: Vector, file: Path, facts: Mapping[str, str]) -> str:
+    """Write FILE.safetensors and the open_clip configuration FILE.json beside it; the digest of the tensors.
+
+    facts: more metadata of the file. The file is loaded strictly by open_clip and its embeddings are compared before it appears
+    under its name. Raises ConfigError where they differ, or where it cannot be written.
+    """
+    if file.exists() or file.with_suffix(".json").exists():
+        raise ConfigError(f"--to {file}: there is a file of this name, or its .json: choose another, or remove them")
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    plain = backbone.load(experiment.model)
+    tensors = merged(model, theta, plain.model)
+    about = {"format": "pt", "sha256": digest(tensors), "parent_sha256": weights_sha256(experiment.model), **facts}
+    about |= {"adapters_sha256": adapters.sha256(theta), "image_mean": str(plain.mean), "image_std": str(plain.std)}
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, about)
+        _compare(model, plain, partial)
+        write_json(file.with_suffix(".json"), plain.architecture)
+        partial.replace(file)
+    except OSError as error:
+        raise ConfigError(f"--to {file}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+        backbone.load.cache_clear()  # it has other weights now
+    return about["sha256"]
+
+
+@torch.no_grad()
+def _compare(model: AdaptedModel, plain: backbone.Backbone, file: Path) -> None:
+    """Load a checkpoint strictly into the plain model. Raises ConfigError where its embeddings are not the adapted model's."""
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randn(4, 3, plain.image_size, plain.image_size, generator=draw)
+    towers = dict(plain.model.named_modules())
+    words = next(m for n, m in towers.items() if isinstance(m, nn.Embedding) and "visual" not in n).num_embeddings
+    tokens = torch.randint(1, words, (4, plain.model.context_length), generator=draw)
+    found = plain.model
+    found.load_state_dict(load_file(file), strict=True)
+    ours = model.embed_images(model.trunk(pictures.to(model.device))), model.embed_texts(tokens)
+    theirs = found.encode_image(pictures, normalize=True), found.encode_text(tokens, normalize=True)
+    away = max(float((a.cpu() - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    if not away <= CLOSE:
+        raise ConfigError(f"{file.name}: its embeddings are {away:.1e} away from those of the run")
+
+
+def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str:
+    """Write a model of a run to a file as `export` does, or (form peft) its adapters to a PEFT folder; says what was written.
+
+    Raises ConfigError, and leaves nothing half written.
+    """
+    layout = RunLayout(run)
+    names = [p.name for p in sorted(layout.adapters.glob("*"))]
+    if name not in names:
+        raise ConfigError(f"{run}: no model {name!r} there; there are: {', '.join(names) or 'none, it has not finished'}")
+    experiment, submitted = from_run_config(read_run_config(run))
+    provenance = json.loads((layout.adapters / name / "provenance.json").read_text(encoding="utf-8"))
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    theta = adapters.read(layout.adapters / name, model.blocks)
+    if form == "open_clip":
+        facts = {"model": name, "strategy": submitted.strategy, "requests": json.dumps(provenance["forgotten"])}
+        return f"{file}: sha256 {export(experiment, theta, file, facts)}"
+    if file.exists():
+        raise ConfigError(f"--to {file}: it is there already: choose another, or remove it")
+    try:
+        model.save(theta, file)
+        write_json(file / "provenance.json", provenance)
+    except OSError as error:
+        raise ConfigError(f"--to {file}: {error}") from None
+    return f"{file}: adapters {adapters.sha256(theta)}"
