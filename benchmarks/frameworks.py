@@ -75,7 +75,7 @@ def task(folder: Path) -> tuple[Any, list[Any]]:
     from torch.nn import functional as F
 
     from ease_flwr import config
-    from ease_flwr.model import adapters
+    from ease_flwr.model import adapters, towers
 
     experiment = config.Experiment.model_validate_json((folder / "experiment.json").read_text())
     adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)
@@ -87,7 +87,8 @@ def task(folder: Path) -> tuple[Any, list[Any]]:
 
         def loss(self, images: Any, tokens: Any, **_: Any) -> Any:
             clip = self.clip.base_model.model
-            f, g = clip.encode_image(images, normalize=True), clip.encode_text(tokens, normalize=True)
+            words = towers.without_padding(tokens)
+            f, g = clip.encode_image(images, normalize=True), clip.encode_text(words, normalize=True)
             logits, target = clip.logit_scale.exp() * f @ g.T, torch.arange(len(images))
             return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

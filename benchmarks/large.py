@@ -31,7 +31,7 @@ def one(name: str, batch: int, precision: str, checkpointing: bool) -> dict[str,
     from clients.contrastive import Contrastive, info_nce
     from clients.encoding import Encoded
     from ease_flwr import config
-    from ease_flwr.model import adapters
+    from ease_flwr.model import adapters, towers
     from ease_flwr.store.cost import peak_memory
 
     gpu = torch.cuda.is_available()
@@ -64,7 +64,7 @@ def one(name: str, batch: int, precision: str, checkpointing: bool) -> dict[str,
         for i in range(0, len(pairs), batch):
             with torch.autocast(on.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 f = model.clip.encode_image(pairs.images[i : i + batch].to(on), normalize=True)
-                g = model.clip.encode_text(pairs.tokens[i : i + batch, 0].to(on), normalize=True)
+                g = model.clip.encode_text(towers.without_padding(pairs.tokens[i : i + batch, 0]).to(on), normalize=True)
             optimizer.zero_grad(set_to_none=True)
             info_nce(f.float(), g.float(), scale).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters, 1.0)

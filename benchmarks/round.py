@@ -32,7 +32,7 @@ def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
 
     from clients.encoding import encode
     from ease_flwr import config, data
-    from ease_flwr.model import adapters
+    from ease_flwr.model import adapters, towers
 
     torch.set_num_threads(1)
     experiment = config.load("personas", dict(SETTINGS))
@@ -51,7 +51,8 @@ def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
                 for i in range(0, max(1, len(mine) - plan.batch // 2 + 1), plan.batch):
                     index = order[i : i + plan.batch]
                     images = model.clip.encode_image(mine.images[index], normalize=True)
-                    texts = model.clip.encode_text(mine.tokens[index, 0], normalize=True)
+                    words = towers.without_padding(mine.tokens[index, 0])
+                    texts = model.clip.encode_text(words, normalize=True)
                     logits, target = scale * images @ texts.T, torch.arange(len(index))
                     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
                     optimizer.zero_grad(set_to_none=True)

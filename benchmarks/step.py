@@ -2,8 +2,8 @@
 
     python -m benchmarks.step FILE.json OTHER_CHECKOUT [ROUNDS]
 
-Two cases: a client of the built-in world, and CLIP ViT-B/32 with random weights at batch 8. One thread each. The ratio is that of
-the medians over the turns.
+Two cases: a client of the built-in world, and CLIP ViT-B/32 with random weights at batch 8. One thread each. The ratio is that
+of the medians over the turns.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,18 +23,52 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of arrays that stay where they are, perhaps on disk and larger than memory; a batch is read when it is asked for."""
+
+    arrays: tuple[Tensor, ...]
+    places: Tensor
+    """Which rows, (n,), counted through all arrays."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """Some of them, (m, ...), in memory."""
+        wanted, start = self.places[index], 0
+        out = self.arrays[0].new_empty(len(wanted), *self.arrays[0].shape[1:])
+        for array in self.arrays:
+            inside = (wanted >= start) & (wanted < start + len(array))
+            out[inside] = array[wanted[inside] - start]
+            start += len(array)
+        return out
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All of them in memory, so many at a time."""
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+
+def rows(images: Tensor | Rows) -> Rows:
+    """The rows of an array, all of them."""
+    import torch
+
+    return images if isinstance(images, Rows) else Rows((images,), torch.arange(len(images)))
+
+
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """Pairs as the model takes them: images after the frozen trunk, (n, ...), and tokens, (n, captions, length)."""
 
-    images: Tensor
+    images: Tensor | Rows
     tokens: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor | slice) -> Encoded:
-        """Some of them."""
-        return Encoded(self.images[index], self.tokens[index])
+        """Some of them; their images stay where they are."""
+        images = rows(self.images)
+        return Encoded(Rows(images.arrays, images.places[index]), self.tokens[index])
 
     def __add__(self, other: Encoded) -> Encoded:
         """Both, one after the other; who has fewer captions a pair repeats them."""
@@ -41,7 +76,9 @@ class Encoded:
 
         most = torch.arange(max(self.tokens.shape[1], other.tokens.shape[1]))
         tokens = [e.tokens[:, most % e.tokens.shape[1]] for e in (self, other)]
-        return Encoded(torch.cat([self.images, other.images]), torch.cat(tokens))
+        ours, theirs = rows(self.images), rows(other.images)
+        places = torch.cat([ours.places, theirs.places + sum(len(a) for a in ours.arrays)])
+        return Encoded(Rows((*ours.arrays, *theirs.arrays), places), torch.cat(tokens))
 
 
 _encoded: WeakKeyDictionary[Pairs, tuple[Any, Encoded]] = WeakKeyDictionary()

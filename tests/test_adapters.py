@@ -65,7 +65,7 @@ def gradient(**how):
     tokens = adapted.base.tokenize(["red circle above blue star", "green heart", "large red star", "blue heart on white"])
     images = adapted.embed_images(adapted.trunk(torch.randn(4, 3, 64, 64, generator=draw)))
     scores = 20 * images @ adapted.embed_texts(tokens).T
-    loss = torch.nn.functional.cross_entropy(scores, torch.arange(4))
+    loss = torch.nn.functional.cross_entropy(scores, torch.arange(4, device=scores.device))
     loss.backward()
     assert {p.grad.dtype for p in adapted.parameters} == {torch.float32}
     return loss.item(), torch.cat([p.grad.flatten() for p in adapted.parameters])
@@ -172,7 +172,7 @@ def rewrite(folder, **metadata):
 def test_folders_of_older_versions_mean_what_they_meant(adapted, tmp_path):
     vector = random_vector(adapted)
     adapted.save(vector, tmp_path / "old")
-    rewrite(tmp_path / "old")  # no format number, as before 0.3
+    rewrite(tmp_path / "old")  # no format number, as of version 0.1
     found = adapters.read(tmp_path / "old", adapted.blocks)
     assert np.array_equal(found, doubled(adapted, vector))
     assert not np.array_equal(found, vector)

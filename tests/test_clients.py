@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.encoding import Encoded
 from ease_flwr.config import ConfigError, ForgetSet, TrainConfig
 from ease_flwr.data.pairs import withdrawn
 from ease_flwr.exchange.federation import Federation, Request
@@ -112,11 +114,11 @@ def done(labels, job):
     try:
         if isinstance(job, Forget):
             client._choose_forgotten(job)
-            return client.forget.images.tolist(), client.kept.images.tolist()
+            return client.forget.images[:].tolist(), client.kept.images[:].tolist()
         client._choose_learnt(job)
     except ValueError as error:
         return str(error)
-    return client.train.images.tolist()
+    return client.train.images[:].tolist()
 
 
 def fitting(union):
@@ -170,3 +172,17 @@ def test_a_step_of_nothing_is_refused_by_who_it_names_and_the_other_sets_count()
         withdrawn((wrong,), ME, ("a",) * 6)
     assert not withdrawn((wrong,), "client-1", ("a",) * 6).any()
     assert withdrawn((ForgetSet(scenario="sample", targets=(f"{ME}/4:", f"{ME}/9:99")),), ME, ("a",) * 6).sum() == 2
+
+
+def test_pairs_that_are_chosen_stay_on_disk(tmp_path):
+    """What is left out by a request, and what comes back, must not bring a data set into memory."""
+    file = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.float32, (40, 3))
+    file[:] = np.arange(120).reshape(40, 3)
+    whole = Encoded(torch.from_numpy(file), torch.arange(80).view(40, 2, 1))
+    few, back = whole[torch.arange(40) % 3 > 0], Encoded(torch.full((2, 3), -1.0), torch.full((2, 1, 1), 99))
+    both = (few + back)[torch.tensor([27, 0, 26, 25, 1])]
+    assert both.images.arrays[0].data_ptr() == whole.images.data_ptr()  # nothing was copied
+    assert both.images[:].tolist() == [[-1.0] * 3, [3.0, 4.0, 5.0], [-1.0] * 3, [114.0, 115.0, 116.0], [6.0, 7.0, 8.0]]
+    assert both.tokens[:, :, 0].tolist() == [[99, 99], [2, 3], [99, 99], [76, 77], [4, 5]]
+    assert [len(part) for part in both.images.split(2)] == [2, 2, 1]
+    assert torch.equal(both.images[torch.tensor([4, 1])], torch.tensor([[6.0, 7.0, 8.0], [3.0, 4.0, 5.0]]))

@@ -150,7 +150,7 @@ def test_half_precision_is_near_and_keeps_gradients_single():
 
 
 def test_the_stock_layer_of_peft_doubles_out_proj():
-    """The fault that docs/upstream.md describes. Where this fails peft has mended it, and a folder means the same there."""
+    """The fault of docs/upstream.md, in the forward pass. Where this fails peft has mended it."""
     plain = attention()
     ours, stock = wrapped(plain), wrapped(plain, {})
     x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(4))

@@ -228,7 +228,7 @@ def test_a_method_that_needs_help_and_finds_none(learnt, tmp_path):
 
 @pytest.mark.parametrize("number", [None, 3])
 def test_a_run_never_goes_on_under_another_function(learnt, tmp_path, number):
-    """Adapters that were learnt before 0.3 mean another model here: refused at once, by every command that would go on."""
+    """Adapters of version 0.1 mean another model here: refused at once, by every command that would go on."""
     run = copy(learnt, tmp_path / "run")
     content = phases.read_file(run / "phases" / "learn")
     assert content.pop("adapters") == 2

@@ -106,7 +106,7 @@ def learnt(client, **what):
         client._choose_learnt(Learn(phase="learn", round=2, train=TRAIN, **what))
     except ValueError as error:
         return str(error)
-    return client.train.images.tolist()
+    return client.train.images[:].tolist()
 
 
 @given(labels, unions.map(lambda u: tuple(s for s in u if fits(s, 1))), st.integers(0, 3))
@@ -141,9 +141,9 @@ def test_what_is_forgotten_and_what_stays_are_apart_and_miss_only_what_went_befo
             client._choose_forgotten(job)
         return
     client._choose_forgotten(job)
-    assert client.forget.images.tolist() == client.train.images.tolist() == now
-    assert client.kept.images.tolist() == [i for i in range(n) if i not in earlier and i not in now]
-    assert [np.flatnonzero(mask).tolist() for mask in client.masks] == [now, client.kept.images.tolist()]
+    assert client.forget.images[:].tolist() == client.train.images[:].tolist() == now
+    assert client.kept.images[:].tolist() == [i for i in range(n) if i not in earlier and i not in now]
+    assert [np.flatnonzero(mask).tolist() for mask in client.masks] == [now, client.kept.images[:].tolist()]
 
 
 # ---- the same through `fit` ------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 APP = Path(__file__).resolve().parents[2]
 """The folder that holds conf/, strategies/ and clients/: a checkout, or the unpacked app on a Flower host."""
 ADAPTERS = 2
-"""Number of the function that an adapter vector means. Of version 1 (ease_flwr before 0.3) is the attention layer of peft 0.21,
-which applies the adapter of out_proj twice; 2 is LoRA, see ease_flwr/model/lora.py."""
+"""Number of the function that an adapter vector means. 1 (ease_flwr 0.1) is that of the attention layer of peft 0.21,
+which applies the adapter of out_proj twice. 2 is LoRA, see ease_flwr/model/lora.py."""
 PACKAGES = ("ease_flwr", "strategies", "clients")
 """The project's own code."""
 
