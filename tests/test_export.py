@@ -1,16 +1,18 @@
 """What a user takes home: a plain checkpoint that open_clip loads by itself."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import open_clip
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ease_flwr import config
+from ease_flwr import config, data
 from ease_flwr.audit import export
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.cli import app
@@ -50,6 +52,22 @@ def test_a_checkpoint_loads_by_open_clip_alone_and_embeds_as_the_run_does(whole,
         assert torch.allclose(f, adapted.embed_images(adapted.trunk(pictures)), atol=1e-5)
         assert torch.allclose(g, adapted.embed_texts(tokens), atol=1e-5)
     assert {p.name for p in file.parent.iterdir()} == {"forgotten.safetensors", "forgotten.json"}
+
+
+def test_the_lines_of_the_readme_embed_a_picture(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ease("export", whole, "unlearned", "--to", "forgotten.safetensors").exit_code == 0
+    experiment, _ = config.from_run_config(read_run_config(whole))
+    pixels = data.load(experiment.data, experiment.seed).client("client-1").train.images[:1]
+    Image.fromarray(pixels[0]).save("picture.png")
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", (config.APP / "README.md").read_text(), re.S) if "forgotten" in c]
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    adapted.set(adapters.read(whole / "adapters" / "unlearned", adapted.blocks))
+    with torch.no_grad():
+        expected = adapted.embed_images(adapted.trunk(adapted.base.normalise(pixels)))
+    assert torch.allclose(found["embedding"], expected, atol=1e-5)
 
 
 def test_a_folder_of_adapters_is_the_runs(whole, tmp_path):
