@@ -89,28 +89,25 @@ class AdaptedModel:
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings on the device, float32 (n, d), of images after the trunk, with gradients."""
-        return self._embed(self._encode_images, images)
+        return self._embed(self.clip.encode_image, images)
 
     def embed_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings on the device, float32 (n, d), of token rows (n, length), with gradients."""
         cut = self.cuts and not tokens.is_cuda
-        return self._embed(self._encode_texts, towers.without_padding(tokens) if cut else tokens)
+        return self._embed(self.clip.encode_text, towers.without_padding(tokens) if cut else tokens)
 
-    def _encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.clip.encode_image(images.float(), normalize=True).float()
-
-    def _encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return self.clip.encode_text(tokens, normalize=True).float()
-
-    def _embed(self, encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    def _embed(self, encode: Callable[..., torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """Gradients of a batch in parts: each part is computed again when its turn comes in the backward pass, so that only one
         is in memory. The loss is of the whole batch all the same (GradCache, arXiv 2101.06983)."""
+
+        def once(part: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                return encode(part.float() if part.is_floating_point() else part, normalize=True).float()
+
         inputs = self.to_device(inputs)
         if not (self.micro and len(inputs) > self.micro and torch.is_grad_enabled()):
-            return encode(inputs)
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in inputs.split(self.micro)])
+            return once(inputs)
+        return torch.cat([checkpoint(once, part, use_reentrant=False) for part in inputs.split(self.micro)])
 
     def to_device(self, x: torch.Tensor) -> torch.Tensor:
         """x where the towers are; the copy goes on while the host prepares what comes next."""

@@ -66,11 +66,9 @@ def without_padding(text: Tensor) -> Tensor:
 
 
 def _plain(transformer: Any) -> bool:
-    return (
-        type(transformer) is Transformer
-        and transformer.batch_first
-        and all(type(b) is ResidualAttentionBlock and not hasattr(b, "ln_1_kv") for b in list(transformer.resblocks)[-1:])
-    )
+    """Whether `through` knows how its blocks are built."""
+    known = type(transformer) is Transformer and transformer.batch_first
+    return known and type(transformer.resblocks[-1]) is ResidualAttentionBlock
 
 
 def _pools_first(visual: Any) -> bool:
