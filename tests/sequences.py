@@ -239,7 +239,10 @@ class Federation:
         assert all(x.reason for x in said if x.status == "kept")
         assert not [x for x in said if x.status == "unknown"]
         kept = [x.where for x in said if x.reason == purge.MIXED]
-        known = {chunk for without, chunk in self.adapters if served - without}
+        without: dict[bytes, frozenset[str]] = {}
+        for forgotten, chunk in self.adapters:  # the same adapters may come twice: what either has forgotten they do not know
+            without[chunk] = without.get(chunk, frozenset()) | forgotten
+        known = {chunk for chunk, forgotten in without.items() if served - forgotten}
         known |= {chunk for chunk, client in self.updates.items() if self.taken(self.asked, client).any()}
         files = [p for place in (self.folder, home() / "cache") for p in place.rglob("*") if p.is_file()]
         for file in files:

@@ -22,6 +22,7 @@ PURGED = [
     Operation("purge"),
     Operation("continue"),
 ]
+TWICE_WITHOUT = [Operation("class", (1,), silent=True), Operation("client", (0,)), Operation("purge")]
 NOBODY_HELPS = [
     Operation("sample", (0,), "finetune", silent=True),
     Operation("client", (0,), "npo", crash=3),
@@ -54,7 +55,8 @@ def law(home, sequence):
 
 
 @pytest.mark.parametrize(
-    "sequence", [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH, NOBODY_HELPS]
+    "sequence",
+    [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH, NOBODY_HELPS, TWICE_WITHOUT],
 )
 def test_sequences_that_once_went_wrong(home, sequence):
     law(home, sequence)

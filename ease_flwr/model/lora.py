@@ -19,29 +19,31 @@ class LowRank(torch.autograd.Function):
     """x W^T + b + scaling (x A^T) B^T, for rows x (n, d), W (o, d), b (o,), A (r, d), B (o, r): (n, o).
 
     The gradients of A and B are products of rank r: none of the size of W is formed. W + scaling B A is formed where there are
-    so many rows that adding (x A^T) B^T to each would be more work. Products are in the precision of x. Only inputs are kept
-    for the backward pass.
+    so many rows that adding (x A^T) B^T to each would be more work. Products are in the precision of x. The second output,
+    x A^T (n, r), is for the backward pass.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        """(n, o), in the precision of x."""
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """(n, o) and (n, r), in the precision of x."""
         bias = None if bias is None else bias.to(x.dtype)
-        if _many(x, weight):
-            return F.linear(x, torch.addmm(weight, b, a, alpha=scaling).to(x.dtype), bias)
         low, high = a.to(x.dtype), b.to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias).addmm_(x @ low.T, high.T, alpha=scaling)
+        inner = x @ low.T
+        if _many(x, weight):
+            return F.linear(x, torch.addmm(weight, b, a, alpha=scaling).to(x.dtype), bias), inner
+        return F.linear(x, weight.to(x.dtype), bias).addmm_(inner, high.T, alpha=scaling), inner
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the inputs."""
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keep the inputs, and x A^T."""
         x, weight, _, a, b, ctx.scaling = inputs
-        ctx.save_for_backward(x, weight, a, b)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, a, b, output[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, A and B, where they are needed."""
-        x, weight, a, b = ctx.saved_tensors
+        x, weight, a, b, inner = ctx.saved_tensors
         wants_x, wants_a, wants_b = (ctx.needs_input_grad[i] for i in (0, 3, 4))
         of_x: Any = None
         of_a, of_b = None, None
@@ -50,7 +52,7 @@ class LowRank(torch.autograd.Function):
         if wants_a:
             of_a = (outer.T @ x).to(a.dtype) * ctx.scaling
         if wants_b:
-            of_b = (gradient.T @ (x @ low.T)).to(b.dtype) * ctx.scaling
+            of_b = (gradient.T @ inner).to(b.dtype) * ctx.scaling
         if wants_x and _many(x, weight):
             of_x = gradient @ torch.addmm(weight, b, a, alpha=ctx.scaling).to(x.dtype)
         elif wants_x:
@@ -73,8 +75,9 @@ def adapted(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, rows: sl
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight[rows]
     with torch.autocast(device, enabled=False):
-        flat: Tensor = LowRank.apply(x.to(precision).reshape(-1, x.shape[-1]), weight, bias, a, b, layer.scaling[name])
-    return flat.view(*x.shape[:-1], -1)
+        flat = x.to(precision).reshape(-1, x.shape[-1])
+        out: Tensor = LowRank.apply(flat, weight, bias, a, b, layer.scaling[name])[0]
+    return out.view(*x.shape[:-1], -1)
 
 
 class LoraLinear(stock.Linear):
