@@ -85,7 +85,7 @@ def test_an_open_clip_model_of_two_towers_and_a_shorter_context(tmp_path):
     model["text_cfg"] = {"context_length": 12, "width": 32, "heads": 2, "layers": 2}
     (tmp_path / "own.json").write_text(json.dumps({**model, "custom_text": True}))
     open_clip.add_model_config(tmp_path / "own.json")
-    how = ModelConfig(name="own")
+    how = ModelConfig(name="own", precision="bfloat16")  # weights are single, in whatever precision it was trained
     experiment = small_experiment().model_copy(update={"model": how, "lora": LoraConfig(rank=2)})
     adapted = adapters.load(how, experiment.lora, experiment.seed)
     theta = 0.1 * np.random.default_rng(0).standard_normal(adapted.size).astype(np.float32)
@@ -109,6 +109,13 @@ def test_what_does_not_embed_alike_is_not_written(whole, tmp_path, monkeypatch):
 def test_mistakes_are_one_line(whole, tmp_path):
     (tmp_path / "there.json").write_text("mine")
     (tmp_path / "folder").mkdir()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    (damaged / "adapters" / "unlearned" / "provenance.json").write_text("{}")
+    done = ease("export", damaged, "unlearned", "--to", tmp_path / "a.safetensors")
+    assert done.exit_code == 2
+    assert "provenance.json: it does not say what the model has forgotten ('forgotten'): restore it" in done.stderr
+    shutil.rmtree(damaged)
     cases = [
         (("forgot", "--to", tmp_path / "a.safetensors"), "no model 'forgot' there; there are: continued, original, "),
         (("unlearned", "--to", tmp_path / "a.bin"), "a.bin: expected a name that ends in .safetensors"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def export(experiment: Experiment, theta: Vector, file: Path, facts: Mapping[str
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, about)
-        _compare(model, plain, partial)
+        _compare(replace(model, half=False), plain, partial)
         write_json(file.with_suffix(".json"), plain.architecture)
         partial.replace(file)
     except OSError as error:
@@ -91,6 +92,14 @@ def _compare(model: AdaptedModel, plain: backbone.Backbone, file: Path) -> None:
         raise ConfigError(f"{file.name}: its embeddings are {away:.1e} away from those of the run")
 
 
+def _provenance(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {"forgotten": list(found["forgotten"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: it does not say what the model has forgotten ({error}): restore it") from None
+
+
 def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str:
     """Write a model of a run to a file as `export` does, or (form peft) its adapters to a PEFT folder; says what was written.
 
@@ -101,7 +110,7 @@ def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str
     if name not in names:
         raise ConfigError(f"{run}: no model {name!r} there; there are: {', '.join(names) or 'none, it has not finished'}")
     experiment, submitted = from_run_config(read_run_config(run))
-    provenance = json.loads((layout.adapters / name / "provenance.json").read_text(encoding="utf-8"))
+    provenance = _provenance(layout.adapters / name / "provenance.json")
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     theta = adapters.read(layout.adapters / name, model.blocks)
     if form == "open_clip":
