@@ -5,10 +5,12 @@ A copy to the CPU or a number that the host reads (`item`) would make it wait fo
 
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from open_clip.model import CLIP
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +22,7 @@ from clients.base import Batch
 from clients.encoding import Encoded
 from clients.forgetting import Forgetting
 from ease_flwr.config import LoraConfig, halves, load
+from ease_flwr.exchange.messages import Learn
 from ease_flwr.model import adapters, backbone, retrieval
 from ease_flwr.model.lock import ForgetLock
 from tests.test_towers import TEXT, VISION
@@ -104,6 +107,7 @@ def client_of(kind, model):
     return client, Batch(torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.long))
 
 
+LOCK = ForgetLock((3,), (torch.eye(20, 2),), (torch.zeros(2),), 1.0, 0.5)
 OPTIONS = {
     "Ascent": SimpleNamespace(bound=0.0),
     "Bilateral": SimpleNamespace(way=0.5, sides="both", weight=1.0, margin=1.0),
@@ -148,12 +152,25 @@ def test_a_number_that_the_host_reads_is_caught(fake):
 
 
 def test_lock_proximal_term_and_ball_stay_on_the_device(fake):
-    lock = ForgetLock((3,), (torch.randn(20, 2),), (torch.zeros(2),), 1.0, 0.5).on(fake.device)
+    lock = LOCK.on(fake.device)
     with Watch() as watch:
         fake.theta.copy_(lock.proximal_step(fake.theta, 0.1))
         fake.theta.copy_(lock.take_back(fake.theta))
     assert fake.theta.device.type == "cuda"
     assert not watch.seen
+
+
+def test_what_a_client_keeps_comes_back_to_the_device(fake, monkeypatch):
+    """The forget lock, and embeddings of the time of the request."""
+    client, _ = client_of(clients.load("npo"), fake)
+    client.state = SimpleNamespace(save=lambda *_: None, load=lambda _: np.ones((2, 3), np.float32))
+    assert client._remembered("f0").device.type == "cuda"
+    monkeypatch.setattr(safetensors.torch, "load", lambda _: {})  # reads bytes, which fake tensors have not
+    monkeypatch.setattr(ForgetLock, "from_tensors", lambda _: LOCK)
+    packed = np.arange(3, dtype=np.uint8)
+    told = Learn(phase="continuation", round=1, train=client.experiment.learn, lock=sha256(packed.tobytes()).hexdigest())
+    lock = client._lock(told, {"lock": packed})
+    assert {t.device.type for t in (*lock.bases, *lock.anchors)} == {"cuda"}
 
 
 @pytest.mark.parametrize("micro", [0, 2])
