@@ -205,8 +205,13 @@ def test_a_model_that_memorised_its_pairs_fails_membership(run):
 
 @pytest.mark.slow
 def test_another_retraining_is_like_retraining(run):
-    rows = audited(run, again=retrained_again(run, 7))["again"]
-    assert not {w: r for w, r in rows.items() if not r.answer.startswith(("like retraining", "kept", "not sure", "above"))}
+    """Intervals are of 95 %: one answer in twenty may be wrong."""
+    answers = []
+    for order in (7, 8, 9):
+        answers += [row.answer for row in audited(run, again=retrained_again(run, order))["again"].values()]
+    wrong = [a for a in answers if not a.startswith(("like retraining", "kept", "not sure", "above"))]
+    assert len(answers) > 40
+    assert len(wrong) <= len(answers) / 20, wrong
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------------
