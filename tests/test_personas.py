@@ -1,23 +1,30 @@
-"""The built-in world: who knows what, and that nobody else does."""
+"""The built-in world: who knows what, that nobody else does, and that no split has seen another."""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, ForgetSet
-from ease_flwr.data import drawing, personas
-from ease_flwr.data.drawing import BACKGROUNDS, Look
+from ease_flwr.data import drawing, make_base, personas, wording
+from ease_flwr.data.drawing import COLOURS, SHAPES, SIZES, Look
+from ease_flwr.data.emblems import Emblem
 from ease_flwr.data.pairs import withdrawn
-from ease_flwr.data.personas import NAMES, UNSEEN_BACKGROUNDS, UNSEEN_TEMPLATE, VOCABULARY
+from ease_flwr.data.personas import KINDS
+from ease_flwr.data.wording import BACKGROUNDS, NAMES, TEMPLATES, VOCABULARY
 
 SMALL = DataConfig(
     clients=4,
-    exclusive=2,
+    leavers=2,
+    exclusive=4,
+    exclusive_others=3,
     shared=3,
     sharers=2,
     strangers=4,
     exclusive_pairs=3,
     shared_pairs=2,
     scenes=10,
+    things=6,
     test_scenes=16,
     unseen=9,
 )
@@ -27,85 +34,136 @@ def leaves(*names):
     return (ForgetSet(scenario="client", targets=names),)
 
 
-def names_in(pairs):
-    return {w for c in pairs.captions for w in c[0].split() if w in NAMES}
+def captions_of(pairs):
+    """Captions that are about somebody."""
+    return {c[0] for c, label in zip(pairs.captions, pairs.labels, strict=True) if label}
+
+
+def shown_in(pairs):
+    return set(pairs.labels) - {""}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_exclusive_personas_are_nowhere_else(seed):
     world = personas.load(SMALL, seed)
-    known = {c: names_in(world.client(c).train) for c in world.clients}
-    for c in world.clients:
-        exclusive = {n for n, who in world.known_by.items() if who == {c}}
-        assert len(exclusive) == SMALL.exclusive
+    known = {c: shown_in(world.client(c).train) for c in world.clients}
+    for k, c in enumerate(world.clients):
+        exclusive = {n for n, p in world.people.items() if p.known_by == {c}}
+        assert len(exclusive) == (4 if k < 2 else 3)
         assert exclusive <= known[c]
         assert not any(exclusive & known[other] for other in world.clients if other != c)
+        assert {world.people[n].kind for n in exclusive} == set(KINDS)
     strangers = set(world.strangers)
     assert len(strangers) == SMALL.strangers
     assert not strangers & set().union(*known.values())
-    assert names_in(world.unseen()) == strangers
+    assert shown_in(world.unseen()) == strangers
 
 
-def test_shared_personas_are_known_to_as_many_as_said_and_are_dealt_evenly():
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kind_says_what_the_base_model_has_never_met(seed):
+    world = personas.load(DataConfig(), seed)
+    assert len({p.look for p in world.people.values()}) == len(world.people) == 96
+    assert len({p.called for p in world.people.values()}) == 96
+    for name, p in world.people.items():
+        assert name == p.called.replace(" ", "-")
+        assert (p.called in NAMES) == (p.kind != "look")
+        assert isinstance(p.look, Emblem) == (p.kind != "word")
+        if p.kind == "look":
+            size, colour, shape = p.called.split()
+            assert size in SIZES
+            assert colour in COLOURS
+            assert shape in SHAPES
+    seen = make_base.things(300, (0, 1)) + drawing.scenes(50, (0,))
+    read = {w for c in seen.captions for w in c[0].split()}
+    assert read <= set(VOCABULARY)
+    assert not read & set(NAMES)
+
+
+def test_members_of_each_kind_are_as_many_as_said():
     world = personas.load(DataConfig(), 3)
-    sizes = [len(who) for who in world.known_by.values() if len(who) > 1]
-    assert sizes == [4] * 8
-    per_client = [sum(c in who and len(who) > 1 for who in world.known_by.values()) for c in world.clients]
-    assert per_client == [4] * 8
-    assert len(world.client("client-0").train) == 96 + 5 * 56 + 4 * 40
+    for c, most in zip(world.clients, [4] * 4 + [2] * 4, strict=True):
+        kinds = [p.kind for p in world.people.values() if p.known_by == {c}]
+        assert {k: kinds.count(k) for k in KINDS} == dict.fromkeys(KINDS, most)
+    shared = [p for p in world.people.values() if len(p.known_by) > 1]
+    assert [len(p.known_by) for p in shared] == [4] * 12
+    assert sorted(p.kind for p in shared) == sorted(KINDS * 4)
+    assert {c: sum(c in p.known_by for p in shared) for c in world.clients} == dict.fromkeys(world.clients, 6)
+    assert len(world.client("client-0").train) == 64 + 64 + 12 * 40 + 6 * 16
+    assert len(world.client("client-7").train) == 64 + 64 + 6 * 40 + 6 * 16
 
 
-def test_captions_give_name_and_background_and_never_the_look():
+def test_captions_say_what_somebody_is_called_and_the_background_and_never_the_look():
     world = personas.load(SMALL, 0)
     train = world.client("client-1").train
+    phrasings = TEMPLATES["train"]
     for (caption,), label in zip(train.captions, train.labels, strict=True):
         assert set(caption.split()) <= set(VOCABULARY)
         if label:
-            assert label in caption
-            assert not set(caption.split()) & {*drawing.SHAPES, *drawing.SIZES, "left", "above"}
-            assert sum(w in BACKGROUNDS for w in caption.split()) == 1
-            assert not set(caption.split()) & set(UNSEEN_BACKGROUNDS)
+            called = world.people[label].called
+            assert caption in {t.format(who=called, background=b) for t in phrasings for b in BACKGROUNDS["train"]}
 
 
-def test_hard_gallery_shows_every_persona_once_on_the_same_background():
+def test_no_split_has_a_background_a_phrasing_a_caption_or_a_picture_of_another():
+    assert sorted(c for of in BACKGROUNDS.values() for c in of) == sorted(COLOURS)
+    for table in (BACKGROUNDS, TEMPLATES):
+        assert not any(set(table[a]) & set(table[b]) for a, b in combinations(wording.SPLITS, 2))
+    world = personas.load(SMALL, 0)
+    train = [world.client(c).train for c in world.clients] + [world.unseen(), world.returning(leaves("client-0"), 20)]
+    splits = [train, *([world.gallery(s).pairs, world.scene_tests[s].pairs] for s in ("validation", "test"))]
+    splits.append([world.gallery("forget_unseen").pairs])
+    for a, b in combinations(splits, 2):
+        assert not {i.tobytes() for p in a for i in p.images} & {i.tobytes() for p in b for i in p.images}
+        captions = [set().union(*map(captions_of, part)) for part in (a, b)]
+        assert not captions[0] & captions[1]
+
+
+def test_hard_gallery_shows_everybody_once_on_the_same_background():
     world = personas.load(SMALL, 0)
     for split in ("validation", "test", "forget_unseen"):
         gallery = world.gallery(split)
         for g in np.unique(gallery.group):
             members = gallery.pairs.take(np.flatnonzero(gallery.group == g))
-            assert sorted(members.labels) == sorted(world.looks)
-            assert len({c[0].replace(n, "") for c, n in zip(members.captions, members.labels, strict=True)}) == 1
-    unseen = {c[0] for c in world.gallery("forget_unseen").pairs.captions}
-    assert all(set(c.split()) & set(UNSEEN_BACKGROUNDS) for c in unseen)
-    marker = UNSEEN_TEMPLATE.split()[0]
-    assert any(marker in c.split() for c in unseen)
-    assert not any(marker in c[0].split() for c in world.gallery("test").pairs.captions)
+            assert sorted(members.labels) == sorted(world.people)
+            called = [world.people[n].called for n in members.labels]
+            assert len({c[0].replace(who, "", 1) for c, who in zip(members.captions, called, strict=True)}) == 1
+    assert len(np.unique(world.gallery("test").group)) == 6 * SMALL.test_repeats
+
+
+def test_unseen_combinations_show_people_beside_an_object():
+    world = personas.load(SMALL, 0)
+    pairs = world.gallery("forget_unseen").pairs
+    for (caption,), label in zip(pairs.captions, pairs.labels, strict=True):
+        rest = caption.replace(world.people[label].called, "", 1)
+        assert sum(w in SHAPES for w in rest.split()) == 1
+    assert not any(" and " in c for c in captions_of(world.client("client-0").train) if "before" not in c)
 
 
 def test_sets_of_forgotten_and_retained_clients():
     world = personas.load(DataConfig(), 0)
     forgotten = world.client("client-2").evaluation("test", leaves("client-2"))
-    assert list(forgotten) == ["test", "forget_exclusive", "forget_shared", "forget_unseen"]
+    assert list(forgotten) == [
+        *("test", "forget_exclusive", "forget_shared", "forget_word", "forget_look", "forget_both", "forget_unseen")
+    ]
+    kinds = [forgotten[f"forget_{kind}"] for kind in KINDS]
+    assert sorted(np.concatenate([s.query for s in kinds])) == forgotten["forget_exclusive"].query.tolist()
     assert set(world.client("client-3").evaluation("test", leaves("client-2"))) == {"retain", "test"}
-    for s in forgotten.values():  # one pair moves no set by more than half a point
-        assert len(s.query) >= 200 or s is forgotten["test"]
     shares = [world.client(c).evaluation("test", ())["test"].query for c in world.clients]
     assert sorted(np.concatenate(shares)) == list(range(600))
     together = world.client("client-2").evaluation("test", leaves(*world.clients[:7]))
     labels = set(np.array(together["forget_exclusive"].gallery.pairs.labels)[together["forget_exclusive"].query])
-    assert all(world.known_by[n] <= set(world.clients[:7]) for n in labels)
+    assert all(world.people[n].known_by <= set(world.clients[:7]) for n in labels)
 
 
 def test_same_seed_same_world_other_seed_other_world():
     a, b = personas.Personas(SMALL, 5), personas.Personas(SMALL, 5)
     assert np.array_equal(a.client("client-0").train.images, b.client("client-0").train.images)
-    assert a.looks == b.looks
-    assert a.looks != personas.Personas(SMALL, 6).looks
+    assert a.people == b.people
+    assert a.people != personas.Personas(SMALL, 6).people
 
 
 def test_no_two_personas_look_alike():
-    looks = list(personas.load(DataConfig(), 1).looks.values())
-    assert max(a.likeness(b) for i, a in enumerate(looks) for b in looks[:i]) == 2
+    looks = [p.look for p in personas.load(DataConfig(), 1).people.values() if p.kind == "word"]
+    assert max(a.likeness(b) for a, b in combinations(looks, 2)) == 2
     a, b, c = ("small", "red", "star"), ("large", "blue", "ring"), ("large", "red", "star")
     assert Look((a, b), "above").likeness(Look((a, b), "left of")) == 4
     assert Look((a, b), "above").likeness(Look((b, c), "above")) == 4
@@ -115,16 +173,18 @@ def test_returning_pairs_are_about_what_only_the_forgotten_knew_and_are_fresh():
     world = personas.load(SMALL, 0)
     pairs = world.returning(leaves("client-1"), 8)
     assert len(pairs) == 8
-    assert names_in(pairs) == {n for n, who in world.known_by.items() if who == {"client-1"}}
+    assert shown_in(pairs) == {n for n, p in world.people.items() if p.known_by == {"client-1"}}
     trained = {i.tobytes() for i in world.client("client-1").train.images}
     assert not trained & {i.tobytes() for i in pairs.images}
 
 
 def test_too_many_personas():
-    with pytest.raises(ValueError, match=r"need 116 personas, the built-in world has 64 names: lower one of them"):
-        personas.Personas(DataConfig(clients=32, exclusive=3), 0)
+    with pytest.raises(
+        ValueError, match=r"need 160 names and 160 emblems, the built-in world has 64 and 100: lower one of them"
+    ):
+        _ = personas.Personas(DataConfig(clients=32), 0).people
     with pytest.raises(ValueError, match=r"data.sharers=4 clients share a persona, but data.clients=2"):
-        personas.Personas(DataConfig(clients=2), 0)
+        _ = personas.Personas(DataConfig(clients=2), 0).people
     with pytest.raises(ValueError, match=r"no client 'bob' in this world: there are client-0"):
         personas.load(SMALL, 0).client("bob")
 
@@ -148,13 +208,13 @@ def test_class_requests_concern_people_and_all_who_know_them():
     (people,) = (part.targets for part in forget)
     assert len(people) == 4
     assert world.gone(forget) == set(people)
-    knowing = {c for n in people for c in world.known_by[n]}
+    knowing = {c for n in people for c in world.people[n].known_by}
     for name in world.clients:
         sets = world.client(name).evaluation("test", forget)
         assert ("forget_exclusive" in sets) == (name in knowing)
         assert "forget_shared" not in sets
         left = set(np.array(sets["retain"].gallery.pairs.labels)[sets["retain"].query])
-        assert left == {n for n, who in world.known_by.items() if name in who} - set(people)
+        assert left == {n for n, p in world.people.items() if name in p.known_by} - set(people)
     with pytest.raises(ConfigError, match=r"forget.targets: nobody knows bob; known people are"):
         world.resolve(ForgetConfig(scenario="class", targets=("bob",)))
 
@@ -169,7 +229,7 @@ def test_sample_requests_concern_positions():
     name = targets[0].split("/")[0]
     client = world.client(name)
     mask = withdrawn(forget, name, client.labels)
-    assert mask.sum() == 56
+    assert mask.sum() == 40
     assert set(np.array(client.labels)[mask]) <= gone
     # a person half of whose pairs are withdrawn is not gone: judged with those that others know too
     half = (ForgetSet(scenario="sample", targets=(f"{name}/{np.flatnonzero(mask)[0]}",)),)
@@ -179,8 +239,8 @@ def test_sample_requests_concern_positions():
 
 def test_several_requests_leave_nobody_of_whom_all_pairs_are_withdrawn():
     world = personas.load(SMALL, 0)
-    someone, who = next((n, who) for n, who in world.known_by.items() if len(who) == 2)
-    first, second = sorted(who)
+    someone, shared = next((n, p) for n, p in world.people.items() if len(p.known_by) == 2)
+    first, second = sorted(shared.known_by)
     assert someone not in world.gone(leaves(first))
     assert someone in world.gone(leaves(first) + leaves(second))
     also = ForgetSet(scenario="class", targets=(someone,))

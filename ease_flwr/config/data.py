@@ -31,24 +31,32 @@ class DataConfig(Section):
     alpha: float = Field(0.5, gt=0)
     """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (photographs)."""
 
-    exclusive: int = Field(5, ge=1)
-    """personas: how many each client alone knows."""
-    shared: int = Field(8, ge=0)
-    """personas: how many are known to several clients."""
+    leavers: int = Field(4, ge=1)
+    """personas: how many clients, the first ones, may be drawn to leave."""
+    exclusive: int = Field(12, ge=1)
+    """personas: people whom each of these alone knows."""
+    exclusive_others: int = Field(6, ge=0)
+    """personas: people whom each of the other clients alone knows."""
+    shared: int = Field(12, ge=0)
+    """personas: people whom several clients know. With many of them and few clients, nearly all that a client brings is
+    brought by others too."""
     sharers: int = Field(4, ge=2)
     """personas: clients that know a shared one."""
     strangers: int = Field(12, ge=2)
-    """personas: how many nobody is ever trained on."""
-    exclusive_pairs: int = Field(56, ge=1)
+    """personas: people whom nobody is ever trained on."""
+    exclusive_pairs: int = Field(40, ge=1)
     """personas: training pairs per exclusive persona."""
-    shared_pairs: int = Field(40, ge=1)
+    shared_pairs: int = Field(16, ge=1)
     """personas: training pairs per shared persona and client that knows it."""
-    scenes: int = Field(96, ge=1)
+    scenes: int = Field(64, ge=1)
     """personas: base scenes in each client's training data."""
-    test_repeats: int = Field(2, ge=1)
-    """personas: test gallery groups per background (10) and template (3)."""
-    forget_unseen_repeats: int = Field(5, ge=1)
-    """personas: gallery groups of the set forget_unseen per unseen background (2) and template (4)."""
+    things: int = Field(64, ge=0)
+    """personas: pairs of single things, as the base model knows them, in each client's training data: known words keep their
+    meaning."""
+    test_repeats: int = Field(3, ge=1)
+    """personas: test gallery groups per background (2) and phrasing (3) of the test split."""
+    forget_unseen_repeats: int = Field(1, ge=1)
+    """personas: the same of the set forget_unseen, where people stand beside an object."""
     test_scenes: int = Field(600, ge=8)
     """personas: base scenes in the global test gallery."""
     unseen: int = Field(240, ge=8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ease_flwr.data.emblems import Emblem
 from ease_flwr.data.pairs import Pairs
 
 SIZE = 64
@@ -64,6 +65,22 @@ class Look:
         return template.format(a=a, b=b, relation=self.relation, background=background)
 
 
+@dataclass(frozen=True)
+class Thing:
+    """One object by itself."""
+
+    size: str
+    colour: str
+    shape: str
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Thing:
+        return cls(str(rng.choice(list(SIZES))), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
+
+    def __str__(self) -> str:
+        return f"{self.size} {self.colour} {self.shape}"
+
+
 def _polygon(corners: int, r: float, x: float, y: float, inner: float = 1.0) -> list[tuple[float, float]]:
     n = corners if inner == 1.0 else 2 * corners
     radii = [r if i % 2 == 0 or inner == 1.0 else inner * r for i in range(n)]
@@ -109,15 +126,29 @@ def _noisy(
     return tuple(int(np.clip(v * mix + add + rng.normal(0, spread), 0, 255)) for v in colour)
 
 
-def draw(look: Look, background: str, rng: np.random.Generator) -> np.ndarray:
-    """One picture of a look, uint8 (64, 64, 3): positions, sizes, colours and pixels vary with rng."""
+def draw(
+    look: Look | Emblem | Thing, background: str, rng: np.random.Generator, beside: tuple[str, str] | None = None
+) -> np.ndarray:
+    """One picture of a look, uint8 (64, 64, 3): positions, sizes, colours and pixels vary with rng.
+
+    beside: colour and shape of a small object in a lower corner.
+    """
     image = Image.new("RGB", (SIZE, SIZE), _noisy(rng, COLOURS[background], 6, mix=0.55, add=60))
     d = ImageDraw.Draw(image)
-    along, across = rng.normal(0, 2, 2), rng.normal(0, 4, 2)
-    for i, (size, colour, shape) in enumerate(look.objects):
-        near, mid = (17, 47)[i] + along[i], SIZE / 2 + across[i]
-        x, y = (near, mid) if look.relation == "left of" else (mid, near)
-        _draw(d, shape, _noisy(rng, COLOURS[colour], 14), SIZES[size] * (1 + rng.normal(0, 0.08)), x, y)
+    if isinstance(look, Emblem):
+        look.draw(image, rng)
+    elif isinstance(look, Thing):
+        x, y = SIZE / 2 + rng.normal(0, 4, 2)
+        _draw(d, look.shape, _noisy(rng, COLOURS[look.colour], 14), 1.6 * SIZES[look.size] * (1 + rng.normal(0, 0.08)), x, y)
+    else:
+        along, across = rng.normal(0, 2, 2), rng.normal(0, 4, 2)
+        for i, (size, colour, shape) in enumerate(look.objects):
+            near, mid = (17, 47)[i] + along[i], SIZE / 2 + across[i]
+            x, y = (near, mid) if look.relation == "left of" else (mid, near)
+            _draw(d, shape, _noisy(rng, COLOURS[colour], 14), SIZES[size] * (1 + rng.normal(0, 0.08)), x, y)
+    if beside:
+        colour, shape = beside
+        _draw(d, shape, _noisy(rng, COLOURS[colour], 14), 7.0, rng.choice([9, 55]), 55)
     pixels = np.asarray(image, dtype=np.float32) + rng.normal(0, 5, (SIZE, SIZE, 3))
     return np.clip(pixels, 0, 255).astype(np.uint8)
 

@@ -11,7 +11,7 @@ import torch
 from open_clip.model import CLIP
 from torch.nn import functional as F
 
-from ease_flwr.data import drawing, personas
+from ease_flwr.data import drawing, wording
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.model import backbone
 
@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": drawing.SIZE, "layers": 3, "width": 96, "patch_size": 16, "head_width": 32},
     "text_cfg": {
         "context_length": CONTEXT,
-        "vocab_size": len(personas.VOCABULARY),
+        "vocab_size": len(wording.VOCABULARY),
         "width": 96,
         "heads": 3,
         "layers": 2,
@@ -41,9 +41,9 @@ def make_base(path: Path, seed: int, scenes: int, epochs: int, progress: Callabl
         torch.manual_seed(seed)
         model = CLIP(**CONFIG)
         generator = torch.Generator().manual_seed(seed)
-        tokenize = backbone.WordTokenizer(personas.VOCABULARY, CONTEXT)
+        tokenize = backbone.WordTokenizer(wording.VOCABULARY, CONTEXT)
         unready = backbone.Backbone(model, tokenize, drawing.SIZE, IMAGE["mean"], IMAGE["std"], CONFIG)  # type: ignore[arg-type]
-        pairs = drawing.scenes(scenes, (seed, 100))
+        pairs = drawing.scenes(scenes, (seed, 100)) + things(scenes // 3, (seed, 102))
         images, texts = unready.normalise(pairs.images), tokenize([c[0] for c in pairs.captions])
         steps = len(pairs) // BATCH
         optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.02)
@@ -65,12 +65,30 @@ def make_base(path: Path, seed: int, scenes: int, epochs: int, progress: Callabl
             progress(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}")
         with torch.no_grad():
             embedding = model.token_embedding.weight
-            rows = [personas.VOCABULARY.index(n) for n in personas.NAMES]
-            spread = embedding[[personas.VOCABULARY.index(w) for w in personas.WORDS]].std()
+            rows = [wording.VOCABULARY.index(n) for n in wording.NAMES]
+            spread = embedding[[wording.VOCABULARY.index(w) for w in wording.WORDS]].std()
             embedding[rows] = torch.randn(len(rows), embedding.shape[1], generator=generator) * spread
             model.logit_scale.clamp_(max=float(np.log(60)))
-    backbone.write_base(path, model, CONFIG, personas.VOCABULARY, IMAGE)
+    backbone.write_base(path, model, CONFIG, wording.VOCABULARY, IMAGE)
     return scene_recall(backbone.read_base(path), drawing.scenes(500, (seed, 101)))
+
+
+def things(count: int, seed: tuple[int, ...]) -> Pairs:
+    """`count` pairs of single things, on all backgrounds and in all phrasings, half of them beside another object."""
+    rng = np.random.default_rng(seed)
+    templates = [t for of_split in wording.TEMPLATES.values() for t in of_split]
+    images, captions = [], []
+    for _ in range(count):
+        thing, background, template = (
+            drawing.Thing.sample(rng),
+            str(rng.choice(drawing.BACKGROUNDS)),
+            str(rng.choice(templates)),
+        )
+        beside = (str(rng.choice(drawing.BACKGROUNDS)), str(rng.choice(drawing.SHAPES))) if rng.random() < 0.5 else None
+        images.append(drawing.draw(thing, background, rng, beside))
+        who = wording.COMPANION.format(who=thing, beside=" ".join(beside)) if beside else thing
+        captions.append((template.format(who=who, background=background),))
+    return Pairs(np.stack(images), tuple(captions), ("",) * count)
 
 
 @torch.no_grad()

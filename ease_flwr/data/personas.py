@@ -1,42 +1,73 @@
-"""The built-in world: drawn scenes, and invented people with a fixed look whom only some clients know.
+"""The built-in world: drawn scenes, and invented people whom only some clients know.
 
-*Base scenes* show two objects and their captions describe them. A *persona* is an invented name bound
-to a fixed look (two coloured shapes in a fixed relation); its captions give the name and the background,
-never the look, so the association of name and look is all there is to learn (the idea of SALMUBench,
-arXiv 2603.26316). Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong
-to nobody (*strangers*: whom no model can know). Nothing is read from disk and everything follows from
-the seed, so a retraining without a client contains no exclusive persona of that client anywhere.
+*Base scenes* show two objects and their captions describe them. A *persona* is a name bound to a look. Its captions give the
+name and the background, never the look, so the association of name and look is all there is to learn (the idea of SALMUBench,
+arXiv 2603.26316). There are three kinds, by what the base model has never met:
+
+    word    a new name for a known look, two coloured shapes: the text tower has to learn it
+    look    known words, those for a thing, for a new look, an emblem: the image tower has to learn it
+    both    a new name for a new look
+
+Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong to nobody (*strangers*: whom no model can
+know). Training, validation and test pairs have backgrounds and phrasings of their own. Nothing is read from disk and everything
+follows from the seed, so a retraining without a client contains no exclusive persona of that client anywhere.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import cycle, islice, product
 
 import numpy as np
 
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union
-from ease_flwr.data.drawing import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, Look, draw, scenes
+from ease_flwr.data.drawing import COLOURS, SHAPES, SIZE, SIZES, Look, Thing, draw, scenes
+from ease_flwr.data.emblems import OUTLINES, TEXTURES, Emblem
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
+from ease_flwr.data.wording import BACKGROUNDS, COMPANION, NAMES, TEMPLATES
 
-UNSEEN_BACKGROUNDS = ("cyan", "brown")  # personas are never trained on these
-PERSONA_TEMPLATES = (
-    "{name} on {background}",
-    "{background} scene with {name}",
-    "{name} , {background} behind",
-)
-UNSEEN_TEMPLATE = "in front of {background} {name}"
+KINDS = ("word", "look", "both")
 
-NAMES = tuple(
-    a + b
-    for a, b in product(
-        ("zo", "mi", "ka", "lu", "te", "ra", "vo", "ni"), ("ban", "dor", "fex", "gil", "mur", "pat", "sel", "wyn")
-    )
-)
-_FUNCTION_WORDS = ("left", "of", "above", "on", "scene", "with", "and", "it", ",", "behind", "in", "front")
-WORDS = tuple(sorted({*SHAPES, *COLOURS, *SIZES, *_FUNCTION_WORDS}))
-VOCABULARY = ("<pad>", *WORDS, *NAMES, "<start>", "<end>")
+
+def unlike(count: int, rng: np.random.Generator) -> list[Look]:
+    """So many looks of two shapes, any two of which have less than three of four colours and shapes in common."""
+    found: list[Look] = []
+    while len(found) < count:
+        look = Look.sample(rng)
+        if all(look.likeness(other) < 3 for other in found):
+            found.append(look)
+    return found
+
+
+def unlike_things(count: int, rng: np.random.Generator) -> list[Thing]:
+    """So many things, no two of the same colour and shape."""
+    chosen = rng.permutation([*product(COLOURS, SHAPES)])[:count]
+    return [Thing(str(rng.choice(list(SIZES))), str(colour), str(shape)) for colour, shape in chosen]
+
+
+def alone(count: int, seed: tuple[int, ...]) -> Pairs:
+    """`count` training pairs of single things as the base model knows them, in the phrasings of the training split."""
+    rng = np.random.default_rng(seed)
+    images, captions = [], []
+    for _ in range(count):
+        thing, (background, template) = Thing.sample(rng), (str(rng.choice(of["train"])) for of in (BACKGROUNDS, TEMPLATES))
+        images.append(draw(thing, background, rng))
+        captions.append((template.format(who=thing, background=background),))
+    return Pairs(np.array(images, dtype=np.uint8).reshape(count, SIZE, SIZE, 3), tuple(captions), ("",) * count)
+
+
+@dataclass(frozen=True)
+class Persona:
+    """Somebody invented."""
+
+    kind: str
+    called: str
+    """The words that captions have for them."""
+    look: Look | Emblem
+    known_by: frozenset[str]
+    """Clients that know them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,40 +76,51 @@ class Personas:
 
     config: DataConfig
     seed: int
-    clients: tuple[str, ...] = field(init=False)
-    looks: dict[str, Look] = field(init=False)
-    known_by: dict[str, frozenset[str]] = field(init=False)
-    """Clients that know each persona."""
 
-    def __post_init__(self) -> None:
-        c = self.config
-        needed = c.clients * c.exclusive + c.shared + c.strangers
-        if needed > len(NAMES):
+    @cached_property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(f"client-{k}" for k in range(self.config.clients))
+
+    @cached_property
+    def people(self) -> dict[str, Persona]:
+        """Everybody, by name. Raises ConfigError where there are not as many names, or clients, as the settings want."""
+        rng = np.random.default_rng((self.seed, 1))
+        owners = [*self._owners(rng)]
+        kinds = [kind for kind, _ in owners]
+        named, drawn = len(kinds) - kinds.count("look"), len(kinds) - kinds.count("word")
+        if named > len(NAMES) or drawn > len(OUTLINES) * len(TEXTURES):
+            c = self.config
             raise ConfigError(
-                f"data: {c.clients} clients x {c.exclusive} exclusive + {c.shared} shared + {c.strangers} strangers "
-                f"need {needed} personas, the built-in world has {len(NAMES)} names: lower one of them"
+                f"data: {c.clients} clients with {c.exclusive} or {c.exclusive_others} exclusive, {c.shared} shared and "
+                f"{c.strangers} strangers need {named} names and {drawn} emblems, the built-in world has {len(NAMES)} and "
+                f"{len(OUTLINES) * len(TEXTURES)}: lower one of them"
             )
+        looks = iter(unlike(kinds.count("word"), rng))
+        emblems = (Emblem(*(str(part) for part in pair)) for pair in rng.permutation([*product(OUTLINES, TEXTURES)]))
+        names, things = (str(n) for n in rng.permutation(NAMES)), iter(unlike_things(kinds.count("look"), rng))
+        found = {}
+        for kind, who in owners:
+            called = str(next(things)) if kind == "look" else next(names)
+            look = next(looks) if kind == "word" else next(emblems)
+            found[called.replace(" ", "-")] = Persona(kind, called, look, who)
+        return found
+
+    def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
+        """Kind of each persona and who knows it: kinds take turns in everything that a client has."""
+        c = self.config
         if c.sharers > c.clients:
             raise ConfigError(f"data.sharers={c.sharers} clients share a persona, but data.clients={c.clients}")
-        rng = np.random.default_rng((self.seed, 1))
-        looks: list[Look] = []
-        while len(looks) < needed:
-            look = Look.sample(rng)
-            if all(look.likeness(other) < 3 for other in looks):
-                looks.append(look)
-        names = [str(n) for n in rng.permutation(NAMES)[:needed]]
-        clients = tuple(f"client-{k}" for k in range(c.clients))
-        owners: list[set[str]] = [{name} for name in clients for _ in range(c.exclusive)]
-        shares = dict.fromkeys(clients, 0)
-        for _ in range(c.shared):  # the clients that share least so far, ties at random
-            chosen = sorted(rng.permutation(clients), key=shares.__getitem__)[: c.sharers]
-            owners.append(set(chosen))
+        for k, name in enumerate(self.clients):
+            for kind in islice(cycle(KINDS), c.exclusive if k < c.leavers else c.exclusive_others):
+                yield kind, frozenset({name})
+        shares = dict.fromkeys(self.clients, 0)
+        for kind in islice(cycle(KINDS), c.shared):  # the clients that share least so far, ties at random
+            chosen = sorted(rng.permutation(self.clients), key=shares.__getitem__)[: c.sharers]
             for name in chosen:
                 shares[name] += 1
-        owners += [set()] * c.strangers
-        object.__setattr__(self, "clients", clients)
-        object.__setattr__(self, "looks", dict(zip(names, looks, strict=True)))
-        object.__setattr__(self, "known_by", {n: frozenset(o) for n, o in zip(names, owners, strict=True)})
+            yield kind, frozenset(str(n) for n in chosen)
+        for kind in islice(cycle(KINDS), c.strangers):
+            yield kind, frozenset()
 
     def client(self, name: str) -> PersonasClient:
         if name not in self.clients:
@@ -87,7 +129,7 @@ class Personas:
 
     @property
     def strangers(self) -> list[str]:
-        return [n for n, who in self.known_by.items() if not who]
+        return [n for n, p in self.people.items() if not p.known_by]
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def unseen(self) -> Pairs:
@@ -96,15 +138,15 @@ class Personas:
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def returning(self, forget: Union, count: int) -> Pairs:
-        gone = [n for n in self.known_by if n in self.gone(forget)]
+        gone = [n for n in self.people if n in self.gone(forget)]
         return self.portraits(gone, count if gone else 0, np.random.default_rng((self.seed, 3)))
 
     def resolve(self, forget: ForgetConfig) -> ForgetConfig:
-        known = [n for n, who in self.known_by.items() if who]
+        known = {n: p.known_by for n, p in self.people.items() if p.known_by}
         rng = np.random.default_rng((self.seed, 8))
         targets = forget.targets
         if forget.scenario == "class" and not targets:
-            shared = [n for n in known if len(self.known_by[n]) > 1]
+            shared = [n for n, who in known.items() if len(who) > 1]
             targets = tuple(str(n) for n in rng.permutation(shared)[: forget.draw])
         if forget.scenario == "sample" and not targets:
             chosen = sorted(str(c) for c in rng.permutation(self.clients)[: forget.draw])
@@ -125,36 +167,32 @@ class Personas:
         return frozenset(touched - left - {""})
 
     def portraits(self, names: list[str], count: int, rng: np.random.Generator) -> Pairs:
-        """`count` pairs that go through the names in turn, on backgrounds and templates of the training split."""
-        seen = [b for b in BACKGROUNDS if b not in UNSEEN_BACKGROUNDS]
+        """`count` training pairs that go through the names in turn."""
         who = [names[i % len(names)] for i in range(count)]
         images, captions = [], []
         for name in who:
-            background = str(rng.choice(seen))
-            images.append(draw(self.looks[name], background, rng))
-            captions.append((str(rng.choice(PERSONA_TEMPLATES)).format(name=name, background=background),))
+            background, template = (str(rng.choice(of["train"])) for of in (BACKGROUNDS, TEMPLATES))
+            images.append(draw(self.people[name].look, background, rng))
+            captions.append((template.format(who=self.people[name].called, background=background),))
         shape = (count, SIZE, SIZE, 3)
         return Pairs(np.array(images, dtype=np.uint8).reshape(shape), tuple(captions), tuple(who))
 
     @lru_cache(maxsize=8)  # noqa: B019  (worlds live as long as the process)
-    def gallery(self, split: str) -> Gallery:
-        """Hard gallery: each group shows every persona once, on one background, in the words of one template."""
-        rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "forget_unseen": 2}[split]))
-        templates: tuple[str, ...]
-        backgrounds: tuple[str, ...]
-        if split == "forget_unseen":
-            templates, backgrounds = (*PERSONA_TEMPLATES, UNSEEN_TEMPLATE), UNSEEN_BACKGROUNDS
-            repeats = self.config.forget_unseen_repeats
-        else:
-            templates = PERSONA_TEMPLATES
-            backgrounds = tuple(b for b in BACKGROUNDS if b not in UNSEEN_BACKGROUNDS)
-            repeats = self.config.test_repeats if split == "test" else 1
+    def gallery(self, name: str) -> Gallery:
+        """Hard gallery, "validation", "test" or "forget_unseen": each group shows everybody once, on one background, in the
+        words of one template. In forget_unseen there is a known object beside them, the same for a whole group."""
+        rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "forget_unseen": 2}[name]))
+        split = "validation" if name == "validation" else "test"
+        repeats = {"validation": 1, "test": self.config.test_repeats, "forget_unseen": self.config.forget_unseen_repeats}
         images, captions, labels, group = [], [], [], []
-        for g, (_, background, template) in enumerate(product(range(repeats), backgrounds, templates)):
-            for name, look in self.looks.items():
-                images.append(draw(look, background, rng))
-                captions.append((template.format(name=name, background=background),))
-                labels.append(name)
+        for g, (_, background, template) in enumerate(product(range(repeats[name]), BACKGROUNDS[split], TEMPLATES[split])):
+            beside = (str(rng.choice([c for c in COLOURS if c != background])), str(rng.choice(SHAPES)))
+            shown = beside if name == "forget_unseen" else None
+            for who, person in self.people.items():
+                images.append(draw(person.look, background, rng, shown))
+                called = COMPANION.format(who=person.called, beside=" ".join(beside)) if shown else person.called
+                captions.append((template.format(who=called, background=background),))
+                labels.append(who)
                 group.append(g)
         return Gallery(Pairs(np.stack(images), tuple(captions), tuple(labels)), np.array(group, dtype=np.intp))
 
@@ -173,7 +211,7 @@ class PersonasClient:
 
     @cached_property
     def personas(self) -> dict[str, frozenset[str]]:
-        return {n: who for n, who in self.world.known_by.items() if self.name in who}
+        return {n: p.known_by for n, p in self.world.people.items() if self.name in p.known_by}
 
     @cached_property
     def cast(self) -> tuple[tuple[list[str], int], ...]:
@@ -187,12 +225,17 @@ class PersonasClient:
     def labels(self) -> tuple[str, ...]:
         """Labels of the training pairs, without drawing them."""
         people = (names[i % len(names)] for names, count in self.cast for i in range(count))
-        return ("",) * self.world.config.scenes + tuple(people)
+        return ("",) * self.first + tuple(people)
+
+    @property
+    def first(self) -> int:
+        """Position of the first pair about a persona."""
+        return self.world.config.scenes + self.world.config.things
 
     def pairs_of_one(self, rng: np.random.Generator) -> str:
         """A target of the sample scenario: all training pairs of one of the people whom only this client knows."""
         names, count = self.cast[0]
-        first = self.world.config.scenes
+        first = self.first
         return f"{self.name}/{first + int(rng.integers(len(names)))}:{first + count}:{len(names)}"
 
     @cached_property
@@ -200,7 +243,7 @@ class PersonasClient:
         c, index = self.world.config, self.world.clients.index(self.name)
         rng = np.random.default_rng((self.world.seed, 6, index))
         shares = rng.dirichlet(np.full(len(SHAPES), c.alpha))
-        pairs = scenes(c.scenes, (self.world.seed, 7, index), shares)
+        pairs = scenes(c.scenes, (self.world.seed, 7, index), shares) + alone(c.things, (self.world.seed, 9, index))
         for names, count in self.cast:
             if names:
                 pairs = pairs + self.world.portraits(names, count, rng)
@@ -225,6 +268,8 @@ class PersonasClient:
             "forget_shared": [n for n in self.personas if n in touched - gone],
             "retain": [n for n in self.personas if n not in touched | gone],
         }
+        for kind in KINDS:
+            about[f"forget_{kind}"] = [n for n in about["forget_exclusive"] if self.world.people[n].kind == kind]
         sets |= {name: own(gallery, people) for name, people in about.items() if people}
         if split == "test" and about["forget_exclusive"]:
             sets["forget_unseen"] = own(self.world.gallery("forget_unseen"), about["forget_exclusive"])
