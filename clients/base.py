@@ -280,7 +280,8 @@ class LoraClient(NumPyClient):
 
     def _seed(self, instruction: Training) -> int:
         e = self.experiment
-        parts = (e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round)
+        parts = [e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round]
+        parts += [instruction.order] if instruction.order else []
         return int(config.digest(*parts)[:16], 16)
 
     def _lock(self, instruction: Learn, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:
