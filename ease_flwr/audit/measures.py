@@ -157,7 +157,7 @@ def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
     out = {}
     for key, m in measures.items():
         most = next((most for kinds, most in RANGE.items() if key.split(".")[0] in kinds), np.inf)
-        ends = {} if np.isinf(most) or key == "relearn.area" else {"low": max(0.0, m.low), "high": min(most, m.high)}
+        ends = {} if np.isinf(most) or key == "relearn.area" else {"low": max(m.low, 0.0), "high": min(m.high, most)}
         found = {f: round(v, 6) for f, v in (asdict(m) | ends).items() if not np.isnan(v)}
         out[key] = {f: v for f, v in found.items() if f != "cells" or v}
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,17 @@ def references_of(model: str, there: Sequence[str]) -> list[str]:
     return ["retrain"] if model == "retrain" or model in again else ["retrain", *again]
 
 
+def meant(model: str, reference: str, there: Sequence[str]) -> list[str]:
+    """The models whose mean a pair of names means: *retrain* is all retrainings that there are."""
+    return references_of(model, there) if reference == "retrain" else [reference]
+
+
+def differences(sets: Mapping[str, Mapping[str, Any]], model: str, references: Sequence[str]) -> dict[str, float]:
+    """Model minus the mean of its references in points of R@1, set by set. sets: model -> set -> {"r1": ...}, as results.json
+    has them under `models`."""
+    return {s: found["r1"] - mean(sets[r][s]["r1"] for r in references) for s, found in sets[model].items()}
+
+
 def gaps(models: Mapping[str, Judgement], model: str, references: Sequence[str]) -> dict[str, float | None]:
     """Model minus reference in points of R@1, set by set; the reference is the mean of these models.
 
@@ -30,7 +42,7 @@ def gaps(models: Mapping[str, Judgement], model: str, references: Sequence[str])
     pair_similarity is the mean |s_u - s_R| over the forget pairs.
     """
     u, rs, o = models[model], [models[r] for r in references], models.get("original")
-    out: dict[str, float | None] = {name: u.r1(name) - mean(r.r1(name) for r in rs) for name in u.sets}
+    out: dict[str, float | None] = {**differences({m: j.sets for m, j in models.items()}, model, references)}
     if "forget" in u.sets:  # nobody can judge it where the forgotten client is gone
         forget = mean(r.r1("forget") for r in rs)
         headroom = abs(o.r1("forget") - forget) if o else 0.0

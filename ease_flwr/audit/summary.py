@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit.retrieval import SIGN, signed
+from ease_flwr.audit.retrieval import SIGN, differences, meant, signed
 from ease_flwr.config import AuditConfig, ConfigError
 from ease_flwr.store.layout import RunLayout
 
@@ -85,9 +85,10 @@ def summary(folders: list[Path]) -> str:
     lines += ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
     for model, reference, key in PAIRS:
         if all(run.get(key) for run in runs):
+            each = [differences(run["models"], model, meant(model, reference, list(run["models"]))) for run in runs]
             cells = []
             for s in sets:
-                values = [run[key][s] for run in runs]
+                values = [found[s] for found in each]
                 worst = max(values, key=abs) if s.startswith("forget") else min(values)
                 cells.append(f"{spread(values, sign='+')}, {signed(s, worst, limits_of(runs))}")
             lines.append(f"| {model} minus {reference} | " + " | ".join(cells) + " |")

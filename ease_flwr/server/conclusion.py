@@ -35,7 +35,7 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     text += f"\n{retrieval.SIGN}\n" if any(m in found and r in found for m, r, _ in PAIRS) else ""
     for model, reference, key in PAIRS:
         if model in found and reference in found:
-            beside = retrieval.references_of(model, list(found)) if reference == "retrain" else [reference]
+            beside = retrieval.meant(model, reference, list(found))
             results[key] = gap = retrieval.gaps(found, model, beside)
             text += f"\n{retrieval.gap_line(model, ' and '.join(beside), gap, experiment.audit)}\n"
     if "retrain" in state.costs:

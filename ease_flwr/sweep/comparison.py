@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import strategies
 from ease_flwr import config
-from ease_flwr.audit import noise
-from ease_flwr.audit.retrieval import SIGN, signed
+from ease_flwr.audit import noise, retrieval
+from ease_flwr.audit.retrieval import SIGN, references_of, signed
 from ease_flwr.audit.summary import AGAIN, cost_shares, limits_of, spread
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, shown_sets
@@ -76,7 +76,8 @@ def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:
 
 def differences(results: dict[str, Any]) -> dict[str, float]:
     """*unlearned* minus *retrain* (the mean of all retrainings) in points of R@1, set by set."""
-    return {s: results["gaps"][s] for s in shown_sets(results)}
+    found = retrieval.differences(results["models"], "unlearned", references_of("unlearned", list(results["models"])))
+    return {s: found[s] for s in shown_sets(results)}
 
 
 def noise_line(done: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
