@@ -67,7 +67,7 @@ reals = st.floats(-200, 200)
 
 
 @given(
-    reals, st.sampled_from([FORGOTTEN, KEPT, STAYS]), st.booleans(), st.sampled_from(["r1.retain", "distance.forget", "cka"])
+    reals, st.sampled_from([FORGOTTEN, KEPT, STAYS]), st.booleans(), st.sampled_from(["r1.retain", "distance.forget", "probe"])
 )
 def test_without_an_interval_no_answer_is_good(gap, question, two_sided, key):
     row = line(Measure(gap, gap=gap), question, key, two_sided)
@@ -145,7 +145,7 @@ def test_noise_by_hand(tmp_path):
 
 
 def test_noise_of_nothing_or_of_different_things_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no audited run there has two retrainings: give runs with evaluation.references=2"):
+    with pytest.raises(ConfigError, match=r"no audited run there has two retrainings: give runs with evaluation.references=2"):
         noise.pool([tmp_path])
     cell(tmp_path / "one", 0, "a", **{"r1.retain": 1.0})
     cell(tmp_path / "two", 0, "b", "flickr8k", **{"r1.retain": 1.0})
@@ -158,12 +158,12 @@ def test_where_the_noise_of_a_verdict_comes_from(tmp_path, monkeypatch):
     nothing = noise.known("personas", {})
     assert nothing == noise.Noise({}, "noise s unknown: one retraining, no conf/noise/personas.json")
     own = noise.known("personas", {"r1.retain": 2.0})
-    assert own == noise.Noise({"r1.retain": (2.0 / 2**0.5, 1)}, "noise s from this run's two retrainings alone")
+    assert own == noise.Noise({"r1.retain": (2**0.5, 1)}, "noise s from this run's two retrainings alone")
     cell(tmp_path / "run", 3, "a", **{"r1.retain": 4.0})
     file, _ = noise.write([tmp_path / "run"], None)
     assert file == tmp_path / "conf" / "noise" / "personas.json"
     pooled = noise.known("personas", {"r1.retain": 2.0, "relearn.1": 1.0})
-    assert pooled.source == "noise s from 1 cells in conf/noise/personas.json"
+    assert pooled.source == "noise s from 1 cell in conf/noise/personas.json"
     assert pooled.s["r1.retain"] == (pytest.approx(8**0.5, abs=1e-6), 1)
     assert pooled.s["relearn.1"] == (0.5**0.5, 1)  # what the file does not know
     measured = pooled.on({"r1.retain": Measure(50, 49, 51, 0, -1, 1), "r1.test": Measure(50, 49, 51, 0, -1, 1)})

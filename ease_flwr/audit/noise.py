@@ -65,7 +65,7 @@ def known(experiment: str, own: Mapping[str, float]) -> Noise:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         pooled = {key: (float(found["s"]), int(found["cells"])) for key, found in content["numbers"].items()}
-        return Noise(s | pooled, f"noise s from {content['cells']} cells in {name}")
+        return Noise(s | pooled, f"noise s from {content['cells']} cell{'s' * (content['cells'] > 1)} in {name}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}: write it again with `ease noise`, or remove it") from None
 
