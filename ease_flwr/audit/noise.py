@@ -1,7 +1,7 @@
 """s: how far a number of one training lies from that of another, when nothing differs but the order of data.
 
 A cell is one federation with one forget set. It has two retrainings, *retrain* and *retrain_2*. With d the difference of
-their numbers, s is sqrt(mean of d^2 / 2) over cells. `ease noise` pools cells into conf/noise/EXPERIMENT.json. Without that
+their numbers, s is sqrt(mean of d^2 / 2) over cells. `ease noise` pools cells into conf/noise/NAME.json. Without that
 file a run has its own two retrainings, if there are two.
 """
 

@@ -242,7 +242,7 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
 @app.command()
 def noise(
     folders: Annotated[list[Path], typer.Argument(help="Finished runs of one experiment, or folders of them (a comparison).")],
-    to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/EXPERIMENT.json.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/NAME.json.")] = None,
 ) -> None:
     """How far do two retrainings lie apart? Pool all runs that have two, number by number, for the verdicts of later audits."""
     from ease_flwr.audit import noise as pooling
