@@ -242,7 +242,9 @@ def test_the_report_is_one_file_with_every_figure(run, page):
     assert head == "model,steps,r1,low,high"
     assert len(rows) == 3 * 5
     assert text.count('<section class="card"') == 24
-    assert "answers say so" in text
+    asked = json.loads((run[0] / "audit.json").read_text())["asked"]
+    assert asked.startswith("full audit; noise s ")
+    assert text.count(f"answers say so ({asked})") == 3 * 2  # both questions: above, over the table, and as its name
     without = report.of_run(run[0], pictures=False).read_text()
     assert 'class="pic' not in without
     page.write_text(text)

@@ -4,18 +4,21 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
 from clients.contrastive import Contrastive
-from ease_flwr import data
+from ease_flwr import data, launcher
 from ease_flwr.audit import noise
 from ease_flwr.audit.retrieval import signed
 from ease_flwr.audit.summary import current_audit, summary
+from ease_flwr.cli import app
 from ease_flwr.config import APP, AuditConfig
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.sweep import comparison
 from tests.in_process_grid import submit
 from tests.small import SMALL, small_experiment
+from tests.standing import SIMULATION
 from tests.test_bilateral import Memory
 from tests.test_run import play
 
@@ -115,3 +118,32 @@ def test_every_page_has_the_same_sign(both):
             if (row["what"], row["model"]) == (f"r1.{name}", "unlearned"):
                 assert row["gap"] == pytest.approx(equal if row["against"] == "retrain_equal" else d)
     assert set(compared) == {"forget_exclusive", "forget_shared", "retain", "test"}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_full_audit_has_two_retrainings_and_a_quick_one_what_is_there(once, capsys):
+    quick = written(once / "audit-quick", "audit")
+    assert launcher.audit(once, "full", SIMULATION) == 0
+    full = written(once / "audit-full", "audit")
+    assert "[retrain_2] from the cache: 3 rounds" in capsys.readouterr().out
+    assert full["trained"] == ["retrain_2"]
+    assert full["adapters_sha256"] == quick["adapters_sha256"]
+    assert {"relearn.1", "relearn.area", "cross.text", "probe"} <= set(full["numbers"]["unlearned"])
+    assert full["asked"] == "full audit; noise s from this run's two retrainings alone"
+    assert launcher.audit(once, "full", SIMULATION, references=1) == 0
+    assert written(once / "audit-full", "audit")["reference"]["unlearned"] == ["retrain"]
+    assert launcher.audit(once, "quick", SIMULATION) == 0
+    assert written(once / "audit-quick", "audit")["trained"] == []
+
+
+def test_the_command_that_pools_noise(both, tmp_path):
+    said = CliRunner().invoke(app, ["noise", str(both), "--to", str(tmp_path / "personas.json")])
+    assert said.exit_code == 0
+    found = json.loads((tmp_path / "personas.json").read_text())
+    assert (found["experiment"], found["cells"], found["seeds"]) == ("personas", 1, [0])
+    d = written(both, "results")["gaps_retrain_2_to_retrain"]["retain"]
+    assert found["numbers"]["r1.retain"] == {"s": pytest.approx(abs(d) / 2**0.5, abs=1e-5), "cells": 1}
+    assert "cells: 1, seeds: 0, in" in said.output
+    said = CliRunner().invoke(app, ["noise", str(tmp_path)])
+    assert said.exit_code == 2
+    assert "no audited run there has two retrainings" in said.output

@@ -11,7 +11,7 @@ import numpy as np
 from ease_flwr.config import AuditConfig
 from ease_flwr.exchange.judgement import SETS, Judgement
 
-SIGN = "R@1, model minus reference; ! is beyond the limit of the audit and worse"
+SIGN = "R@1, model minus reference (of several retrainings the mean); ! is beyond the limit of the audit and worse"
 """What every table of differences says of itself."""
 
 

@@ -249,8 +249,8 @@ def noise(
 
     with mistakes("noise"):
         file, found = pooling.write(folders, to)
-    print("\n".join(f"{key:32} {n['s']:.3f} from {n['cells']} cells" for key, n in found["numbers"].items()))
-    print(f"{found['cells']} cells, seeds {', '.join(map(str, found['seeds']))}, in {file}")
+    print("\n".join(f"{key:32} {n['s']:.3f} (cells: {n['cells']})" for key, n in found["numbers"].items()))
+    print(f"cells: {found['cells']}, seeds: {', '.join(map(str, found['seeds']))}, in {file}")
 
 
 @app.command()

@@ -98,7 +98,7 @@ def table(found: Found) -> str:
         return "no cell finished\n"
     sets, limits = shown_sets(done[0]), limits_of(done)
     head = [*sets, "normalised forget gap", "distance of similarities", "exchanges", "client steps %", "bytes %", "server MB"]
-    lines = [f"{SIGN}. The reference is retraining, and the mean where there are several.", ""]
+    lines = [f"{SIGN}.", ""]
     lines += ["| unlearned minus retrain | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     for name, by_seed in found.items():
         runs = [r for r in by_seed.values() if "failed" not in r]
