@@ -131,7 +131,9 @@ def test_differences_are_marked_where_they_are_worse():
     below, above = (comparison.table({"npo": {0: results(0, value)}}) for value in (0.0, 20.0))
     assert "| npo | -10.0 ! | -10.0 ! | -10.0 ! | -10.0 ! |" in below
     assert "| npo | +10.0 ! | +10.0 ! | +10.0 | +10.0 |" in above
-    assert below.startswith("R@1, model minus reference (of several retrainings the mean); ! is beyond the limit of the audit and worse.")
+    assert below.startswith(
+        "R@1, model minus reference (of several retrainings the mean); ! is beyond the limit of the audit and worse."
+    )
     once = {k: v for k, v in results(0, 0.0).items() if k != "gaps_retrain_2_to_retrain"}
     assert "noise of one training: unknown, there is one retraining a seed" in comparison.table({"npo": {0: once}})
 
