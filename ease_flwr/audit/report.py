@@ -80,6 +80,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
         "level": audit["level"],
+        "decided": [q for q in results["requests"] if "calibration" in q or "bke_rounds" in q],
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),
@@ -120,7 +121,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
     environment.globals["digits"] = digits
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "level": "", "sets": [], "drift": {}, "costs": {}}
+    empty |= {"forgotten": "", "cost": "", "level": "", "sets": [], "drift": {}, "costs": {}, "decided": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)
