@@ -215,7 +215,7 @@ class Ease(Method):
             )
         self.context.federation.say(line)
         if idle := [n for n, own in said.items() if own["exclusive"] and not own["share"]]:
-            why = "any part of its step would go past the goal"
+            why = "its exclusive pairs are at the goal, or past it, without a step"
             self.context.federation.say(f"{where} BKE does nothing for {named(idle)}: share 0, {why}")
 
     def lock_after(self, theta: Vector) -> ForgetLock:

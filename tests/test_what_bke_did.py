@@ -17,7 +17,9 @@ from ease_flwr.store.cost import Cost
 from strategies import calibration
 from strategies.ease import SAID, Ease, together
 from strategies.gsd import GsdParams, recorded
+from tests.in_process_grid import submit
 from tests.server_half import context, update
+from tests.small import settings
 from tests.test_ease import BLOCKS, SAMPLE, history
 from tests.test_untrusted import GOOD, reply_with
 
@@ -67,6 +69,21 @@ def test_a_run_says_it_everywhere(whole):
     assert f"<td>1</td><td>1</td><td>{row['idle']}</td><td>{row['pairs']}</td><td>{row['exclusive']}</td>" in text
 
 
+def test_clients_that_stay_say_it_of_the_job_beside_their_own(home):
+    run_config = settings(home / "sample", **{"forget.draw": 1, "continuation.rounds": 0})
+    submit({**run_config, "experiment": "personas_sample"})
+    (asked,) = json.loads((home / "sample" / "results.json").read_text())["requests"]
+    events = [json.loads(line) for line in (home / "sample" / "metrics.jsonl").read_text().splitlines()]
+    rounds = [e for e in events if e.get("model") == "forget" and "loss" in e]
+    assert asked["bke"] == "loss"
+    assert len(rounds) == len(asked["bke_rounds"]) == 2
+    for e, row in zip(rounds, asked["bke_rounds"], strict=True):
+        assert e["answered"] == 3
+        (own,) = e["objective"].values()  # one of them has what is to be forgotten
+        assert own["exclusive"] == own["pairs"] > 0  # they know of no teacher
+        assert row == {"round": e["round"], **together([own])}
+
+
 def test_forget_clients_count_as_one_by_their_exclusive_pairs():
     assert together([KNOWN, IDLE, NOBODY]) == {
         "clients": 3,
@@ -91,7 +108,7 @@ def test_a_share_of_nothing_is_said_in_one_line():
     assert [line for line, _ in lines] == [
         "[forget 1/3] BKE of client-1: 3 of 8 pairs exclusive, 0.50 of the step taken, partner loss 2.00 (goal 2.50)",
         "[forget 2/3] BKE of 2 clients: 4 of 12 pairs exclusive, 0.38 of the step taken, partner loss 2.50 (goal 3.00)",
-        "[forget 2/3] BKE does nothing for client-2: share 0, any part of its step would go past the goal",
+        "[forget 2/3] BKE does nothing for client-2: share 0, its exclusive pairs are at the goal, or past it, without a step",
         "[forget 3/3] BKE of client-1: 0 of 4 pairs exclusive",
     ]
     assert [r["round"] for r in method.facts["bke_rounds"]] == [1, 2, 3]
