@@ -65,17 +65,17 @@ def test_a_basis_holds_the_energy_that_is_set_on_either_side():
 # ---- what forget clients are sent ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tau", "teacher_tau", "cut", "taught"), [(0.5, 0.8, 1, 0), (0.8, 0.5, 0, 1), (0.5, 0.6, 1, 1)])
+@pytest.mark.parametrize(("tau", "teacher_tau", "cut", "taught"), [(0.5, 0.8, 1, 0.5), (0.8, 0.5, 0.5, 1), (0.5, 0.6, 1, 1)])
 def test_the_teacher_is_excised_at_its_own_threshold_and_sent_once(tau, teacher_tau, cut, taught, tmp_path, monkeypatch):
-    """Coordinate 1 is cut where the threshold is above .707."""
-    method = ease(np.zeros(12), gsd={"tau": tau, "teacher_tau": teacher_tau})
+    """Coordinate 1 is cut where the threshold is above .707: it goes back to where learning began, .5."""
+    method = ease(np.full(12, 0.5), gsd={"tau": tau, "teacher_tau": teacher_tau})
     theta = np.ones(12, np.float32)
     start = method.prepare(theta, history(tmp_path))
     once = method.requests(1)["client-0"].once
     assert list(once) == ["request", "teacher"]
     assert np.array_equal(once["request"], theta)
     assert (start[1], once["teacher"][1]) == pytest.approx((cut, taught), abs=1e-6)
-    assert once["teacher"][8] == start[8] == 0  # orthogonal to everything: cut at any threshold
+    assert once["teacher"][8] == start[8] == 0.5  # orthogonal to everything: cut at any threshold
     assert once["teacher"][0] == 1
     assert all(not method.requests(1)[n].once for n in ("client-1", "client-2"))
 
