@@ -82,6 +82,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "drift": audit["drift"],
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
+        "decided": [q for q in results["requests"] if "calibration" in q or "bke_rounds" in q],
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),
@@ -128,7 +129,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
     environment.globals |= {"shown": shown, "head": HEAD}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "sets": [], "drift": {}, "costs": {}}
+    empty |= {"forgotten": "", "cost": "", "sets": [], "drift": {}, "costs": {}, "decided": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)

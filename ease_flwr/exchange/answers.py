@@ -18,6 +18,10 @@ from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unp
 
 MANY = 2**62
 Numbers = tuple[FiniteFloat, ...]
+MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds"))
+"""Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
+OWN = 32
+"""An objective may have so many of its own."""
 
 
 BATCH_SEEDS = 4
@@ -150,6 +154,11 @@ class Update:
         """Pairs it trained on."""
         return int(self.metrics["num-examples"])
 
+    @property
+    def own(self) -> dict[str, float]:
+        """What the objective says of its work, by name."""
+        return {k: v for k, v in self.metrics.items() if k not in MEASURED}
+
     def message(self) -> Message:
         """The adapters and their weight as a message of Flower's own kind, for its aggregation."""
         metrics = MetricRecord({"num-examples": self.examples})
@@ -250,6 +259,9 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
         raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
     if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
         raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
+    own = metrics.keys() - MEASURED
+    if len(own) > OWN or not all(NAME.fullmatch(name) and abs(metrics[name]) <= MANY for name in own):
+        raise ValueError(f"metrics {str(sorted(own))[:80]}: expected up to {OWN} of its own, plain names, up to 2^62")
     judged = read(reply, Evaluation) if asked.before else None
     nbytes = sum(a.nbytes for a in arrays.values())
     full = {name: values.astype(np.float32) for name, values in arrays.items()}
