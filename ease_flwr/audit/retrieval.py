@@ -15,12 +15,18 @@ SIGN = "R@1, model minus reference (of several retrainings the mean); ! is beyon
 """What every table of differences says of itself."""
 
 
+def numbered(name: str, there: Sequence[str]) -> list[str]:
+    """Of these models NAME_1, NAME_2 and so on, in order: further retrainings, or *unlearned* after earlier requests."""
+    found = [m for m in there if m.startswith(f"{name}_") and m.rpartition("_")[2].isdigit()]
+    return sorted(found, key=lambda m: int(m.rpartition("_")[2]))
+
+
 def references_of(model: str, there: Sequence[str]) -> list[str]:
     """What a model is set beside: all retrainings, by their mean; of what went on, the retraining that went on. Each further
     retraining stands beside the first, which shows the noise."""
     if model in ("continued", "retrain_continued") and "retrain_continued" in there:
         return ["retrain_continued"]
-    again = [m for m in there if m.startswith("retrain_") and m[8:].isdigit()]
+    again = numbered("retrain", there)
     return ["retrain"] if model == "retrain" or model in again else ["retrain", *again]
 
 

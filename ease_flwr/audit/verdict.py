@@ -47,7 +47,8 @@ class Beside:
 GOOD = ("like retraining", "kept")
 """Answers that say there is nothing to mend."""
 FORGOTTEN, KEPT, STAYS = "forgotten like retraining?", "kept like retraining?", "stays so?"
-KEPT_SETS = ("forget_shared", "retain", "neighbours", "test")
+ONE_SIDED = ("r1.retain", "r1.neighbours", "r1.test")
+"""Numbers of which only less than the reference's is worse."""
 NAMES = {"relearning": "relearning", "cross_modal": "cross-modal probes", "linear_probe": "linear probe"}
 """Probes of a full audit, in words."""
 
@@ -58,15 +59,13 @@ def verdict(found: Sequence[Beside], limits: AuditConfig, level: str) -> list[Ro
     rows = []
     for question in (FORGOTTEN, KEPT, STAYS):
         for beside in (b for b in found if (b.model == "continued") == (question == STAYS)):
-            asked: dict[str, tuple[float, bool]] = {}
+            asked: dict[str, float] = {}
             if question != KEPT and "retrain_equal" not in beside.against:
-                asked |= {key: (limit, True) for key, limit in forgetting(limits).items()}
+                asked |= forgetting(limits)
             if question != FORGOTTEN:
-                asked |= {f"r1.{s}": (limits.retained, False) for s in KEPT_SETS}
-                asked["r1.forget_shared"] = limits.recall, True
-            for key, (limit, two_sided) in asked.items():
-                if key in beside.numbers:
-                    rows.append(row((question, key), beside, limit, two_sided, level))
+                asked |= {"r1.forget_shared": limits.recall, **dict.fromkeys(ONE_SIDED, limits.retained)}
+            for key in (k for k in asked if k in beside.numbers):
+                rows.append(row((question, key), beside, asked[key], key not in ONE_SIDED, level))
     return rows
 
 
@@ -178,11 +177,7 @@ def shown(r: Row) -> tuple[str, str, str, str]:
 
 def worse(r: Row) -> bool:
     """Whether a difference is beyond the limit on the side that is worse: either side, or below for what is kept."""
-    return r.gap < -r.threshold or (r.gap > r.threshold and _two_sided(r))
-
-
-def _two_sided(r: Row) -> bool:
-    return r.what not in {f"r1.{s}" for s in KEPT_SETS} or r.what == "r1.forget_shared"
+    return r.gap < -r.threshold or (r.gap > r.threshold and r.what not in ONE_SIDED)
 
 
 def digits(*values: float) -> int:

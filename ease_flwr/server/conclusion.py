@@ -26,7 +26,8 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     experiment = server.experiment
     if experiment.evaluation.reference == "retrain" and state.served:
         state = references(server, state)
-    order = [*ORDER[:2], *_numbered(state, "retrain"), ORDER[2], *_numbered(state, "unlearned"), *ORDER[3:]]
+    again, earlier = (retrieval.numbered(name, list(state.models)) for name in ("retrain", "unlearned"))
+    order = [*ORDER[:2], *again, ORDER[2], *earlier, *ORDER[3:]]
     thetas = {m: state.models[m].theta for m in order if m in state.models}
     everything = union(state.served)
     found = judge(server.here(state), thetas, everything, experiment.evaluation.split)
@@ -70,12 +71,6 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "failures": list(state.failures),
         "adapters_sha256": {m: sha256(state.models[m].theta) for m in found},
     }
-
-
-def _numbered(state: FederationState, name: str) -> list[str]:
-    """Models NAME_1, NAME_2 and so on, in order."""
-    found = [m for m in state.models if m.startswith(f"{name}_") and m.rpartition("_")[2].isdigit()]
-    return sorted(found, key=lambda m: int(m.rpartition("_")[2]))
 
 
 def _save(server: Server, state: FederationState, names: list[str]) -> None:
