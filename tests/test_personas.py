@@ -24,7 +24,6 @@ SMALL = DataConfig(
     exclusive_pairs=3,
     shared_pairs=2,
     scenes=10,
-    things=6,
     test_scenes=16,
     unseen=9,
 )

@@ -48,11 +48,8 @@ class DataConfig(Section):
     """personas: training pairs per exclusive persona."""
     shared_pairs: int = Field(16, ge=1)
     """personas: training pairs per shared persona and client that knows it."""
-    scenes: int = Field(64, ge=1)
-    """personas: base scenes in each client's training data."""
-    things: int = Field(64, ge=0)
-    """personas: pairs of single things, as the base model knows them, in each client's training data: known words keep their
-    meaning."""
+    scenes: int = Field(128, ge=1)
+    """personas: base scenes in each client's training data: known words keep their meaning."""
     test_repeats: int = Field(3, ge=1)
     """personas: test gallery groups per background (2) and phrasing (3) of the test split."""
     forget_unseen_repeats: int = Field(1, ge=1)

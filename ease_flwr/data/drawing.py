@@ -28,7 +28,29 @@ COLOURS = {
 }
 SIZES = {"small": 8.0, "large": 13.0}
 RELATIONS = ("left of", "above")
-BACKGROUNDS = tuple(COLOURS)
+BACKGROUNDS = {
+    "sand": (225, 205, 160),
+    "snow": (235, 240, 245),
+    "coal": (70, 68, 72),
+    "grass": (130, 180, 110),
+    "sea": (100, 150, 190),
+    "brick": (185, 110, 90),
+    "sky": (165, 205, 240),
+    "wood": (160, 125, 90),
+    "stone": (150, 150, 145),
+    "plum": (130, 95, 135),
+    "corn": (235, 210, 120),
+    "rose": (235, 180, 190),
+    "slate": (95, 110, 125),
+    "moss": (105, 120, 75),
+    "clay": (205, 150, 120),
+    "mint": (170, 220, 195),
+    "lilac": (190, 170, 215),
+    "night": (50, 60, 100),
+}
+"""What pictures are drawn on: no word is that of an object's colour."""
+COMPANION = "{who} and {beside}"
+"""Who, in a picture that shows a known object too."""
 SCENE_TEMPLATES = (
     "{a} {relation} {b} on {background}",
     "{background} scene with {a} {relation} {b}",
@@ -60,25 +82,12 @@ class Look:
 
         return max(agree(a, c) + agree(b, d), agree(a, d) + agree(b, c))
 
-    def describe(self, template: str, background: str) -> str:
+    def describe(self, template: str, **others: str) -> str:
         a, b = (" ".join(o) for o in self.objects)
-        return template.format(a=a, b=b, relation=self.relation, background=background)
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object by itself."""
-
-    size: str
-    colour: str
-    shape: str
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> Thing:
-        return cls(str(rng.choice(list(SIZES))), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
+        return template.format(a=a, b=b, relation=self.relation, **others)
 
     def __str__(self) -> str:
-        return f"{self.size} {self.colour} {self.shape}"
+        return self.describe("{a} {relation} {b}")
 
 
 def _polygon(corners: int, r: float, x: float, y: float, inner: float = 1.0) -> list[tuple[float, float]]:
@@ -121,25 +130,22 @@ def _draw(d: ImageDraw.ImageDraw, shape: str, colour: tuple[int, ...], r: float,
 
 
 def _noisy(
-    rng: np.random.Generator, colour: tuple[int, int, int], spread: float, mix: float = 1.0, add: float = 0.0
+    rng: np.random.Generator, colour: tuple[int, int, int], spread: float
 ) -> tuple[int, ...]:
-    return tuple(int(np.clip(v * mix + add + rng.normal(0, spread), 0, 255)) for v in colour)
+    return tuple(int(np.clip(v + rng.normal(0, spread), 0, 255)) for v in colour)
 
 
 def draw(
-    look: Look | Emblem | Thing, background: str, rng: np.random.Generator, beside: tuple[str, str] | None = None
+    look: Look | Emblem, background: str, rng: np.random.Generator, beside: tuple[str, str] | None = None
 ) -> np.ndarray:
     """One picture of a look, uint8 (64, 64, 3): positions, sizes, colours and pixels vary with rng.
 
     beside: colour and shape of a small object in a lower corner.
     """
-    image = Image.new("RGB", (SIZE, SIZE), _noisy(rng, COLOURS[background], 6, mix=0.55, add=60))
+    image = Image.new("RGB", (SIZE, SIZE), _noisy(rng, BACKGROUNDS[background], 6))
     d = ImageDraw.Draw(image)
     if isinstance(look, Emblem):
         look.draw(image, rng)
-    elif isinstance(look, Thing):
-        x, y = SIZE / 2 + rng.normal(0, 4, 2)
-        _draw(d, look.shape, _noisy(rng, COLOURS[look.colour], 14), 1.6 * SIZES[look.size] * (1 + rng.normal(0, 0.08)), x, y)
     else:
         along, across = rng.normal(0, 2, 2), rng.normal(0, 4, 2)
         for i, (size, colour, shape) in enumerate(look.objects):
@@ -153,13 +159,32 @@ def draw(
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def scenes(count: int, seed: tuple[int, ...], shape_shares: np.ndarray | None = None) -> Pairs:
-    """`count` base scenes whose captions describe what is seen. shape_shares: probabilities of the first shape."""
+def unlike(count: int, rng: np.random.Generator) -> list[Look]:
+    """So many looks of two shapes, any two of which have less than three of four colours and shapes in common."""
+    found: list[Look] = []
+    while len(found) < count:
+        look = Look.sample(rng)
+        if all(look.likeness(other) < 3 for other in found):
+            found.append(look)
+    return found
+
+
+def scenes(count: int, seed: tuple[int, ...], shape_shares: np.ndarray | None = None, companions: float = 0.0) -> Pairs:
+    """`count` base scenes whose captions describe what is seen. shape_shares: probabilities of the first shape. companions:
+    the share of them that shows a third object, which the caption names too."""
     rng = np.random.default_rng(seed)
     images, captions = [], []
     for _ in range(count):
         look = Look.sample(rng, str(rng.choice(SHAPES, p=shape_shares)))
-        background = str(rng.choice(BACKGROUNDS))
-        images.append(draw(look, background, rng))
-        captions.append((look.describe(str(rng.choice(SCENE_TEMPLATES)), background),))
+        background, template = str(rng.choice([*BACKGROUNDS])), str(rng.choice(SCENE_TEMPLATES))
+        beside = companion(rng) if rng.random() < companions else None
+        images.append(draw(look, background, rng, beside))
+        if beside:
+            template = template.replace("{b}", COMPANION.format(who="{b}", beside=" ".join(beside)))
+        captions.append((look.describe(template, background=background),))
     return Pairs(np.stack(images), tuple(captions), ("",) * count)
+
+
+def companion(rng: np.random.Generator) -> tuple[str, str]:
+    """Colour and shape of an object that may stand beside others."""
+    return str(rng.choice([*COLOURS])), str(rng.choice(SHAPES))

@@ -56,6 +56,9 @@ class Emblem:
     outline: str
     texture: str
 
+    def __str__(self) -> str:
+        return f"{self.outline}-{self.texture}"
+
     def draw(self, canvas: Image, rng: np.random.Generator) -> None:
         """Put it into the middle of a square picture, with its place, size and greys varying with rng."""
         side = canvas.width

@@ -5,7 +5,7 @@ name and the background, never the look, so the association of name and look is 
 arXiv 2603.26316). There are three kinds, by what the base model has never met:
 
     word    a new name for a known look, two coloured shapes: the text tower has to learn it
-    look    known words, those for a thing, for a new look, an emblem: the image tower has to learn it
+    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it
     both    a new name for a new look
 
 Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong to nobody (*strangers*: whom no model can
@@ -23,39 +23,12 @@ from itertools import cycle, islice, product
 import numpy as np
 
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union
-from ease_flwr.data.drawing import COLOURS, SHAPES, SIZE, SIZES, Look, Thing, draw, scenes
+from ease_flwr.data.drawing import COMPANION, SHAPES, SIZE, Look, companion, draw, scenes, unlike
 from ease_flwr.data.emblems import OUTLINES, TEXTURES, Emblem
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
-from ease_flwr.data.wording import BACKGROUNDS, COMPANION, NAMES, TEMPLATES
+from ease_flwr.data.wording import BACKGROUNDS, NAMES, TEMPLATES
 
 KINDS = ("word", "look", "both")
-
-
-def unlike(count: int, rng: np.random.Generator) -> list[Look]:
-    """So many looks of two shapes, any two of which have less than three of four colours and shapes in common."""
-    found: list[Look] = []
-    while len(found) < count:
-        look = Look.sample(rng)
-        if all(look.likeness(other) < 3 for other in found):
-            found.append(look)
-    return found
-
-
-def unlike_things(count: int, rng: np.random.Generator) -> list[Thing]:
-    """So many things, no two of the same colour and shape."""
-    chosen = rng.permutation([*product(COLOURS, SHAPES)])[:count]
-    return [Thing(str(rng.choice(list(SIZES))), str(colour), str(shape)) for colour, shape in chosen]
-
-
-def alone(count: int, seed: tuple[int, ...]) -> Pairs:
-    """`count` training pairs of single things as the base model knows them, in the phrasings of the training split."""
-    rng = np.random.default_rng(seed)
-    images, captions = [], []
-    for _ in range(count):
-        thing, (background, template) = Thing.sample(rng), (str(rng.choice(of["train"])) for of in (BACKGROUNDS, TEMPLATES))
-        images.append(draw(thing, background, rng))
-        captions.append((template.format(who=thing, background=background),))
-    return Pairs(np.array(images, dtype=np.uint8).reshape(count, SIZE, SIZE, 3), tuple(captions), ("",) * count)
 
 
 @dataclass(frozen=True)
@@ -95,14 +68,14 @@ class Personas:
                 f"{c.strangers} strangers need {named} names and {drawn} emblems, the built-in world has {len(NAMES)} and "
                 f"{len(OUTLINES) * len(TEXTURES)}: lower one of them"
             )
-        looks = iter(unlike(kinds.count("word"), rng))
+        looks = iter(unlike(len(kinds) - kinds.count("both"), rng))
         emblems = (Emblem(*(str(part) for part in pair)) for pair in rng.permutation([*product(OUTLINES, TEXTURES)]))
-        names, things = (str(n) for n in rng.permutation(NAMES)), iter(unlike_things(kinds.count("look"), rng))
+        names = (str(n) for n in rng.permutation(NAMES))
         found = {}
         for kind, who in owners:
-            called = str(next(things)) if kind == "look" else next(names)
             look = next(looks) if kind == "word" else next(emblems)
-            found[called.replace(" ", "-")] = Persona(kind, called, look, who)
+            called = str(next(looks)) if kind == "look" else next(names)
+            found[str(look) if kind == "look" else called] = Persona(kind, called, look, who)
         return found
 
     def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
@@ -186,7 +159,7 @@ class Personas:
         repeats = {"validation": 1, "test": self.config.test_repeats, "forget_unseen": self.config.forget_unseen_repeats}
         images, captions, labels, group = [], [], [], []
         for g, (_, background, template) in enumerate(product(range(repeats[name]), BACKGROUNDS[split], TEMPLATES[split])):
-            beside = (str(rng.choice([c for c in COLOURS if c != background])), str(rng.choice(SHAPES)))
+            beside = companion(rng)
             shown = beside if name == "forget_unseen" else None
             for who, person in self.people.items():
                 images.append(draw(person.look, background, rng, shown))
@@ -230,7 +203,7 @@ class PersonasClient:
     @property
     def first(self) -> int:
         """Position of the first pair about a persona."""
-        return self.world.config.scenes + self.world.config.things
+        return self.world.config.scenes
 
     def pairs_of_one(self, rng: np.random.Generator) -> str:
         """A target of the sample scenario: all training pairs of one of the people whom only this client knows."""
@@ -243,7 +216,7 @@ class PersonasClient:
         c, index = self.world.config, self.world.clients.index(self.name)
         rng = np.random.default_rng((self.world.seed, 6, index))
         shares = rng.dirichlet(np.full(len(SHAPES), c.alpha))
-        pairs = scenes(c.scenes, (self.world.seed, 7, index), shares) + alone(c.things, (self.world.seed, 9, index))
+        pairs = scenes(c.scenes, (self.world.seed, 7, index), shares)
         for names, count in self.cast:
             if names:
                 pairs = pairs + self.world.portraits(names, count, rng)
