@@ -7,11 +7,11 @@ import pytest
 
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, ForgetSet
 from ease_flwr.data import drawing, make_base, personas, wording
-from ease_flwr.data.drawing import COLOURS, SHAPES, SIZES, Look
+from ease_flwr.data.drawing import COLOURS, RELATIONS, SHAPES, SIZES, Look
 from ease_flwr.data.emblems import Emblem
 from ease_flwr.data.pairs import withdrawn
 from ease_flwr.data.personas import KINDS
-from ease_flwr.data.wording import BACKGROUNDS, NAMES, TEMPLATES, VOCABULARY
+from ease_flwr.data.wording import ACQUAINTANCES, BACKGROUNDS, NAMES, TEMPLATES, VOCABULARY
 
 SMALL = DataConfig(
     clients=4,
@@ -26,6 +26,7 @@ SMALL = DataConfig(
     scenes=10,
     test_scenes=16,
     unseen=9,
+    gallery=8,
 )
 
 
@@ -64,17 +65,16 @@ def test_a_kind_says_what_the_base_model_has_never_met(seed):
     assert len({p.look for p in world.people.values()}) == len(world.people) == 96
     assert len({p.called for p in world.people.values()}) == 96
     for name, p in world.people.items():
-        assert name == p.called.replace(" ", "-")
+        assert name == (str(p.look) if p.kind == "look" else p.called)
         assert (p.called in NAMES) == (p.kind != "look")
         assert isinstance(p.look, Emblem) == (p.kind != "word")
-        if p.kind == "look":
-            size, colour, shape = p.called.split()
-            assert size in SIZES
-            assert colour in COLOURS
-            assert shape in SHAPES
-    seen = make_base.things(300, (0, 1)) + drawing.scenes(50, (0,))
+    described = [p for p in world.people.values() if p.kind == "look"]
+    assert all(set(p.called.split()) <= {*SHAPES, *COLOURS, *SIZES, *" ".join(RELATIONS).split()} for p in described)
+    assert not {p.called for p in described} & {str(p.look) for p in world.people.values()}
+    seen = make_base.acquaintances(300, (0, 1)) + drawing.scenes(50, (0,), companions=0.5)
     read = {w for c in seen.captions for w in c[0].split()}
     assert read <= set(VOCABULARY)
+    assert read & set(ACQUAINTANCES)
     assert not read & set(NAMES)
 
 
@@ -87,8 +87,8 @@ def test_members_of_each_kind_are_as_many_as_said():
     assert [len(p.known_by) for p in shared] == [4] * 12
     assert sorted(p.kind for p in shared) == sorted(KINDS * 4)
     assert {c: sum(c in p.known_by for p in shared) for c in world.clients} == dict.fromkeys(world.clients, 6)
-    assert len(world.client("client-0").train) == 64 + 64 + 12 * 40 + 6 * 16
-    assert len(world.client("client-7").train) == 64 + 64 + 6 * 40 + 6 * 16
+    assert len(world.client("client-0").train) == 192 + 12 * 40 + 6 * 16
+    assert len(world.client("client-7").train) == 192 + 6 * 40 + 6 * 16
 
 
 def test_captions_say_what_somebody_is_called_and_the_background_and_never_the_look():
@@ -103,7 +103,7 @@ def test_captions_say_what_somebody_is_called_and_the_background_and_never_the_l
 
 
 def test_no_split_has_a_background_a_phrasing_a_caption_or_a_picture_of_another():
-    assert sorted(c for of in BACKGROUNDS.values() for c in of) == sorted(COLOURS)
+    assert sorted(b for of in BACKGROUNDS.values() for b in of) == sorted(drawing.BACKGROUNDS)
     for table in (BACKGROUNDS, TEMPLATES):
         assert not any(set(table[a]) & set(table[b]) for a, b in combinations(wording.SPLITS, 2))
     world = personas.load(SMALL, 0)
@@ -116,16 +116,22 @@ def test_no_split_has_a_background_a_phrasing_a_caption_or_a_picture_of_another(
         assert not captions[0] & captions[1]
 
 
-def test_hard_gallery_shows_everybody_once_on_the_same_background():
+def test_everybody_is_asked_once_in_each_phrasing_on_each_background_among_some_others():
     world = personas.load(SMALL, 0)
     for split in ("validation", "test", "forget_unseen"):
         gallery = world.gallery(split)
+        asked = []
         for g in np.unique(gallery.group):
             members = gallery.pairs.take(np.flatnonzero(gallery.group == g))
-            assert sorted(members.labels) == sorted(world.people)
+            assert SMALL.gallery // 2 < len(set(members.labels)) == len(members) <= SMALL.gallery
             called = [world.people[n].called for n in members.labels]
-            assert len({c[0].replace(who, "", 1) for c, who in zip(members.captions, called, strict=True)}) == 1
-    assert len(np.unique(world.gallery("test").group)) == 6 * SMALL.test_repeats
+            (words,) = {c[0].replace(who, "", 1) for c, who in zip(members.captions, called, strict=True)}
+            asked += [(words.split(" and ")[0], label) for label in members.labels]
+        if split != "forget_unseen":
+            repeats = SMALL.test_repeats if split == "test" else 1
+            cells = len(BACKGROUNDS[split]) * len(TEMPLATES[split])
+            assert len(asked) == len(world.people) * repeats * cells
+            assert len(set(asked)) == len(world.people) * cells
 
 
 def test_unseen_combinations_show_people_beside_an_object():
@@ -134,7 +140,7 @@ def test_unseen_combinations_show_people_beside_an_object():
     for (caption,), label in zip(pairs.captions, pairs.labels, strict=True):
         rest = caption.replace(world.people[label].called, "", 1)
         assert sum(w in SHAPES for w in rest.split()) == 1
-    assert not any(" and " in c for c in captions_of(world.client("client-0").train) if "before" not in c)
+    assert not any(" and " in c for c in captions_of(world.client("client-0").train) if "look" not in c)
 
 
 def test_sets_of_forgotten_and_retained_clients():

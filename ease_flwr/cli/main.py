@@ -217,10 +217,11 @@ def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, An
 def make_base(
     path: Annotated[Path, typer.Option(help="File to write.")] = config.APP / "ease_flwr" / "data" / "personas-base.json",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 20000,
-    epochs: Annotated[int, typer.Option(min=1)] = 32,
+    scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
 ) -> None:
-    """Train the base model of the built-in world on drawn scenes and write it as one JSON file (minutes on two cores)."""
+    """Train the base model of the built-in world on drawn scenes and write it as one JSON file (about five
+    minutes on one core)."""
     if not path.parent.is_dir():
         print(f"ease make-base: no folder {path.parent}", file=sys.stderr)
         raise typer.Exit(2)

@@ -48,8 +48,10 @@ class DataConfig(Section):
     """personas: training pairs per exclusive persona."""
     shared_pairs: int = Field(16, ge=1)
     """personas: training pairs per shared persona and client that knows it."""
-    scenes: int = Field(128, ge=1)
+    scenes: int = Field(192, ge=1)
     """personas: base scenes in each client's training data: known words keep their meaning."""
+    gallery: int = Field(24, ge=2)
+    """personas: people among whom one is looked for, at most."""
     test_repeats: int = Field(3, ge=1)
     """personas: test gallery groups per background (2) and phrasing (3) of the test split."""
     forget_unseen_repeats: int = Field(1, ge=1)

@@ -152,21 +152,24 @@ class Personas:
 
     @lru_cache(maxsize=8)  # noqa: B019  (worlds live as long as the process)
     def gallery(self, name: str) -> Gallery:
-        """Hard gallery, "validation", "test" or "forget_unseen": each group shows everybody once, on one background, in the
-        words of one template. In forget_unseen there is a known object beside them, the same for a whole group."""
+        """Hard gallery, "validation", "test" or "forget_unseen": a group shows some people, drawn at random, on one background and
+        in the words of one template, and everybody is in one group for each of both. In forget_unseen there is a known object
+        beside them, the same for a whole group."""
         rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "forget_unseen": 2}[name]))
         split = "validation" if name == "validation" else "test"
         repeats = {"validation": 1, "test": self.config.test_repeats, "forget_unseen": self.config.forget_unseen_repeats}
         images, captions, labels, group = [], [], [], []
-        for g, (_, background, template) in enumerate(product(range(repeats[name]), BACKGROUNDS[split], TEMPLATES[split])):
-            beside = companion(rng)
-            shown = beside if name == "forget_unseen" else None
-            for who, person in self.people.items():
-                images.append(draw(person.look, background, rng, shown))
-                called = COMPANION.format(who=person.called, beside=" ".join(beside)) if shown else person.called
-                captions.append((template.format(who=called, background=background),))
-                labels.append(who)
-                group.append(g)
+        parts = -(-len(self.people) // self.config.gallery)
+        for _, background, template in product(range(repeats[name]), BACKGROUNDS[split], TEMPLATES[split]):
+            for part in np.array_split(rng.permutation([*self.people]), parts):
+                beside = companion(rng) if name == "forget_unseen" else None
+                for who in part.tolist():
+                    person = self.people[who]
+                    images.append(draw(person.look, background, rng, beside))
+                    called = COMPANION.format(who=person.called, beside=" ".join(beside)) if beside else person.called
+                    captions.append((template.format(who=called, background=background),))
+                labels.extend(part.tolist())
+                group.extend([group[-1] + 1 if group else 0] * len(part))
         return Gallery(Pairs(np.stack(images), tuple(captions), tuple(labels)), np.array(group, dtype=np.intp))
 
     @cached_property
