@@ -115,6 +115,14 @@ class Audit(Contrastive):
             out[tower] = by_member(asked, np.array([[self._hits(asked, m) for m in found] for found in after]))
         return {"cross": out}
 
+    def swapped(self, theta: NDArray[np.float32], subject: Subject) -> Found:
+        """Hits on what is forgotten of one tower of this model beside the other of the retrained one: which tower holds it?"""
+        asked, there = self._asked(subject.sets), subject.reference
+        if there is None:
+            return {}
+        both = {"visual": (theta, there), "text": (there, theta)}
+        return {"swap": {tower: by_member(asked, self._hits(asked, *mixed)[None, None]) for tower, mixed in both.items()}}
+
     def alignment(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs."""
         out: dict[str, list[float]] = {}
@@ -181,10 +189,15 @@ class Audit(Contrastive):
         inside, outside = some(subject.forgotten, 0), some(self._strangers(subject.asked), 0)
         return inside, outside, {"member_labels": numbered(inside), "stranger_labels": numbered(outside)}
 
-    def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Of each image query, whether its partner is found first, and how many of its captions find it first, (n, 2)."""
+    def _hits(
+        self, chosen: EvaluationSet, theta: NDArray[np.float32], text: NDArray[np.float32] | None = None
+    ) -> NDArray[np.int64]:
+        """Of each image query, whether its partner is found first, and how many of its captions find it first, (n, 2).
+
+        text: see `judged`.
+        """
         self.model.set(theta)
-        i2t, t2i, _ = self.judged(chosen, theta)
+        i2t, t2i, _ = self.judged(chosen, theta, text)
         owner = np.repeat(np.arange(len(chosen.query)), captions_of(chosen))
         found = np.bincount(owner, (t2i == 1).cpu().numpy(), len(chosen.query))
         return np.stack([(i2t == 1).cpu().numpy(), found], 1).astype(np.int64)

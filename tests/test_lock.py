@@ -100,6 +100,38 @@ def test_two_locks_together_hold_what_each_held(seed):
     assert whole.and_also(first, reference).starts == (0, 0, 13)
 
 
+def test_energy_by_hand():
+    """Directions (.6, .8) of the first block and (1, 0) of the second; the movement is (3, 4 | 1, 2)."""
+    bases = [torch.tensor([[0.6], [0.8]]), torch.tensor([[1.0], [0.0]])]
+    lock = ForgetLock.around(torch.ones(5), [0, 3], bases)
+    moved = torch.tensor([3.0, 4.0, 0.0, 1.0, 2.0])
+    assert lock.along(moved).tolist() == pytest.approx([5, 1])
+    assert lock.energy(moved) == pytest.approx((25 + 1) / (25 + 1 + 4))
+    assert lock.energy(torch.tensor([0.0, 0.0, 7.0, 0.0, 0.0])) == 0
+    assert lock.energy(torch.zeros(5)) == 0
+    assert lock.orthonormal
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6))
+def test_energy_is_that_of_the_projection_also_where_blocks_overlap(seed):
+    """Law: what lies along the directions, and what is left, add up to all; the same directions twice count once."""
+    first, reference = make_lock(seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    wide = torch.linalg.qr(torch.randn(12, 2, generator=g).double())[0]
+    both = first.and_also(ForgetLock.around(reference, [4], [wide]), reference)
+    assert not both.orthonormal
+    columns = torch.zeros(20, 7, dtype=torch.float64)
+    columns[:8, :2], columns[13:, 2:5], columns[4:16, 5:] = *first.bases, wide
+    q = torch.linalg.qr(columns)[0]
+    moved = torch.randn(20, generator=g).double()
+    assert both.energy(moved) == pytest.approx(float((q.T @ moved).square().sum() / moved.square().sum()))
+    assert both.energy(wide[:, 0].new_zeros(20).index_add(0, torch.arange(4, 16), wide[:, 0])) == pytest.approx(1)
+    assert sum(b.shape[1] for _, b in both.separate) == 7
+    again = replace(first, starts=first.starts * 2, bases=first.bases * 2, anchors=first.anchors * 2)
+    assert again.energy(moved) == pytest.approx(first.energy(moved))
+
+
 def test_a_lock_fades_and_is_released_by_its_rules():
     lock = replace(make_lock(1, 8.0)[0], share=0.8, halving=2, release=5)
     strengths = [(lock.aged(n).strength, lock.aged(n).share) for n in range(6)]

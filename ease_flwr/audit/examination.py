@@ -19,7 +19,8 @@ from ease_flwr.exchange.judgement import SETS
 from ease_flwr.exchange.messages import Audit
 
 Level = Literal["quick", "full"]
-PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment")}
+TOWERS: tuple[Literal["visual", "text"], ...] = ("visual", "text")
+PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment", "swapped")}
 PROBES["full"] = (*PROBES["quick"], "relearning", "cross_modal", "linear_probe")
 
 
@@ -40,6 +41,11 @@ class Probed:
         hits = np.array([h.hits for h in found], dtype=np.float64).transpose(1, 2, 0, 3)
         return cls(np.array([h.label for h in found]), np.array([h.of for h in found], dtype=np.float64), hits)
 
+    def about(self, labels: Numbers) -> Probed:
+        """The same of the members with these labels alone."""
+        chosen = np.isin(self.labels, labels)
+        return Probed(self.labels[chosen], self.of[chosen], self.hits[:, :, chosen])
+
 
 @dataclass
 class Answers:
@@ -53,6 +59,7 @@ class Answers:
     """Labels of member and stranger."""
     relearn: Probed | None = None
     cross: dict[str, Probed] = field(default_factory=dict)
+    swap: dict[str, Probed] = field(default_factory=dict)
     probe: tuple[Numbers, Numbers] | None = None
     cka: dict[str, Numbers] = field(default_factory=dict)
     backdoor: Numbers = field(default_factory=lambda: np.zeros(0))
@@ -88,9 +95,10 @@ def together(said: Sequence[Examination]) -> Answers:
         out.probe = _joined([inside for inside, _ in probed]), _joined([outside for _, outside in probed])
     if relearnt := [a.relearn for a in said if a.relearn]:
         out.relearn = Probed.of_clients(relearnt)
-    for tower in ("visual", "text"):
-        if crossed := [a.cross[tower] for a in said if a.cross.get(tower)]:
-            out.cross[tower] = Probed.of_clients(crossed)
+    for tower in TOWERS:
+        for probe in ("cross", "swap"):
+            if there := [getattr(a, probe)[tower] for a in said if getattr(a, probe).get(tower)]:
+                getattr(out, probe)[tower] = Probed.of_clients(there)
     out.backdoor = _joined([a.backdoor for a in said]) if any(a.backdoor for a in said) else out.backdoor
     for pairs in ("forget", "public"):
         if aligned := [a.cka[pairs] for a in said if pairs in a.cka]:

@@ -24,7 +24,7 @@ from ease_flwr.store.layout import RunLayout
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (
     *("people", "wording", "backdoor", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross"),
-    "median_rank",
+    *("swap", "median_rank"),
 )
 
 
