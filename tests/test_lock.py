@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from clients.locking import Held
 from ease_flwr.model.lock import ForgetLock
 
 
@@ -98,6 +99,18 @@ def test_two_locks_together_hold_what_each_held(seed):
     assert second.and_also(second, reference).dimension == second.dimension  # the same again adds nothing
     whole = ForgetLock.around(reference, [0], [torch.linalg.qr(torch.randn(20, 1, generator=g).double())[0]])
     assert whole.and_also(first, reference).starts == (0, 0, 13)
+
+
+def test_the_largest_push_of_a_held_client_by_hand():
+    """lr .5 and lambda 2: the lock halves the drift. The optimiser moves by -1, -3 and 1 along the direction: G is 3 / .5."""
+    theta = torch.zeros(2)
+    held = Held(ForgetLock.around(theta, [0], [torch.tensor([[1.0], [0.0]])], 2.0), theta, 0.5)
+    for step, after in ((-1.0, -0.5), (-3.0, -1.75), (1.0, -0.375)):
+        theta += torch.tensor([step, 7.0])
+        held.stepped()
+        assert theta[0].item() == pytest.approx(after)
+    assert theta[1].item() == 21
+    assert held.metrics() == {"lock_push": pytest.approx(6)}
 
 
 def test_energy_by_hand():

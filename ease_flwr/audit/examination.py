@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ease_flwr.audit.intervals import Numbers
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits
-from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.exchange.messages import Audit
 
@@ -60,17 +60,37 @@ class Answers:
     relearn: Probed | None = None
     cross: dict[str, Probed] = field(default_factory=dict)
     swap: dict[str, Probed] = field(default_factory=dict)
+    regained: Numbers = field(default_factory=lambda: np.zeros(0))
+    """Mean over the clients, by order of batches."""
     probe: tuple[Numbers, Numbers] | None = None
     cka: dict[str, Numbers] = field(default_factory=dict)
     backdoor: Numbers = field(default_factory=lambda: np.zeros(0))
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A forget lock as it travels to those who learn again what was forgotten; nothing where there is none."""
+
+    sha256: str = ""
+    arrays: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    to: Collection[str] = ()
+
+
 def examine(
-    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: Union, level: Level, split: Any = "test"
+    federation: Federation,
+    models: Mapping[str, NDArray[np.float32]],
+    forget: Union,
+    level: Level,
+    split: Any = "test",
+    lock: Packed = Packed(),
 ) -> dict[str, Answers]:
     """Ask every client; answers by model."""
     question = Audit(forget=forget, split=split, probes=PROBES[level], train=federation.experiment.learn)
-    said, _ = evaluation.examine(federation, models, question)
+    requests = {n: Request(question) for n in federation.clients}
+    if "relearning" in question.probes:
+        locked = Request(question.model_copy(update={"lock": lock.sha256}), once=lock.arrays)
+        requests |= {n: locked for n in requests if n in lock.to}
+    said, _ = evaluation.examine(federation, models, requests)
     return {name: together(list(by_client.values())) for name, by_client in said.items()}
 
 
@@ -95,6 +115,8 @@ def together(said: Sequence[Examination]) -> Answers:
         out.probe = _joined([inside for inside, _ in probed]), _joined([outside for _, outside in probed])
     if relearnt := [a.relearn for a in said if a.relearn]:
         out.relearn = Probed.of_clients(relearnt)
+    if first := [a.regained for a in said if a.regained]:
+        out.regained = np.mean(np.array(first), axis=0)
     for tower in TOWERS:
         for probe in ("cross", "swap"):
             if there := [getattr(a, probe)[tower] for a in said if getattr(a, probe).get(tower)]:

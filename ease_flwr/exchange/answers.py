@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -32,6 +32,7 @@ STEPS = (1, 5, 15, 40)
 """Of relearning, after which recall is taken; before the first step it is taken too."""
 CROSS_STEPS = 2
 """Of relearning with one tower alone."""
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Two = tuple[NonNegativeInt, NonNegativeInt]
 """Of image queries and of text queries."""
 
@@ -96,6 +97,8 @@ class Examination(Section):
     """Of each marked picture, whether the sentence of the mark comes first."""
     relearn: tuple[MemberHits, ...] = ()
     """Before and after some steps of learning the forgotten pairs again."""
+    regained: tuple[Share, ...] = ()
+    """Share of the first step's squared length along locked directions, by order of batches; who has no lock says nothing."""
     cross: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
     """After learning them again with one tower alone."""
     swap: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
@@ -116,6 +119,8 @@ class Examination(Section):
         for found, orders, stops in probes:
             if not all(hits.counted(orders, stops) for hits in found):
                 raise ValueError(f"a probe without {stops} counts in each of {orders} orders of batches")
+        if len(self.regained) not in (0, BATCH_SEEDS):
+            raise ValueError(f"{len(self.regained)} first steps in {BATCH_SEEDS} orders of batches")
         return self
 
 
