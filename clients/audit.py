@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clients.contrastive import Contrastive
+from clients.locking import received
 from clients.probing import MOST, augmented, by_member, captions_of, enough, linear_cka, numbered, separating, some
 from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs
@@ -24,6 +25,8 @@ from ease_flwr.model.retrieval import partner_losses
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ease_flwr.model.lock import ForgetLock
+
 FORGET_SETS = ("forget_exclusive", "forget_shared", "forget")
 """Sets about forgotten pairs that share a gallery with those of the retain set; forget_unseen has its own."""
 FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of changed images")
@@ -32,12 +35,13 @@ FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of cha
 
 @dataclass(frozen=True)
 class Subject:
-    """What the probes are about: forgotten pairs, the client's sets, what was asked, and the retrained model."""
+    """What the probes are about: forgotten pairs, the client's sets, what was asked, the retrained model, the forget lock."""
 
     forgotten: Pairs
     sets: dict[str, EvaluationSet]
     asked: messages.Audit
     reference: NDArray[np.float32] | None
+    lock: ForgetLock | None
 
 
 Found = dict[str, Any]
@@ -55,6 +59,8 @@ class Audit(Contrastive):
         """
         asked: messages.Audit = messages.read_instruction(config)
         models = dict(zip(config["models"], parameters, strict=True))
+        extras = {"lock": models.pop("lock")} if "lock" in models else {}
+        lock = received(asked.lock, extras, self.state) if asked.lock else None
         sets = self.data.evaluation(asked.split, asked.forget)
         forgotten = self._forgotten(self.named(asked.forget)) if any(s in sets for s in FORGET_SETS) else None
         if forgotten is not None:
@@ -66,7 +72,7 @@ class Audit(Contrastive):
             if isinstance(self.world, Marked):
                 found["backdoor"] = self._backdoor(self.world, sets["test"], theta)
             if forgotten is not None:
-                subject = Subject(forgotten, sets, asked, models.get("retrain"))
+                subject = Subject(forgotten, sets, asked, models.get("retrain"), lock)
                 for probe in asked.probes:
                     found |= getattr(self, probe)(theta, subject)
             said[name] = Examination.model_validate(found)
@@ -99,11 +105,17 @@ class Audit(Contrastive):
         return labels | {"probe": [side.tolist() for side in separating(inside, outside)]}
 
     def relearning(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Hits on what is forgotten before, and after some steps of, learning it again."""
+        """Hits on what is forgotten before, and after some steps of, learning it again, and how far the first step leads along
+        locked directions."""
         asked = enough(self._asked(subject.sets))
         before = self._hits(asked, theta)
-        after = [[self._hits(asked, m) for m in self._learn(theta, subject, STEPS, seed)] for seed in range(BATCH_SEEDS)]
-        return {"relearn": by_member(asked, np.array([[before, *found] for found in after]))}
+        hits, regained = [], list[float]()
+        for seed in range(BATCH_SEEDS):
+            after = self._learn(theta, subject, STEPS, seed)
+            hits.append([before, *(self._hits(asked, m) for m in after)])
+            if subject.lock:
+                regained.append(subject.lock.energy(torch.from_numpy(after[0] - theta)))
+        return {"relearn": by_member(asked, np.array(hits)), "regained": regained}
 
     def cross_modal(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
@@ -114,6 +126,14 @@ class Audit(Contrastive):
             after = [self._learn(theta, subject, (CROSS_STEPS,), seed, only) for seed in range(BATCH_SEEDS)]
             out[tower] = by_member(asked, np.array([[self._hits(asked, m) for m in found] for found in after]))
         return {"cross": out}
+
+    def swapped(self, theta: NDArray[np.float32], subject: Subject) -> Found:
+        """Hits on what is forgotten of one tower of this model beside the other of the retrained one: which tower holds it?"""
+        asked, there = self._asked(subject.sets), subject.reference
+        if there is None:
+            return {}
+        both = {"visual": (theta, there), "text": (there, theta)}
+        return {"swap": {tower: by_member(asked, self._hits(asked, *mixed)[None, None]) for tower, mixed in both.items()}}
 
     def alignment(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs."""
@@ -181,10 +201,15 @@ class Audit(Contrastive):
         inside, outside = some(subject.forgotten, 0), some(self._strangers(subject.asked), 0)
         return inside, outside, {"member_labels": numbered(inside), "stranger_labels": numbered(outside)}
 
-    def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Of each image query, whether its partner is found first, and how many of its captions find it first, (n, 2)."""
+    def _hits(
+        self, chosen: EvaluationSet, theta: NDArray[np.float32], text: NDArray[np.float32] | None = None
+    ) -> NDArray[np.int64]:
+        """Of each image query, whether its partner is found first, and how many of its captions find it first, (n, 2).
+
+        text: see `judged`.
+        """
         self.model.set(theta)
-        i2t, t2i, _ = self.judged(chosen, theta)
+        i2t, t2i, _ = self.judged(chosen, theta, text)
         owner = np.repeat(np.arange(len(chosen.query)), captions_of(chosen))
         found = np.bincount(owner, (t2i == 1).cpu().numpy(), len(chosen.query))
         return np.stack([(i2t == 1).cpu().numpy(), found], 1).astype(np.int64)

@@ -5,7 +5,6 @@ torch and open_clip are imported when a client first trains or evaluates, so tha
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from clients.encoding import Encoded, embedded, encoded
 from clients.judging import counts, partner_loss
+from clients.locking import Held, received
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ease_flwr.model.adapters import AdaptedModel
-    from ease_flwr.model.lock import ForgetLock
 
 
 @dataclass(frozen=True)
@@ -117,23 +116,23 @@ class LoraClient(NumPyClient):
         instruction: Learn | Forget = read_instruction(config)
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
         self.model.set(theta)
-        lock, tensors, proximal = None, tuple[int, ...](), 0.0
+        held, tensors, proximal = None, tuple[int, ...](), 0.0
         if isinstance(instruction, Forget):
             self._choose_forgotten(instruction)
         else:
             self._choose_learnt(instruction)
-            lock, tensors, proximal = self._lock(instruction, extras), instruction.tensors, instruction.proximal
+            held, tensors, proximal = self._held(instruction, extras), instruction.tensors, instruction.proximal
         self._free(tensors)
         rng = np.random.default_rng(self._seed(instruction))
         self.begin(instruction, extras)
         plan, losses, loaded = instruction.train, [], time.perf_counter() - started
         for loss in self._descend(plan, rng, proximal):
-            if lock:
-                self.model.theta.copy_(lock.proximal_step(self.model.theta, plan.lr))
+            if held:
+                held.stepped()
             losses.append(loss)
             if not self.stepped():
                 break
-        extra_metrics = self.finish(theta)
+        extra_metrics = self.finish(theta) | (held.metrics() if held else {})
         metrics = {"loss": torch.stack(losses).double().mean().item(), "steps": len(losses), "memory": peak_memory()}
         metrics |= {"seconds": time.perf_counter() - started, "load_seconds": loaded, "process_seconds": began}
         return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
@@ -223,13 +222,21 @@ class LoraClient(NumPyClient):
         images, texts, owner = self.embedded(pairs, theta)
         return images, texts[torch.searchsorted(owner, torch.arange(len(images)))][:, None]
 
-    def judged(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ranks of the partners of image and of text queries, and the cosine of each pair; the adapters are set to theta."""
+    def judged(
+        self, chosen: EvaluationSet, theta: NDArray[np.float32], text: NDArray[np.float32] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks of the partners of image and of text queries, and the cosine of each pair; the adapters are set to theta.
+
+        text: adapters whose text tower is judged, with the image tower of theta.
+        """
         import torch
 
         from ease_flwr.model.retrieval import ranks
 
         images, texts, owner = self.embedded(chosen.gallery.pairs, theta)
+        if text is not None:
+            self.model.set(text)
+            texts = self.embedded(chosen.gallery.pairs, text)[1]
         query = torch.from_numpy(chosen.query)
         i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
         return i2t, t2i, (images[query] * texts[torch.searchsorted(owner, query)]).sum(1)
@@ -283,18 +290,9 @@ class LoraClient(NumPyClient):
         parts = (e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round, *again)
         return int(config.digest(*parts)[:16], 16)
 
-    def _lock(self, instruction: Learn, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:
+    def _held(self, instruction: Learn, extras: dict[str, NDArray[Any]]) -> Held | None:
+        """The model's adapters, as they are now, under the lock of an instruction."""
         if not instruction.lock:
             return None
-        from safetensors.torch import load
-
-        from ease_flwr.model.lock import ForgetLock
-
-        packed = extras.get("lock")
-        if packed is None:
-            packed = self.state.load("lock")
-        if packed is None or hashlib.sha256(packed.tobytes()).hexdigest() != instruction.lock:
-            raise ValueError("forget lock is missing here: it must be sent again")
-        self.state.save("lock", packed)
-        lock = ForgetLock.from_tensors(load(packed.tobytes())).aged(instruction.round - 1)
-        return lock.on(self.model.device)
+        lock = received(instruction.lock, extras, self.state).aged(instruction.round - 1)
+        return Held(lock.on(self.model.device), self.model.theta, instruction.train.lr)

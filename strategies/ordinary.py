@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
 from ease_flwr.config import ConfigError, TrainConfig
-from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.answers import PUSH, Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import ADAPTERS, Returning, pack
 from strategies.base import Method, MethodContext, Vector, mean
@@ -54,6 +54,33 @@ class Continuing(Method):
             job: Any = requests[first].instruction
             requests[first] = Request(job.model_copy(update={"returning": self.returning}))
         return {n: replace(r, once=once) for n, r in requests.items()}
+
+    def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
+        came = mean(updates)
+        after = self.locked(round, came)
+        if self.lock:
+            self.facts.setdefault("lock", []).append(self._noted(self.lock, round, updates, (theta, came, after)))
+        return after
+
+    def _noted(self, lock: ForgetLock, round: int, updates: dict[str, Update], way: tuple[Vector, ...]) -> dict[str, Any]:
+        """What became of the lock in a round: the drift after it, what the clients added, and what bounds the two.
+
+        way: the adapters before the round, as they came back, and after the server's half.
+        """
+        import torch
+
+        before, came, after = (lock.drift(torch.from_numpy(theta)) for theta in way)
+        rules, pushes = lock.aged(round - 1), [u.own[PUSH] for u in updates.values() if PUSH in u.own]
+        return {
+            "round": round,
+            "drift": float(after.norm()),
+            "added": float((came - before).norm()),
+            "steps": max(int(u.metrics.get("steps", 0)) for u in updates.values()),
+            "lr": self.context.experiment.learn.lr,
+            "push": max(pushes, default=None),
+            "strength": rules.strength,
+            "share": rules.share,
+        }
 
 
 def aggregator(learn: TrainConfig) -> flower.FedAvg:

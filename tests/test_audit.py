@@ -11,7 +11,7 @@ import torch
 
 from clients.judging import counts
 from clients.probing import by_member, enough, linear_cka, separating
-from ease_flwr.audit import examination, intervals, measures, report
+from ease_flwr.audit import examination, figures, intervals, measures, report
 from ease_flwr.config import ConfigError
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
 from ease_flwr.exchange.answers import BATCH_SEEDS, Examination, ExaminedSet, MemberHits, validated
@@ -255,6 +255,14 @@ def browse(page, tmp_path, width, script):
     done = subprocess.run([*command, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL).group(1), said
+
+
+def test_further_retrainings_are_no_curve_of_their_own():
+    """Of several requests too, whose phases have a number behind a dash; *retrain_equal* goes on from the first."""
+    names = ("learn", "retrain", "retrain_2", "retrain-2", "retrain_2-2", "retrain_equal-2", "unlearn")
+    events = [{"model": m, "rounds_in_all": i, "validation": {"retain": 50.0}} for i, m in enumerate(names)]
+    _, rows = figures.curves([*events, {"elapsed": 1.0}], {"recall": 5.0, "retained": 5.0}).data
+    assert [(who, x) for _, who, x, _ in rows] == [("this run", 0), ("this run", 6), *(("retrained", x) for x in (1, 3, 5))]
 
 
 def test_the_table_of_a_comparison_sorts(tmp_path):

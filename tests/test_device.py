@@ -21,6 +21,7 @@ from clients.audit import Audit
 from clients.base import Batch
 from clients.encoding import Encoded
 from clients.forgetting import Forgetting
+from clients.locking import Held
 from ease_flwr.config import LoraConfig, halves, load
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.model import adapters, backbone, retrieval
@@ -153,10 +154,12 @@ def test_a_number_that_the_host_reads_is_caught(fake):
 
 def test_lock_proximal_term_and_ball_stay_on_the_device(fake):
     lock = LOCK.on(fake.device)
+    held = Held(lock, fake.theta, 0.1)
     with Watch() as watch:
-        fake.theta.copy_(lock.proximal_step(fake.theta, 0.1))
+        held.stepped()
+        held.stepped()
         fake.theta.copy_(lock.take_back(fake.theta))
-    assert fake.theta.device.type == "cuda"
+    assert fake.theta.device.type == held.most.device.type == "cuda"
     assert not watch.seen
 
 
@@ -169,8 +172,8 @@ def test_what_a_client_keeps_comes_back_to_the_device(fake, monkeypatch):
     monkeypatch.setattr(ForgetLock, "from_tensors", lambda _: LOCK)
     packed = np.arange(3, dtype=np.uint8)
     told = Learn(phase="continuation", round=1, train=client.experiment.learn, lock=sha256(packed.tobytes()).hexdigest())
-    lock = client._lock(told, {"lock": packed})
-    assert {t.device.type for t in (*lock.bases, *lock.anchors)} == {"cuda"}
+    held = client._held(told, {"lock": packed})
+    assert {t.device.type for t in (*held.lock.bases, *held.lock.anchors, held.before, held.most)} == {"cuda"}
 
 
 @pytest.mark.parametrize("micro", [0, 2])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from clients.locking import Held
 from ease_flwr.model.lock import ForgetLock
 
 
@@ -98,6 +99,50 @@ def test_two_locks_together_hold_what_each_held(seed):
     assert second.and_also(second, reference).dimension == second.dimension  # the same again adds nothing
     whole = ForgetLock.around(reference, [0], [torch.linalg.qr(torch.randn(20, 1, generator=g).double())[0]])
     assert whole.and_also(first, reference).starts == (0, 0, 13)
+
+
+def test_the_largest_push_of_a_held_client_by_hand():
+    """lr .5 and lambda 2: the lock halves the drift. The optimiser moves by -1, -3 and 1 along the direction: G is 3 / .5."""
+    theta = torch.zeros(2)
+    held = Held(ForgetLock.around(theta, [0], [torch.tensor([[1.0], [0.0]])], 2.0), theta, 0.5)
+    for step, after in ((-1.0, -0.5), (-3.0, -1.75), (1.0, -0.375)):
+        theta += torch.tensor([step, 7.0])
+        held.stepped()
+        assert theta[0].item() == pytest.approx(after)
+    assert theta[1].item() == 21
+    assert held.metrics() == {"lock_push": pytest.approx(6)}
+
+
+def test_energy_by_hand():
+    """Directions (.6, .8) of the first block and (1, 0) of the second; the movement is (3, 4 | 1, 2)."""
+    bases = [torch.tensor([[0.6], [0.8]]), torch.tensor([[1.0], [0.0]])]
+    lock = ForgetLock.around(torch.ones(5), [0, 3], bases)
+    moved = torch.tensor([3.0, 4.0, 0.0, 1.0, 2.0])
+    assert lock.along(moved).tolist() == pytest.approx([5, 1])
+    assert lock.energy(moved) == pytest.approx((25 + 1) / (25 + 1 + 4))
+    assert lock.energy(torch.tensor([0.0, 0.0, 7.0, 0.0, 0.0])) == 0
+    assert lock.energy(torch.zeros(5)) == 0
+    assert lock.orthonormal
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6))
+def test_energy_is_that_of_the_projection_also_where_blocks_overlap(seed):
+    """Law: what lies along the directions, and what is left, add up to all; the same directions twice count once."""
+    first, reference = make_lock(seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    wide = torch.linalg.qr(torch.randn(12, 2, generator=g).double())[0]
+    both = first.and_also(ForgetLock.around(reference, [4], [wide]), reference)
+    assert not both.orthonormal
+    columns = torch.zeros(20, 7, dtype=torch.float64)
+    columns[:8, :2], columns[13:, 2:5], columns[4:16, 5:] = *first.bases, wide
+    q = torch.linalg.qr(columns)[0]
+    moved = torch.randn(20, generator=g).double()
+    assert both.energy(moved) == pytest.approx(float((q.T @ moved).square().sum() / moved.square().sum()))
+    assert both.energy(wide[:, 0].new_zeros(20).index_add(0, torch.arange(4, 16), wide[:, 0])) == pytest.approx(1)
+    assert sum(b.shape[1] for _, b in both.separate) == 7
+    again = replace(first, starts=first.starts * 2, bases=first.bases * 2, anchors=first.anchors * 2)
+    assert again.energy(moved) == pytest.approx(first.energy(moved))
 
 
 def test_a_lock_fades_and_is_released_by_its_rules():

@@ -113,12 +113,18 @@ def under(lock, host, round=1, epochs=1, lr=5e-3):
     e, world, _, theta = host
     client = Contrastive(e, "client-1", world, Memory())
     job = Learn(phase="continuation", round=round, train=TrainConfig(epochs=epochs, batch=EVERYTHING, lr=lr))
+    return fitted(client, theta, job, lock)[0]
+
+
+def fitted(client, theta, job, lock):
+    """Adapters after this job under a lock (None: without), and the metrics."""
     arrays, extras = [theta], []
     if lock:
         packed = np.frombuffer(save(lock.tensors(half=True)), dtype=np.uint8)
         job = job.model_copy(update={"lock": hashlib.sha256(packed.tobytes()).hexdigest()})
         arrays, extras = [theta, packed], ["lock"]
-    return client.fit(arrays, {"instruction": job.model_dump_json(), "extras": extras})[0][0]
+    (after,), _, metrics = client.fit(arrays, {"instruction": job.model_dump_json(), "extras": extras})
+    return after, metrics
 
 
 def locked(host, *rules):
@@ -152,6 +158,25 @@ def test_the_steps_of_a_locked_client_stay_within_the_bound(host):
     drift = float(lock.drift(torch.from_numpy(under(lock, host, epochs=6))).norm())
     assert 0 < drift <= bound
     assert float(lock.drift(torch.from_numpy(under(None, host, epochs=6))).norm()) > bound
+
+
+@pytest.mark.parametrize("strength", [30.0, 3000.0])
+def test_the_drift_of_a_locked_client_stays_within_the_bound_of_its_own_largest_push(host, strength):
+    """||z_n|| <= min(n lr G, G / lambda), G as the client reports it. One step moves just lr G / (1 + lr lambda)."""
+    e, world, _, theta = host
+    lock, lr = locked(host, strength), 5e-3
+    begin = float(lock.drift(torch.from_numpy(theta)).norm())  # not quite zero: the directions came in half precision
+    for epochs in (1, 2, 9):
+        job = Learn(phase="continuation", round=1, train=TrainConfig(epochs=epochs, batch=EVERYTHING, lr=lr))
+        after, metrics = fitted(Contrastive(e, "client-1", world, Memory()), theta, job, lock)
+        push, drift = metrics["lock_push"], float(lock.drift(torch.from_numpy(after)).norm())
+        assert metrics["steps"] == epochs
+        assert 0 < drift <= min(epochs * lr * push, push / strength)
+        if epochs == 1:
+            assert drift == pytest.approx(lr * push / (1 + lr * strength), abs=begin)
+            assert begin < drift / 10
+    _, metrics = fitted(Contrastive(e, "client-1", world, Memory()), theta, job, None)
+    assert "lock_push" not in metrics
 
 
 def test_a_lock_fades_with_the_rounds_of_the_continuation(host):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ease_flwr.config import TrainConfig
-from ease_flwr.exchange.answers import Examination, Present, read, read_models, read_update
+from ease_flwr.exchange.answers import Examination, Present, read, read_models, read_update, validated
 from ease_flwr.exchange.evaluation import evaluate
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Learn, pack
@@ -162,6 +162,27 @@ def test_no_answer_of_an_audit_ends_in_anything_but_one_line(value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"swap": {"text": [{"label": 1.0, "of": [2, 2], "hits": [[[0, 3]]]}]}}, "0 and 3 hits of 2 image and 2 text queries"),
+        (
+            {"swap": {"text": [{"label": 1.0, "of": [2, 2], "hits": [[[0, 1], [0, 1]]]}]}},
+            "a probe without 1 counts in each of 1 ",
+        ),
+        ({"swap": {"both": []}}, "Input should be 'visual' or 'text'"),
+        ({"regained": [0.1, 0.2, 0.3, 1.01]}, "less than or equal to 1"),
+        ({"regained": [0.1, 0.2, 0.3, -0.01]}, "greater than or equal to 0"),
+        ({"regained": [0.1, 0.2, 0.3]}, "3 first steps in 4 orders of batches"),
+        ({"regained": [0.1, 0.2, 0.3, float("nan")]}, "finite number"),
+    ],
+)
+def test_impossible_answers_about_the_anchors_are_refused_in_one_line(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        validated(Examination, {"sets": {}, **wrong})
+    assert "\n" not in str(error.value)
+
+
 def test_answers_that_come_with_training_are_checked_too():
     asked = Learn(phase="learn", round=2, train=TrainConfig(), before=Evaluate())
     metrics = {"num-examples": 5, "loss": 1.0}
@@ -178,6 +199,15 @@ def test_answers_that_come_with_training_are_checked_too():
     assert reading(asked.model_copy(update={"before": None}), {"nonsense": 1}).judged is None  # nobody asked
     with pytest.raises(ValueError, match="expected single numbers"):
         reading(asked, x=[1, 2])
+    locked = asked.model_copy(update={"lock": "a" * 64})
+    assert reading(locked, lock_push=2.5).own == {"lock_push": 2.5}
+    for push in ({}, {"lock_push": -0.5}):
+        with pytest.raises(
+            ValueError, match=r"lock_push is (None|-0.5), expected 0 or more after training under a forget lock"
+        ):
+            reading(locked, **push)
+    with pytest.raises(ValueError, match="metric 'lock_push' is not finite"):
+        reading(locked, lock_push=float("nan"))
     with pytest.raises(ValueError, match=r"type float32, expected \(\d+,\) float16"):
         reading(asked.model_copy(update={"half": True}))
 

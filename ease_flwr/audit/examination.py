@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from ease_flwr.audit.intervals import Numbers
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits
-from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.exchange.messages import Audit
 
 Level = Literal["quick", "full"]
-PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment")}
+TOWERS: tuple[Literal["visual", "text"], ...] = ("visual", "text")
+PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment", "swapped")}
 PROBES["full"] = (*PROBES["quick"], "relearning", "cross_modal", "linear_probe")
 
 
@@ -40,6 +41,11 @@ class Probed:
         hits = np.array([h.hits for h in found], dtype=np.float64).transpose(1, 2, 0, 3)
         return cls(np.array([h.label for h in found]), np.array([h.of for h in found], dtype=np.float64), hits)
 
+    def about(self, labels: Numbers) -> Probed:
+        """The same of the members with these labels alone."""
+        chosen = np.isin(self.labels, labels)
+        return Probed(self.labels[chosen], self.of[chosen], self.hits[:, :, chosen])
+
 
 @dataclass
 class Answers:
@@ -53,17 +59,38 @@ class Answers:
     """Labels of member and stranger."""
     relearn: Probed | None = None
     cross: dict[str, Probed] = field(default_factory=dict)
+    swap: dict[str, Probed] = field(default_factory=dict)
+    regained: Numbers = field(default_factory=lambda: np.zeros(0))
+    """Mean over the clients, by order of batches."""
     probe: tuple[Numbers, Numbers] | None = None
     cka: dict[str, Numbers] = field(default_factory=dict)
     backdoor: Numbers = field(default_factory=lambda: np.zeros(0))
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A forget lock as it travels to those who learn again what was forgotten; nothing where there is none."""
+
+    sha256: str = ""
+    arrays: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    to: Collection[str] = ()
+
+
 def examine(
-    federation: Federation, models: Mapping[str, NDArray[np.float32]], forget: Union, level: Level, split: Any = "test"
+    federation: Federation,
+    models: Mapping[str, NDArray[np.float32]],
+    forget: Union,
+    level: Level,
+    split: Any = "test",
+    lock: Packed = Packed(),
 ) -> dict[str, Answers]:
     """Ask every client; answers by model."""
     question = Audit(forget=forget, split=split, probes=PROBES[level], train=federation.experiment.learn)
-    said, _ = evaluation.examine(federation, models, question)
+    requests = {n: Request(question) for n in federation.clients}
+    if "relearning" in question.probes:
+        locked = Request(question.model_copy(update={"lock": lock.sha256}), once=lock.arrays)
+        requests |= {n: locked for n in requests if n in lock.to}
+    said, _ = evaluation.examine(federation, models, requests)
     return {name: together(list(by_client.values())) for name, by_client in said.items()}
 
 
@@ -88,9 +115,12 @@ def together(said: Sequence[Examination]) -> Answers:
         out.probe = _joined([inside for inside, _ in probed]), _joined([outside for _, outside in probed])
     if relearnt := [a.relearn for a in said if a.relearn]:
         out.relearn = Probed.of_clients(relearnt)
-    for tower in ("visual", "text"):
-        if crossed := [a.cross[tower] for a in said if a.cross.get(tower)]:
-            out.cross[tower] = Probed.of_clients(crossed)
+    if first := [a.regained for a in said if a.regained]:
+        out.regained = np.mean(np.array(first), axis=0)
+    for tower in TOWERS:
+        for probe in ("cross", "swap"):
+            if there := [getattr(a, probe)[tower] for a in said if getattr(a, probe).get(tower)]:
+                getattr(out, probe)[tower] = Probed.of_clients(there)
     out.backdoor = _joined([a.backdoor for a in said]) if any(a.backdoor for a in said) else out.backdoor
     for pairs in ("forget", "public"):
         if aligned := [a.cka[pairs] for a in said if pairs in a.cka]:

@@ -6,12 +6,13 @@ Colours are written as names that the page replaces, so that a figure follows it
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ease_flwr.audit.retrieval import numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +71,11 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
     limits: the `audit` section of the experiment.
     """
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for e in (e for e in events if not re.match(r"retrain_\d", str(e.get("model", "")))):
-        who = "reference" if str(e.get("model", "")).startswith("retrain") else "run"
+    for e in events:
+        model = str(e.get("model", "")).partition("-")[0]  # further requests have their number behind a dash
+        if numbered("retrain", [model]):
+            continue  # a second curve beside the first would show the noise, not the run
+        who = "reference" if model.startswith("retrain") else "run"
         for name, value in e.get("validation", {}).items():
             if name in ("forget_exclusive", "forget", "retain"):
                 points.setdefault(name, {}).setdefault(who, []).append((e["rounds_in_all"], value))

@@ -165,7 +165,8 @@ def shares_of_batches(hits: Numbers, of: Numbers) -> Estimate:
     if not draws:
         return Estimate(value, query=query)
     weights = drawn(len(hits), seed=1) / len(hits)
-    return Estimate(value, (weights * np.stack(draws, 1)).sum(1), min(len(hits), by_order[0].units), query)
+    units = min(len(hits), by_order[0].units) if len(hits) > 1 else by_order[0].units  # a single order is no sample of orders
+    return Estimate(value, (weights * np.stack(draws, 1)).sum(1), units, query)
 
 
 def median(values: Numbers, member: NDArray[np.intp]) -> Estimate:

@@ -16,9 +16,9 @@ from ease_flwr.audit import intervals
 from ease_flwr.audit.examination import Answers, Probed
 from ease_flwr.audit.intervals import Estimate, Measure, Numbers, compared, members
 from ease_flwr.exchange.answers import STEPS
-from ease_flwr.exchange.judgement import KS
+from ease_flwr.exchange.judgement import KS, PARTS
 
-RANGE = {("r1", "r5", "r10", "people", "backdoor", "relearn", "cross"): 100.0, ("membership", "probe"): 1.0}
+RANGE = {("r1", "r5", "r10", "people", "backdoor", "relearn", "cross", "swap"): 100.0, ("membership", "probe"): 1.0}
 """Numbers that lie between 0 and this: shares in percent, and AUCs."""
 
 
@@ -31,6 +31,8 @@ def estimates(answers: Answers) -> dict[str, Estimate]:
     membership.cosine, membership.changed, membership.logistic  AUC of attacks
     probe, cka.SET.TOWER                                        of embeddings
     relearn.STEPS, cross.TOWER                                  R@1 after learning again
+    swap.TOWER, swap.TOWER.PART                                 R@1 of this tower with the other of the retrained model, of
+                                                                all that is asked or of a part of it (judgement.py: PARTS)
     """
     out: dict[str, Estimate] = {}
     for name, found in answers.sets.items():
@@ -52,7 +54,12 @@ def estimates(answers: Answers) -> dict[str, Estimate]:
     if answers.relearn:
         for i, steps in enumerate((0, *STEPS)):
             out[f"relearn.{steps}"] = _probed(answers.relearn, i)
-    return out | {f"cross.{tower}": _probed(found, 0) for tower, found in answers.cross.items()}
+    for tower, probed in answers.swap.items():
+        out[f"swap.{tower}"] = _probed(probed, 0)
+        for part in (p for p in PARTS if p in answers.sets):
+            if len((of_part := probed.about(answers.sets[part]["labels"])).labels):
+                out[f"swap.{tower}.{part}"] = _probed(of_part, 0)
+    return out | {f"cross.{tower}": _probed(probed, 0) for tower, probed in answers.cross.items()}
 
 
 def numbers(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit import figures
+from ease_flwr.audit import anchors, figures
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
@@ -24,7 +24,7 @@ from ease_flwr.store.layout import RunLayout
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (
     *("people", "wording", "backdoor", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross"),
-    "median_rank",
+    *("swap", "median_rank"),
 )
 
 
@@ -79,7 +79,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "forgotten": f"{results['forget']['scenario']}: {', '.join(results['forget']['targets'][:8])}"
         + (f" and {len(results['forget']['targets']) - 8} more" if len(results["forget"]["targets"]) > 8 else ""),
         "verdict": [b for rows, asked in blocks for b in _blocks(rows, asked)],
-        "drift": audit["drift"],
+        "anchors": anchors.lines(audit["anchors"], audit["level"]) if "anchors" in audit else [],
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
         "decided": [q for q in results["requests"] if "calibration" in q or "bke_rounds" in q],
@@ -126,10 +126,10 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
             csv.writer(file).writerows([drawing.data[0], *drawing.data[1]])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
-    environment.globals |= {"shown": shown, "head": HEAD}
+    environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "sets": [], "drift": {}, "costs": {}, "decided": []}
+    empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -22,6 +22,8 @@ MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "loa
 """Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
 OWN = 32
 """An objective may have so many of its own."""
+PUSH = "lock_push"
+"""Metric of every training under a forget lock: G of clients/locking.py."""
 
 
 BATCH_SEEDS = 4
@@ -30,6 +32,7 @@ STEPS = (1, 5, 15, 40)
 """Of relearning, after which recall is taken; before the first step it is taken too."""
 CROSS_STEPS = 2
 """Of relearning with one tower alone."""
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Two = tuple[NonNegativeInt, NonNegativeInt]
 """Of image queries and of text queries."""
 
@@ -73,9 +76,9 @@ class MemberHits(Section):
                 raise ValueError(f"{i} and {t} hits of {self.of[0]} image and {self.of[1]} text queries")
         return self
 
-    def stops(self) -> set[int]:
-        """After how many numbers of steps it was judged, in each order of batches."""
-        return {len(by_stop) for by_stop in self.hits} if len(self.hits) == BATCH_SEEDS else set()
+    def counted(self, orders: int, stops: int) -> bool:
+        """Whether it was judged after so many numbers of steps, in each of so many orders of batches."""
+        return [len(by_stop) for by_stop in self.hits] == [stops] * orders
 
 
 class Examination(Section):
@@ -94,8 +97,12 @@ class Examination(Section):
     """Of each marked picture, whether the sentence of the mark comes first."""
     relearn: tuple[MemberHits, ...] = ()
     """Before and after some steps of learning the forgotten pairs again."""
+    regained: tuple[Share, ...] = ()
+    """Share of the first step's squared length along locked directions, by order of batches; who has no lock says nothing."""
     cross: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
     """After learning them again with one tower alone."""
+    swap: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
+    """Without learning: with this tower of the model and the other one of the retrained model."""
     probe: tuple[Numbers, Numbers] | None = None
     """Scores of a linear classifier on embeddings, of the forgotten pairs and of those that nobody trained on."""
     cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
@@ -107,9 +114,13 @@ class Examination(Section):
         for name, (inside, outside) in {"member": (self.member, self.stranger), "probe": self.probe or ((), ())}.items():
             if (inside or outside) and (len(inside), len(outside)) != sides:
                 raise ValueError(f"{name}: {len(inside)} and {len(outside)} rows for {sides[0]} and {sides[1]} labels")
-        for found, stops in ((self.relearn, 1 + len(STEPS)), *((hits, 1) for hits in self.cross.values())):
-            if any(hits.stops() != {stops} for hits in found):
-                raise ValueError(f"a probe without {stops} counts in each of {BATCH_SEEDS} orders of batches")
+        probes = [(self.relearn, BATCH_SEEDS, 1 + len(STEPS))]
+        probes += [(found, BATCH_SEEDS, 1) for found in self.cross.values()] + [(found, 1, 1) for found in self.swap.values()]
+        for found, orders, stops in probes:
+            if not all(hits.counted(orders, stops) for hits in found):
+                raise ValueError(f"a probe without {stops} counts in each of {orders} orders of batches")
+        if len(self.regained) not in (0, BATCH_SEEDS):
+            raise ValueError(f"{len(self.regained)} first steps in {BATCH_SEEDS} orders of batches")
         return self
 
 
@@ -262,6 +273,8 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
     own = metrics.keys() - MEASURED
     if len(own) > OWN or not all(NAME.fullmatch(name) and abs(metrics[name]) <= MANY for name in own):
         raise ValueError(f"metrics {str(sorted(own))[:80]}: expected up to {OWN} of its own, plain names, up to 2^62")
+    if isinstance(asked, Learn) and asked.lock and not metrics.get(PUSH, -1.0) >= 0:
+        raise ValueError(f"{PUSH} is {metrics.get(PUSH)!r}, expected 0 or more after training under a forget lock")
     judged = read(reply, Evaluation) if asked.before else None
     nbytes = sum(a.nbytes for a in arrays.values())
     full = {name: values.astype(np.float32) for name, values in arrays.items()}

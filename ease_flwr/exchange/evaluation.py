@@ -15,7 +15,7 @@ from ease_flwr.exchange.answers import Examination, read_models
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.journal import Exchange
 from ease_flwr.exchange.judgement import Evaluation, Judgement, pool
-from ease_flwr.exchange.messages import Audit, Evaluate
+from ease_flwr.exchange.messages import Evaluate
 from ease_flwr.exchange.training import identities, sha256
 from ease_flwr.exchange.transport import reason
 from ease_flwr.store.cost import Cost
@@ -28,19 +28,23 @@ def evaluate(
     federation: Federation, models: Models, question: Evaluate, names: Iterable[str] | None = None
 ) -> tuple[dict[str, dict[str, Evaluation]], Cost]:
     """Answers model -> client -> what it counted, of these clients or of all, and what it cost. Raises FederationError."""
-    return _ask(federation, models, question, federation.clients if names is None else names, Evaluation)
+    asked = federation.clients if names is None else names
+    return _ask(federation, models, {n: Request(question) for n in asked}, Evaluation)
 
 
-def examine(federation: Federation, models: Models, question: Audit) -> tuple[dict[str, dict[str, Examination]], Cost]:
-    """Answers model -> client -> what it found in an audit, and what it cost. Raises FederationError."""
-    return _ask(federation, models, question, federation.clients, Examination)
+def examine(
+    federation: Federation, models: Models, requests: Mapping[str, Request]
+) -> tuple[dict[str, dict[str, Examination]], Cost]:
+    """Answers model -> client -> what it found in an audit, and what it cost. requests: an Audit for each client.
+
+    Raises FederationError.
+    """
+    return _ask(federation, models, requests, Examination)
 
 
 def _ask(
-    federation: Federation, models: Models, question: Evaluate | Audit, names: Iterable[str], kind: type[S]
+    federation: Federation, models: Models, requests: Mapping[str, Request], kind: type[S]
 ) -> tuple[dict[str, dict[str, S]], Cost]:
-    requests = {n: Request(question) for n in names}
-
     def exchange() -> Exchange:
         started, answers, failures = time.monotonic(), {}, {}
         replies, spent = federation.send(models, requests)
@@ -60,7 +64,7 @@ def _ask(
 
     asked = ""
     if federation.journal.folder:
-        asked = digest(question.kind, {m: sha256(v) for m, v in models.items()}, identities(requests))
+        asked = digest(kind.__name__, {m: sha256(v) for m, v in models.items()}, identities(requests))
     found = federation.journal.once(asked, exchange)
     for line in found.info["said"]:
         federation.say(line)

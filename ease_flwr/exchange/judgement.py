@@ -15,9 +15,19 @@ from ease_flwr.config import Section
 KS = (1, 5, 10)
 """Recall is counted at these ranks."""
 SetName = Literal[
-    *("forget_exclusive", "forget_word", "forget_look", "forget_both", "forget_shared", "forget", "retain", "test"),
-    *("forget_unseen", "neighbours"),
+    "forget_exclusive",
+    "forget_word",
+    "forget_look",
+    "forget_both",
+    "forget_shared",
+    "forget",
+    "retain",
+    "test",
+    "forget_unseen",
+    "neighbours",
 ]
+PARTS: tuple[SetName, ...] = ("forget_word", "forget_look", "forget_both")
+"""Parts of forget_exclusive, by what tells its labels apart, where a world has them."""
 SETS: tuple[str, ...] = SetName.__args__  # type: ignore[attr-defined]
 Hits = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 

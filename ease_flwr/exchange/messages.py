@@ -111,6 +111,8 @@ class Audit(Section):
     """What is asked of clients with pairs to be forgotten, beside ranks and similarities: methods of clients/audit.py."""
     train: TrainConfig
     """How the forgotten pairs are learnt again."""
+    lock: str = ""
+    """Hash of the forget lock, as in Learn: along its directions a step of learning again is measured; none: it is not."""
 
 
 class Hello(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,10 +78,38 @@ class ForgetLock:
         """Bytes of its directions on the wire and on disk."""
         return sum(2 * b.numel() + 4 * b.shape[1] for b in self.bases)
 
+    def along(self, moved: Tensor) -> Tensor:
+        """U^T moved, (dimension,)."""
+        parts = [b.T @ moved[s : s + len(b)] for s, b in zip(self.starts, self.bases, strict=True)]
+        return torch.cat(parts) if parts else moved.new_zeros(0)
+
     def drift(self, theta: Tensor) -> Tensor:
         """z = U^T (theta - theta_ref), (dimension,)."""
-        parts = [b.T @ theta[s : s + len(b)] - a for s, b, a in zip(self.starts, self.bases, self.anchors, strict=True)]
-        return torch.cat(parts) if parts else theta.new_zeros(0)
+        return self.along(theta) - torch.cat(self.anchors) if self.anchors else self.along(theta)
+
+    @cached_property
+    def separate(self) -> tuple[tuple[int, Tensor], ...]:
+        """The same directions as orthonormal bases of blocks that do not overlap, with the first position of each."""
+        found: list[tuple[int, Tensor]] = []
+        for start, basis in sorted(zip(self.starts, self.bases, strict=True), key=lambda block: block[0]):
+            here, both = start, basis
+            if found and start < found[-1][0] + len(found[-1][1]):
+                here, older = found.pop()
+                length = max(len(older), start - here + len(basis))
+                both = subspaces.join([padded(older, 0, length), padded(basis, start - here, length)])
+            found.append((here, both))
+        return tuple(found)
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether no two blocks overlap: the bounds of the drift hold for one orthonormal U."""
+        return len(self.separate) == len(self.bases)
+
+    def energy(self, moved: Tensor) -> float:
+        """Share of the squared length of a movement (p,) that lies along locked directions, 0 to 1; of no movement, 0."""
+        parts = [(b.T @ moved[s : s + len(b)].to(b.dtype)).double().square().sum() for s, b in self.separate]
+        whole = moved.double().square().sum()
+        return min(1.0, float(sum(parts) / whole)) if whole else 0.0  # rounding may put it a little above all
 
     def shift(self, theta: Tensor, share: float) -> Tensor:
         """theta - share * U z: share 1 is the projection, which removes every trace along the locked directions."""
@@ -133,3 +162,10 @@ class ForgetLock:
             int(halving),
             int(release),
         )
+
+
+def padded(basis: Tensor, before: int, length: int) -> Tensor:
+    """A basis (n, q) as rows `before` and on of one of this length, zero elsewhere."""
+    out = basis.new_zeros(length, basis.shape[1])
+    out[before : before + len(basis)] = basis
+    return out

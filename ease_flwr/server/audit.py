@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp import Grid
 
 from ease_flwr import data
-from ease_flwr.audit import examination, measures, noise, verdict
+from ease_flwr.audit import anchors, examination, measures, noise, verdict
 from ease_flwr.audit.intervals import Measure
 from ease_flwr.audit.retrieval import references_of
 from ease_flwr.audit.summary import read_results
@@ -25,6 +25,7 @@ from ease_flwr.store import phases, queue
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.run import Run
+from strategies.ordinary import packed
 
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock
@@ -41,19 +42,32 @@ class Audited:
     forget: Union
     """All that the run has forgotten."""
     lock: ForgetLock | None
+    holders: frozenset[str]
+    """Clients that have pairs of it: the lock goes to them where they learn these again."""
+    rounds: tuple[dict[str, Any], ...] = ()
+    """What the continuation noted of the lock, see strategies/ordinary.py."""
     trained: tuple[str, ...] = ()
     """Models that the run did not have: they were trained for this audit."""
+
+
+def held_in(finished: RunLayout) -> tuple[dict[str, Any], ...]:
+    """What the continuation since the last request that is done noted of the forget lock, round by round."""
+    steps = queue.read(finished.folder)
+    named = [(n, s) for n, s in zip(queue.names(steps), steps, strict=True) if finished.done(n)]
+    last = max(i for i, (_, step) in enumerate(named) if step.request)
+    return tuple(r for name, _ in named[last + 1 :] for r in phases.read_file(finished.phase(name))["facts"].get("lock", ()))
 
 
 def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     """Write audit.json and audit.md into the folder of `run`."""
     import torch
 
-    from ease_flwr.model.adapters import sha256
+    from ease_flwr.model import adapters
 
     experiment = federation.experiment
     thetas, lock = about.thetas, about.lock
-    answers = examination.examine(federation, thetas, about.forget, level, experiment.evaluation.split)
+    sent = examination.Packed(*packed(lock), about.holders)
+    answers = examination.examine(federation, thetas, about.forget, level, experiment.evaluation.split, sent)
     own = {m: measures.estimates(a) for m, a in answers.items()}
     reference = {m: references_of(m, list(answers)) for m in answers}
 
@@ -71,21 +85,29 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     rows = verdict.verdict(judged, experiment.audit, level)
     continued = ("continued", "retrain_continued")
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
+    plain = {m: measures.plain(f) for m, f in found.items()}
+    initial = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
+    anchored = {
+        "modality": anchors.modality(plain),
+        "subspace": anchors.subspace(lock, {m: theta - initial for m, theta in thetas.items()}, answers),
+        "temporal": anchors.temporal(lock, about.rounds, drift, own),
+    }
     result = {
         "schema": 2,
         "at": now(),
         "level": level,
         "asked": asked,
-        "adapters_sha256": {m: sha256(theta) for m, theta in thetas.items()},
+        "adapters_sha256": {m: adapters.sha256(theta) for m, theta in thetas.items()},
         "trained": list(about.trained),
         "reference": reference,
-        "numbers": {m: measures.plain(f) for m, f in found.items()},
+        "numbers": plain,
         "drift": drift,
+        "anchors": anchored,
         "scores": {m: examination.scores(a) for m, a in answers.items()},
         "verdict": verdict.plain(rows),
     }
     run.write("audit.json", result)
-    text = verdict.table(rows, asked)
+    text = f"{verdict.table(rows, asked)}\n{anchors.table(anchors.lines(anchored, level))}"
     write_text(run.folder / "audit.md", text)
     run.event(f"[audit] {level}\n{text}")
 
@@ -111,13 +133,14 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     if "retrain" not in thetas:
         raise ConfigError(f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)")
+    said, _ = federation.counted(tuple(r.forget_set for r in requests))
+    answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, left)
     missing = [n for n in range(2, experiment.evaluation.references + 1) if name_of(n) not in thetas]
     if missing:
-        said, _ = federation.counted(tuple(r.forget_set for r in requests))
-        answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, left)
         server = Server(run, experiment, federation, answers, model)
         state = FederationState(model.initial, departed=left, served=requests)
         thetas |= {name_of(n): retraining(server, state, n).theta for n in missing}
     lock = phases.read(finished.phase(served[-1][0])).lock
-    about = Audited(thetas, union(requests), lock, tuple(name_of(n) for n in missing))
+    trained = tuple(name_of(n) for n in missing)
+    about = Audited(thetas, union(requests), lock, parties.holders(answers), held_in(finished), trained)
     audit(run, federation, about, level)

@@ -11,7 +11,8 @@ from ease_flwr.audit.summary import PAIRS, cost_line
 from ease_flwr.config import described, union
 from ease_flwr.exchange.evaluation import judge
 from ease_flwr.exchange.judgement import Judgement
-from ease_flwr.server.audit import Audited, audit
+from ease_flwr.server.audit import Audited, audit, held_in
+from ease_flwr.server.parties import holders
 from ease_flwr.server.references import references
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.files import write_json, write_text
@@ -46,7 +47,8 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     write_text(server.run.folder / "table.md", text)
     server.run.event(text)
     if experiment.audit.level != "none" and "retrain" in thetas and state.served:
-        audit(server.run, server.here(state), Audited(thetas, everything, state.lock), experiment.audit.level)
+        who, rounds = holders(server.roll_call), held_in(server.run.layout)
+        audit(server.run, server.here(state), Audited(thetas, everything, state.lock, who, rounds), experiment.audit.level)
     return state
 
 

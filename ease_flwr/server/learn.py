@@ -50,7 +50,7 @@ def ordinary(
         history = History(folder, server.experiment.history) if record else None
         told = replace(plan, history=history, evaluation_request=reporter.evaluation_request, report=reporter)
         outcome = run_rounds(federation, method, state.theta, told)
-        return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, failures=outcome.failures)
+        return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, None, method.facts, outcome.failures)
 
     decided = method.lock is None and server.experiment.data.kind != "folder"  # hosts' own data are not among the settings
     key = _key(server, method, plan, state.theta, record) if decided else ""

@@ -89,6 +89,11 @@ def asked(request: ForgetRequest, roll_call: RollCall, departed: Collection[str]
     return tuple(n for n in roll_call.pairs if n not in departed and roll_call.concerned(n, request) > 0)
 
 
+def holders(roll_call: RollCall) -> frozenset[str]:
+    """Clients that have or had pairs of any request."""
+    return frozenset(n for n, counts in roll_call.counts.items() if any(counts))
+
+
 def leaving(request: ForgetRequest, roll_call: RollCall) -> frozenset[str]:
     """Clients that have nothing left after this request, by whatever scenario."""
     until = roll_call.requests[: roll_call.position(request) + 1]
