@@ -10,7 +10,7 @@ from ease_flwr.config import halves
 
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-SHARED = ("base", "encoding", "forgetting", "judging")
+SHARED = ("base", "encoding", "forgetting", "judging", "probing")
 """Modules that objectives are made of, and that are no objectives."""
 
 

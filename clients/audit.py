@@ -6,9 +6,7 @@ the retrained model (ease_flwr/audit/examination.py, docs/audit.md).
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from clients.contrastive import Contrastive
+from clients.probing import MOST, augmented, by_member, captions_of, enough, linear_cka, numbered, separating, some
 from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs
 from ease_flwr.exchange import messages
-from ease_flwr.exchange.answers import Examination, ExaminedSet, as_json
+from ease_flwr.exchange.answers import BATCH_SEEDS, CROSS_STEPS, STEPS, Examination, ExaminedSet, MemberHits, as_json
 from ease_flwr.model.retrieval import partner_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST = 200
-"""Pairs a probe looks at, at most, on either side."""
-STEPS = (1, 5, 15, 40)
-"""Of relearning, after which recall is taken."""
-CROSS_STEPS = 2
-"""Of relearning with one tower alone."""
 FORGET_SETS = ("forget_exclusive", "forget_shared", "forget")
 """Sets about forgotten pairs that share a gallery with those of the retain set; forget_unseen has its own."""
 FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of changed images")
@@ -82,37 +75,44 @@ class Audit(Contrastive):
     def examined(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> ExaminedSet:
         """Ranks and similarities on a set, query by query."""
         i2t, t2i, similarity = self.judged(chosen, theta)
-        labels = tuple(_number(chosen.gallery.pairs.labels[i]) for i in chosen.query)
-        cosines = tuple(similarity.tolist())
-        return ExaminedSet(i2t=tuple(i2t.tolist()), t2i=tuple(t2i.tolist()), similarity=cosines, labels=labels)
+        pairs = chosen.gallery.pairs
+        return ExaminedSet(
+            i2t=tuple(i2t.tolist()),
+            t2i=tuple(t2i.tolist()),
+            captions=tuple(captions_of(chosen).tolist()),
+            similarity=tuple(similarity.tolist()),
+            labels=numbered(pairs, chosen.query),
+        )
 
     # ---- probes of what is forgotten: (theta, subject) -> fields of an Examination ---------------------------------------
 
     def membership(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Features by which a pair that was trained on might be told from one like it that was not."""
-        both = {"member": some(subject.forgotten, 0), "stranger": some(self._strangers(subject.asked), 0)}
-        return {key: self._features(pairs, theta, subject.asked.train.batch).tolist() for key, pairs in both.items()}
+        inside, outside, labels = self._both_sides(subject)
+        both = {"member": inside, "stranger": outside}
+        return labels | {k: self._features(pairs, theta, subject.asked.train.batch).tolist() for k, pairs in both.items()}
 
     def linear_probe(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Cross-validated AUC of a linear classifier on frozen embeddings (image and text side by side)."""
-        both = (subject.forgotten, self._strangers(subject.asked))
-        inside, outside = (torch.cat(self._first(some(pairs, 1), theta), 1).cpu() for pairs in both)
-        return {"probe": separability(inside, outside)}
+        """Cross-validated scores of a linear classifier on frozen embeddings (image and text side by side)."""
+        *both, labels = self._both_sides(subject)
+        inside, outside = (torch.cat(self._first(pairs, theta), 1).cpu() for pairs in both)
+        return labels | {"probe": [side.tolist() for side in separating(inside, outside)]}
 
     def relearning(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Hits on what is forgotten after some steps of learning it again."""
-        asked = self._asked(subject.sets)
-        models = [theta, *self._learn(theta, subject, STEPS)]
-        return {"relearn": [2 * len(asked.query), *(self._hits(asked, m) for m in models)]}
+        """Hits on what is forgotten before, and after some steps of, learning it again."""
+        asked = enough(self._asked(subject.sets))
+        before = self._hits(asked, theta)
+        after = [[self._hits(asked, m) for m in self._learn(theta, subject, STEPS, seed)] for seed in range(BATCH_SEEDS)]
+        return {"relearn": by_member(asked, np.array([[before, *found] for found in after]))}
 
     def cross_modal(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
-        out: dict[str, list[int]] = {}
-        asked = self._asked(subject.sets)
+        asked = enough(self._asked(subject.sets))
+        out: dict[str, list[MemberHits]] = {}
         for tower in ("visual", "text"):
             only = tuple(i for i, b in enumerate(self.model.blocks) if b.tower == tower)
-            (after,) = self._learn(theta, subject, (CROSS_STEPS,), only)
-            out[tower] = [2 * len(asked.query), self._hits(asked, after)]
+            after = [self._learn(theta, subject, (CROSS_STEPS,), seed, only) for seed in range(BATCH_SEEDS)]
+            out[tower] = by_member(asked, np.array([[self._hits(asked, m) for m in found] for found in after]))
         return {"cross": out}
 
     def alignment(self, theta: NDArray[np.float32], subject: Subject) -> Found:
@@ -150,12 +150,13 @@ class Audit(Contrastive):
         best = near.topk(min(MOST, len(near))).indices.sort().values.cpu().numpy()
         return EvaluationSet(among.gallery, among.query[best])
 
-    def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[int]:
-        """Marked test pictures, and how many of them find the sentence of the mark before every caption of their gallery."""
+    def _backdoor(self, world: Marked, test: EvaluationSet, theta: NDArray[np.float32]) -> list[bool]:
+        """Of each marked test picture, whether it finds the sentence of the mark before every caption of its gallery."""
         f, sentence = self._first(world.shown(test), theta)
         _, captions, _ = self.embedded(test.gallery.pairs, theta)
         own = (f * sentence).sum(1)
-        return [len(f), int((own > (f @ captions.T).amax(1)).sum())]
+        found: list[bool] = (own > (f @ captions.T).amax(1)).tolist()
+        return found
 
     def _features(self, pairs: Pairs, theta: NDArray[np.float32], batch: int) -> Tensor:
         """(n, 4): cosine, cross-entropy among public pairs, mean and spread of the cosine under slight changes of the image."""
@@ -176,13 +177,26 @@ class Audit(Contrastive):
         """What is learnt again is judged on what only this client knew, if that is split off."""
         return next(sets[s] for s in ("forget_exclusive", "forget", "forget_shared") if s in sets)
 
-    def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> int:
-        """Partners found first, both directions."""
+    def _both_sides(self, subject: Subject) -> tuple[Pairs, Pairs, Found]:
+        """Forgotten pairs, pairs like them that nobody trained on, and the labels of both."""
+        inside, outside = some(subject.forgotten, 0), some(self._strangers(subject.asked), 0)
+        return inside, outside, {"member_labels": numbered(inside), "stranger_labels": numbered(outside)}
+
+    def _hits(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Of each image query, whether its partner is found first, and how many of its captions find it first, (n, 2)."""
         self.model.set(theta)
-        return sum(int((r == 1).sum()) for r in self.judged(chosen, theta)[:2])
+        i2t, t2i, _ = self.judged(chosen, theta)
+        owner = np.repeat(np.arange(len(chosen.query)), captions_of(chosen))
+        found = np.bincount(owner, (t2i == 1).cpu().numpy(), len(chosen.query))
+        return np.stack([(i2t == 1).cpu().numpy(), found], 1).astype(np.int64)
 
     def _learn(
-        self, theta: NDArray[np.float32], subject: Subject, stops: tuple[int, ...], tensors: tuple[int, ...] = ()
+        self,
+        theta: NDArray[np.float32],
+        subject: Subject,
+        stops: tuple[int, ...],
+        seed: int,
+        tensors: tuple[int, ...] = (),
     ) -> list[NDArray[np.float32]]:
         """Adapters after so many steps of InfoNCE on these pairs, with these tensors or all; batches do not depend on theta."""
         self.model.set(theta)
@@ -190,52 +204,9 @@ class Audit(Contrastive):
         self.train = self.encode(subject.forgotten)
         found = []
         plan = subject.asked.train.model_copy(update={"epochs": stops[-1]})  # an epoch is a step at least
-        for step, _ in enumerate(self._descend(plan, np.random.default_rng(3)), 1):
+        for step, _ in enumerate(self._descend(plan, np.random.default_rng(3 + seed)), 1):
             if step in stops:
                 found.append(self.model.get())
             if step == stops[-1]:
                 break
         return found
-
-
-def _number(label: str) -> float:
-    """A label as a number that tells labels apart and not what they say."""
-    return float(int(hashlib.sha256(label.encode()).hexdigest()[:8], 16)) if label else -1.0
-
-
-@lru_cache(maxsize=8)
-def some(pairs: Pairs, seed: int) -> Pairs:
-    """At most MOST of them, in random order."""
-    return pairs.take(np.random.default_rng(seed).permutation(len(pairs))[:MOST])
-
-
-@lru_cache(maxsize=8)
-def augmented(pairs: Pairs) -> list[Pairs]:
-    """The pairs, each with its first caption, with images moved by two pixels each way and a tenth brighter or darker."""
-    x = pairs.images.astype(np.float32)
-    changed = [np.roll(x, 2, 1), np.roll(x, -2, 1), np.roll(x, 2, 2), np.roll(x, -2, 2), 1.1 * x, 0.9 * x]
-    first = tuple(c[:1] for c in pairs.captions)
-    return [Pairs(np.clip(c, 0, 255).astype(np.uint8), first, pairs.labels) for c in changed]
-
-
-def separability(a: Tensor, b: Tensor, folds: int = 4, ridge: float = 1.0) -> float:
-    """Cross-validated AUC of a ridge classifier between rows (n, d) and (m, d); .5 is chance."""
-    x = torch.cat([a, b]).double()
-    y = torch.cat([torch.ones(len(a)), -torch.ones(len(b))]).double()
-    order = torch.from_numpy(np.random.default_rng(4).permutation(len(x)))
-    score = torch.zeros(len(x), dtype=torch.float64)
-    for part in order.chunk(folds):
-        rest = torch.ones(len(x), dtype=torch.bool)
-        rest[part] = False
-        mean = x[rest].mean(0)
-        z = x[rest] - mean
-        w = torch.linalg.solve(z.T @ z + ridge * torch.eye(x.shape[1], dtype=torch.float64), z.T @ (y[rest] - y[rest].mean()))
-        score[part] = (x[part] - mean) @ w
-    above = score[y > 0][:, None] - score[y < 0]
-    return float(((above > 0).double() + (above == 0) / 2).mean())
-
-
-def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Linear centred kernel alignment of (n, d) and (n, e), 0 to 1 (Kornblith et al., arXiv 1905.00414, eq. 5)."""
-    a, b = (x.double() - x.double().mean(0) for x in (a, b))
-    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))

@@ -279,8 +279,8 @@ class LoraClient(NumPyClient):
         return [Batch(order[i : i + size], choice[i : i + size]) for i in starts]
 
     def _seed(self, instruction: Training) -> int:
-        e = self.experiment
-        parts = (e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round)
+        e, again = self.experiment, [instruction.order] if instruction.order else []
+        parts = (e.seed, e.evaluation.order_seed, self.name, seed_name(instruction.phase), instruction.round, *again)
         return int(config.digest(*parts)[:16], 16)
 
     def _lock(self, instruction: Learn, extras: dict[str, NDArray[Any]]) -> ForgetLock | None:

@@ -160,13 +160,14 @@ class Bilateral(Forgetting):
     def finish(self, start: NDArray[np.float32]) -> dict[str, float]:
         """Shorten the step by bisection until the exclusive pairs have landed on their targets; reports where they are.
 
-        `partner_loss` is the mean over the exclusive pairs, in nats, `goal` the mean of t_i. Where the client stays no teacher
-        knows which pair should end where, and none may be left behind: there each pair counts up to its target only, and LANDED
-        of the way is the goal.
+        `exclusive` of the `pairs` to be forgotten are exclusive, by their first captions, and `share` of the step is left.
+        `partner_loss` is the mean over the exclusive pairs, in nats, `goal` the mean of t_i; both are 0 where there are none.
+        Where the client stays no teacher knows which pair should end where, and none may be left behind: there each pair counts
+        up to its target only, and LANDED of the way is the goal.
         """
-        found = float(self.exclusive[:, 0].float().mean())
-        if not found:
-            return {"exclusive": 0.0, "share": 1.0, "partner_loss": 0.0, "goal": 0.0}
+        found = {"exclusive": int(self.exclusive[:, 0].sum()), "pairs": len(self.forget)}
+        if not found["exclusive"]:
+            return {**found, "share": 1.0, "partner_loss": 0.0, "goal": 0.0}
         end, goal = self.model.get(), float(self.before["margin"][self.exclusive].mean()) * (LANDED if self.stays else 1.0)
 
         def loss(share: float) -> float:
@@ -179,7 +180,7 @@ class Bilateral(Forgetting):
             for _ in range(6):
                 middle = (low + high) / 2
                 low, high = (middle, high) if loss(middle) <= goal else (low, middle)
-        return {"exclusive": found, "share": low, "partner_loss": loss(low), "goal": goal}
+        return {**found, "share": low, "partner_loss": loss(low), "goal": goal}
 
     def _partner_loss_at(self, theta: NDArray[np.float32]) -> float:
         """Mean cross-entropy of the partner over the exclusive pairs, first captions, in batches drawn the same each time."""

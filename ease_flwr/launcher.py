@@ -127,8 +127,12 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     return resume(folder, where)
 
 
-def audit(finished: Path, level: str, where: Where) -> int:
-    """Audit a finished run in its folder audit-LEVEL; the exit status, as of `run`. Raises ConfigError at once."""
+def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
+    """Audit a finished run in its folder audit-LEVEL; the exit status, as of `run`. Raises ConfigError at once.
+
+    references: retrainings that it is set beside, trained now where the run has fewer; 0 is two of a full audit, and those
+    that there are of a quick one.
+    """
     finished = finished.absolute()
     read_results(finished)
     settings = read_run_config(finished)
@@ -136,5 +140,7 @@ def audit(finished: Path, level: str, where: Where) -> int:
     folder = finished / f"audit-{level}"
     if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
         shutil.rmtree(folder)
+    wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
+    settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
     return submit(settings, experiment, folder, where)

@@ -49,6 +49,8 @@ class MethodContext:
     """Clients that have what is to be forgotten and can help; in the client scenario they are not among `clients`."""
     forget: ForgetSet | None = None
     """What is to be forgotten; None while everybody learns everything."""
+    order: int = 0
+    """Another number is another order of data, in everything else the same."""
     without: Mapping[str, Union] = field(default_factory=dict)
     """By client, all that it leaves out: what was forgotten before, and what is to be forgotten now."""
 
@@ -144,7 +146,7 @@ class Method:
     def learners(self, round: int, **changes: Any) -> dict[str, Request]:
         """The clients that stay, training by InfoNCE on what they keep. changes: fields of their instruction, see Learn."""
         context = self.context
-        told = {"phase": context.phase, "round": round, "train": context.experiment.learn, **changes}
+        told = {"phase": context.phase, "round": round, "order": context.order, "train": context.experiment.learn, **changes}
         return {n: Request(Learn(**{"without": context.without.get(n, ()), **told})) for n in context.clients}
 
     def averaged(self, round: int, updates: dict[str, Update]) -> Vector:

@@ -19,7 +19,7 @@ and BKE works alone unless probe rounds are asked for (`gsd.source`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ from ease_flwr.config import ConfigError, Section, TrainConfig, searched
 from ease_flwr.config.renamed import EASE
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies import gsd
+from strategies import calibration, gsd
 from strategies.assisted import beside, forget_job, retained, step
 from strategies.base import Method, MethodContext, Vector, on_numpy
 from strategies.gsd import GsdParams
@@ -82,6 +82,26 @@ class LockParams(Section):
     """Rounds of the continuation after which the lock is released; 0 never."""
 
 
+SAID = frozenset(("exclusive", "pairs", "share", "partner_loss", "goal"))
+"""What a forget client says of its step, see clients/bilateral.py: finish."""
+
+
+def together(said: Collection[Mapping[str, float]]) -> dict[str, Any]:
+    """All forget clients as one: sums of `exclusive` and `pairs`, how many took no step (`idle`), and means of the rest over
+    the exclusive pairs, None where there are none."""
+    exclusive = sum(own["exclusive"] for own in said)
+    found: dict[str, Any] = {"clients": len(said), "exclusive": int(exclusive), "pairs": int(sum(own["pairs"] for own in said))}
+    found["idle"] = sum(not own["share"] for own in said)
+    for key in ("share", "partner_loss", "goal"):
+        found[key] = sum(own[key] * own["exclusive"] for own in said) / exclusive if exclusive else None
+    return found
+
+
+def named(clients: Collection[str]) -> str:
+    """One client by its name, several by their number."""
+    return next(iter(clients)) if len(clients) == 1 else f"{len(clients)} clients"
+
+
 class Ease(Method):
     """Subspace excision with bilateral knowledge excision, projection and forget lock."""
 
@@ -129,7 +149,7 @@ class Ease(Method):
         if source == "none":
             return theta
         columns = gsd.recorded(context, history) if source == "history" else self.probed()
-        choice = gsd.choose(context, p.gsd, theta, columns)
+        choice = calibration.choose(context, p.gsd, theta, columns)
         self.meter.add(choice.cost)
         return self.cut(theta, choice, source)
 
@@ -141,7 +161,7 @@ class Ease(Method):
             self.failures += outcome.failures
         return gsd.Columns(*(rows for rows, _ in found))
 
-    def cut(self, theta: Vector, choice: gsd.Choice, source: str) -> Vector:
+    def cut(self, theta: Vector, choice: calibration.Choice, source: str) -> Vector:
         """theta after the excision; the gap that it leaves, and the teacher of BKE."""
         p, context = self.params.gsd, self.context
         self.spans, angles, _ = choice.measured
@@ -152,11 +172,12 @@ class Ease(Method):
         unique = gsd.bases(p, angles, choice.tau, seed)
         self.gap = self.around(start if p.reference == "start" else theta, unique)
         after = on_numpy(self.gap.project, theta)
-        self.facts |= gsd.facts(context, choice, unique, theta, after)
+        self.facts |= {"calibration": choice.facts} if choice.facts else {}
+        self.facts |= {"scope": choice.scope, "tau": choice.tau, **gsd.facts(context, choice.measured, unique, theta, after)}
         if source == "history":
             self.facts["overlap"] = gsd.overlap(context, choice.measured)
         if not all((towers := self.facts["unique"]).values()):
-            context.federation.say(f"[forget] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
+            context.federation.say(f"[{context.phase}] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
         return after
 
     def requests(self, round: int) -> dict[str, Request]:
@@ -171,12 +192,31 @@ class Ease(Method):
 
     def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
         moved = retained(self.context, updates)
-        if self.snapshot and any(n in self.context.forget_clients for n in updates):
+        helping = {n: u for n, u in updates.items() if n in self.context.forget_clients}
+        if self.snapshot and helping:
+            self.note(round, {n: u.own for n, u in helping.items() if u.own.keys() >= SAID})
             self.steps.append(step(self.context, theta, updates))
             moved = moved + self.steps[-1]
         if self.gap is not None and self.params.project:
             moved = on_numpy(self.gap.project, moved)
         return self.locked(round, moved)
+
+    def note(self, round: int, said: Mapping[str, Mapping[str, float]]) -> None:
+        """What BKE did in a round: a line, and all forget clients together among the facts. said: client -> SAID."""
+        if not said:
+            return
+        done = together(said.values())
+        self.facts.setdefault("bke_rounds", []).append({"round": round, **done})
+        where, who = f"[{self.context.phase} {round}/{self.params.rounds}]", named(said)
+        line = f"{where} BKE of {who}: {done['exclusive']} of {done['pairs']} pairs exclusive"
+        if done["exclusive"]:
+            line += (
+                f", {done['share']:.2f} of the step taken, partner loss {done['partner_loss']:.2f} (goal {done['goal']:.2f})"
+            )
+        self.context.federation.say(line)
+        if idle := [n for n, own in said.items() if own["exclusive"] and not own["share"]]:
+            why = "its exclusive pairs are at the goal, or past it, without a step"
+            self.context.federation.say(f"{where} BKE does nothing for {named(idle)}: share 0, {why}")
 
     def lock_after(self, theta: Vector) -> ForgetLock:
         """What later rounds may not move back, from here: the unique subspace, the way BKE went, and older locks."""

@@ -8,15 +8,14 @@ arXiv 2605.00733. Per block of the adapter vector, with M_k the weighted updates
 
 Where a class or single pairs are withdrawn, the ordinary history cannot tell: every retained client's updates contain what is
 to be forgotten, U_r swallows U_f and nothing is unique. There M_f and M_k come from probe rounds on the two parts of the
-data, from theta_0. The block and tau are as set, or as calibration finds (`choose`).
+data, from theta_0. The block and tau are as set, or as calibration finds (strategies/calibration.py).
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -26,16 +25,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ease_flwr.config import ConfigError, Section
-from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.federation import Request
-from ease_flwr.store.cost import Cost
 from strategies.assisted import learn_forgotten
 from strategies.base import Method, MethodContext, Vector, on_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ease_flwr.exchange.judgement import Judgement
     from ease_flwr.exchange.rounds import Outcome
     from ease_flwr.model.adapters import Block
     from ease_flwr.model.lock import ForgetLock
@@ -97,18 +93,6 @@ class Measured(NamedTuple):
     """Principal angles of the forgotten updates to the retained ones."""
     shared: NDArray[np.float64]
     """Mean over the blocks of what every two clients' subspaces have in common; those who leave come first."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Scope and threshold, and what was measured in that scope."""
-
-    scope: Scope
-    tau: float
-    measured: Measured
-    judged: Mapping[str, Judgement] = field(default_factory=dict)
-    """What calibration found of each candidate, by name; nothing where there was only one."""
-    cost: Cost = field(default_factory=Cost)
 
 
 def source(context: MethodContext, params: GsdParams) -> Literal["history", "probe", "none"]:
@@ -234,53 +218,11 @@ def excised(theta: Vector, theta_0: Vector, spans: Spans, directions: Sequence[T
     return on_numpy(around(theta_0, spans, directions).project, theta)
 
 
-def choose(context: MethodContext, params: GsdParams, theta: Vector, columns: Columns) -> Choice:
-    """Scope and threshold as set, or by one federated exchange on validation pairs.
-
-    Of all candidates that cost the retained clients no more than `drop` of their recall the shallowest that brings what is
-    to be forgotten to the level of unseen pairs, or comes nearest to it; measured as cross-entropy of the partner. Where
-    no forget client is left to say so, the deepest. Forget clients and half of the others judge. Raises FederationError.
-    """
-    scopes: list[Scope] = [params.scope] if params.scope else ["tensor", "tower", "vector"]
-    taus = [params.tau] if params.tau is not None else sorted(params.taus)
-    measured = {s: measure(params, columns, blocks_of(context.blocks, s)) for s in scopes}
-    if len(scopes) * len(taus) == 1:
-        return Choice(scopes[0], taus[0], measured[scopes[0]])
-    assert context.forget is not None
-    seed, models = context.experiment.seed, {"as it is": theta}
-    options: dict[str, tuple[Scope, float]] = {f"{scope} {tau}": (scope, tau) for scope in scopes for tau in taus}
-    for label, (scope, tau) in options.items():
-        cut = bases(params, measured[scope].angles, tau, seed)
-        models[label] = excised(theta, context.theta_0, measured[scope].spans, cut)
-    draw = np.random.default_rng((seed, 30)).permutation(context.clients)
-    judges = sorted({*context.forget_clients, *draw[: (len(draw) + 1) // 2].tolist()})
-    found, cost = evaluation.validate(context.federation, models, judges, (context.forget,))
-    limit = (1 - params.drop) * found["as it is"].r1("retain")
-    allowed = [label for label in options if found[label].r1("retain") >= limit]
-    if not allowed:
-        context.federation.say("[forget] every excision costs too much of the rest: the shallowest is taken")
-        allowed = [next(iter(options))]
-    goal = found["as it is"].unseen_loss
-    best = max(allowed, key=lambda label: (min(found[label].partner_loss, goal), -options[label][1]))
-    if math.isnan(goal):
-        best = max(allowed, key=lambda label: options[label][1])
-    scope, tau = options[best]
-    context.federation.say(f"[forget] calibrated: scope {scope}, tau {tau}")
-    return Choice(scope, tau, measured[scope], found, cost)
-
-
-def facts(context: MethodContext, choice: Choice, unique: Sequence[Tensor], theta: Vector, start: Vector) -> dict[str, Any]:
+def facts(context: MethodContext, measured: Measured, unique: Sequence[Tensor], theta: Vector, start: Vector) -> dict[str, Any]:
     """What was found and cut, in all and block by block. start: theta after the excision."""
-    measured, found = choice.measured, dict[str, Any]()
     towers = [{b.tower for b in context.blocks if i <= b.start < j} for i, j in measured.spans]
-    if choice.judged:
-        found["calibration"] = {
-            label: {"retain": j.r1("retain"), "partner_loss": j.partner_loss, "unseen_loss": j.unseen_loss}
-            for label, j in choice.judged.items()
-        }
     count = {t: sum(u.shape[1] for u, w in zip(unique, towers, strict=True) if t in w) for t in ("visual", "text")}
-    found |= {"scope": choice.scope, "tau": choice.tau, "unique": count}
-    found["blocks"] = [
+    blocks = [
         {
             "tower": " and ".join(sorted(tower)),
             "cosines": [round(c, 3) for c in a.cosines.tolist()],
@@ -289,7 +231,7 @@ def facts(context: MethodContext, choice: Choice, unique: Sequence[Tensor], thet
         }
         for a, tower, (i, j) in zip(measured.angles, towers, measured.spans, strict=True)
     ]
-    return found
+    return {"unique": count, "blocks": blocks}
 
 
 def overlap(context: MethodContext, measured: Measured) -> dict[str, Any]:

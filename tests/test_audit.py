@@ -8,49 +8,18 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import stats
-from sklearn.metrics import roc_auc_score
 
-from clients.audit import linear_cka, separability
 from clients.judging import counts
-from ease_flwr.audit import examination, report, verdict
-from ease_flwr.audit.examination import Measure, auc, kolmogorov_smirnov, measure, share_measure
+from clients.probing import by_member, enough, linear_cka, separating
+from ease_flwr.audit import examination, intervals, measures, report
 from ease_flwr.config import ConfigError
-from ease_flwr.exchange.answers import Examination, ExaminedSet
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
+from ease_flwr.exchange.answers import BATCH_SEEDS, Examination, ExaminedSet, MemberHits, validated
 from ease_flwr.model.retrieval import ranks
 from ease_flwr.sweep import cells, comparison, shadows
 from tests.small import RUN_CONFIG
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------
-
-scores = hnp.arrays(np.float64, st.integers(2, 30), elements=st.integers(-3, 3).map(float))
-
-
-@given(scores, scores)
-def test_auc_is_that_of_scikit_learn(a, b):
-    truth = np.repeat([1, 0], [len(a), len(b)])
-    assert auc(a, b) == pytest.approx(roc_auc_score(truth, np.concatenate([a, b])))
-
-
-@given(scores, scores)
-def test_distance_of_distributions_is_that_of_scipy(a, b):
-    assert kolmogorov_smirnov(a, b) == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic)
-
-
-def test_measures_by_hand():
-    same = measure(np.full(50, 3.0), np.full(50, 1.0))
-    assert (same.value, same.low, same.high, same.gap, same.gap_low, same.gap_high) == (3, 3, 3, 2, 2, 2)
-    coin = measure(np.tile([0.0, 100.0], 200), np.tile([100.0, 0.0], 200))
-    assert coin.low == pytest.approx(45, abs=1.5)  # 1.96 * 50 / sqrt(400) = 4.9
-    assert coin.gap == 0
-    assert coin.gap_high == pytest.approx(9.8, abs=1.5)
-    share = share_measure(20, 100, 40)
-    assert (share.value, share.gap) == (20, -20)
-    assert share.high == pytest.approx(20 + 196 * 0.04)
-    assert share.gap_high == pytest.approx(-20 + 196 * (0.0016 + 0.0024) ** 0.5)
 
 
 def test_ranks_and_counts_agree():
@@ -74,61 +43,151 @@ def test_alignment_and_separability_laws():
     turn = torch.linalg.qr(torch.randn(6, 6, generator=rng))[0]
     assert linear_cka(a, 3 * a @ turn + 1) == pytest.approx(1)  # a rotation, a scale, a shift change nothing
     assert linear_cka(a, torch.randn(80, 6, generator=rng)) < 0.3
+
+    def separability(inside, outside):
+        scores = [side.numpy() for side in separating(inside, outside)]
+        return intervals.auc(*scores, tuple(np.full(len(s), -1.0) for s in scores)).value
+
     assert separability(a + 2, a[:40] - 2) == pytest.approx(1)
     assert 0.3 < separability(a[:40], a[40:]) < 0.7
 
 
-def test_wordings_by_hand():
-    nan = np.array([])
-    two_captions_each = examination.wordings(np.array([1.0, 5, 1, 1]), np.array([7.0, 8]))
-    assert two_captions_each == pytest.approx([50, 0])
-    assert examination.wordings(np.array([1.0, 3, 1, 1]), np.array([7.0, 7, 8, -1])) == pytest.approx([50])  # one person twice
-    assert examination.wordings(np.array([1.0, 3]), np.array([7.0, 8])) is None
-    assert examination.wordings(nan, nan) is None
-
-
-def examined(*ranks, label=7.0):
-    """A client's queries in a set, all about one thing."""
+def examined(*ranks, label=7.0, captions=1):
+    """A client's queries in a set, all about one thing; each picture's captions have its rank."""
     n = len(ranks)
-    return ExaminedSet(i2t=ranks, t2i=ranks, similarity=(0.5,) * n, labels=(label,) * n)
+    texts = tuple(r for r in ranks for _ in range(captions))
+    cosines = tuple(0.5 + 0.01 * i for i in range(n))
+    return ExaminedSet(i2t=ranks, t2i=texts, captions=(captions,) * n, similarity=cosines, labels=(label,) * n)
+
+
+def hits(label, of, before, after, stops=4):
+    """Of one member, the same in every order of batches."""
+    return MemberHits(label=label, of=(of, of), hits=(((before, before), *((after, after),) * stops),) * BATCH_SEEDS)
+
+
+def test_wordings_by_hand():
+    def spread(t2i, captions, labels):
+        found = {"t2i": t2i, "captions": captions, "labels": labels}
+        return measures.wordings({k: np.array(v, dtype=float) for k, v in found.items()})
+
+    values, member = spread([1, 5, 1, 1], [2, 2], [7, 8])
+    assert (values.tolist(), member.tolist()) == ([50, 0], [0, 1])
+    assert spread([1, 5, 9, 1, 1], [3, 1, 1], [7, 8, 9])[0] == pytest.approx([100 * 2**0.5 / 3])  # one in three: sqrt(1/3 2/3)
+    assert spread([1, 3, 1, 1], [1] * 4, [7, 7, 8, -1])[0] == pytest.approx([50])  # one person twice
+    assert spread([1, 3], [1, 1], [7, 8]) is None
+    assert spread([], [], []) is None
 
 
 def test_answers_of_clients_are_put_together_in_order_of_their_names():
+    sides = {"member_labels": (7.0,), "stranger_labels": (7.0, -1.0)}
     first = Examination(
         sets={"forget_shared": examined(3), "forget_exclusive": examined(1, 2), "forget_unseen": examined(9)},
         member=((0.1, 0.2, 0.3, 0.4),),
         stranger=((0.5, 0.6, 0.7, 0.8), (0.0, 0.0, 0.0, 0.0)),
-        relearn=(4, 0, 1),
-        cross={"text": (4, 1)},
-        probe=0.75,
+        relearn=(hits(7.0, 4, 0, 1),),
+        cross={"text": (hits(7.0, 4, 1, 0, stops=0),)},
+        probe=((0.75,), (0.5, 0.25)),
         cka={"forget": (0.5, 1.0)},
-        backdoor=(3, 1),
+        backdoor=(True, False, False),
+        **sides,
     )
     second = Examination(
         sets={"forget_exclusive": examined(4, label=8.0), "retain": examined(5)},
-        relearn=(2, 1, 2),
+        relearn=(hits(7.0, 1, 1, 1), hits(8.0, 5, 1, 2)),
         cka={"forget": (1.0, 0.0)},
-        backdoor=(1, 1),
+        backdoor=(True,),
     )
     found = examination.together([first, second])
-    assert list(found.ranks) == ["forget_exclusive", "forget_shared", "forget", "retain", "forget_unseen"]
-    assert found.ranks["forget"][0].tolist() == [1, 2, 4, 3]  # the exclusive ones of all clients come first
-    assert found.labels["forget"].tolist() == [7, 7, 8, 7]
+    assert list(found.sets) == ["forget_exclusive", "forget_shared", "forget", "retain", "forget_unseen"]
+    assert found.sets["forget"]["i2t"].tolist() == [1, 2, 4, 3]  # the exclusive ones of all clients come first
+    assert found.sets["forget"]["labels"].tolist() == [7, 7, 8, 7]
     assert (found.member.shape, found.stranger.shape) == ((1, 4), (2, 4))
-    assert (found.relearn.tolist(), found.backdoor.tolist()) == ([6, 1, 3], [4, 2])
-    assert {k: v.tolist() for k, v in (found.cross | found.cka).items()} == {"text": [4, 1], "forget": [0.75, 0.5]}
-    assert found.probe.tolist() == [0.75]
+    assert [side.tolist() for side in found.sides] == [[7], [7, -1]]
+    assert found.backdoor.tolist() == [1, 0, 0, 1]
+    assert found.cka["forget"].tolist() == [0.75, 0.5]
+    assert [side.tolist() for side in found.probe] == [[0.75], [0.5, 0.25]]
+    numbers = measures.estimates(found)
+    assert numbers["relearn.0"].value == pytest.approx(100 * (0 + 1 + 1) / 10)  # a label that two clients have is one member
+    assert numbers["relearn.40"].value == pytest.approx(100 * (1 + 1 + 2) / 10)
+    assert numbers["relearn.40"].units == 2
+    assert numbers["cross.text"].value == 25
+    assert numbers["backdoor"].value == 50
 
 
 def test_unseen_words_are_judged_by_recall_alone():
     """forget_unseen has a gallery of its own: its pairs are not among those whose similarities are compared."""
     answers = examination.together([Examination(sets={s: examined(1, 2) for s in ("forget", "forget_unseen", "retain")})])
-    found = examination.numbers(answers, answers)
+    own = measures.estimates(answers)
+    found = measures.numbers(answers, own, [(answers, own)])
     assert {"r1.forget_unseen", "median_rank.forget_unseen"} <= set(found)
     for key in ("distance", "correlation", "ks"):
         assert {k for k in found if k.startswith(key)} == {f"{key}.forget", f"{key}.retain"}
     assert {k for k in found if k.startswith("people")} == {"people.forget"}
     assert {k for k in examination.scores(answers) if k.startswith("similarity")} == {"similarity.forget", "similarity.retain"}
+
+
+def test_numbers_beside_two_retrainings_by_hand():
+    """Beside the mean of both, distance to either, and whom the models differ most for."""
+
+    def model(*ranks):
+        sets = {"forget": ExaminedSet(i2t=ranks, t2i=ranks, captions=(1,) * 4, similarity=[r / 10 for r in ranks], labels=who)}
+        answers = examination.together([Examination(sets=sets)])
+        return answers, measures.estimates(answers)
+
+    who = (7.0, 7.0, 8.0, 9.0)
+    (ours, own), *references = model(1, 1, 1, 5), model(3, 1, 5, 5), model(3, 3, 5, 1)
+    found = measures.numbers(ours, own, references)
+    assert found["r1.forget"].gap == pytest.approx(75 - 25)
+    assert found["distance.forget"].value == pytest.approx(((0.2 + 0.4) + (0.2 + 0.2 + 0.4 + 0.4)) / 4 / 2)
+    assert found["people.forget"].gap == 100  # 8: found by us and by neither of the others
+    assert np.isnan(found["people.forget"].low)  # of one picture
+    swapped = measures.numbers(ours, own, references[::-1])
+    assert swapped["r1.forget"] == found["r1.forget"]
+
+
+def test_five_captions_a_picture_make_no_more_than_all():
+    """Every image and every caption finds its partner: 100 %, not 300 %."""
+    found = examination.together([Examination(sets={"forget": examined(1, 1, 1, captions=5)})])
+    assert measures.estimates(found)["r1.forget"].value == 100
+    pairs = Pairs(np.zeros((4, 2, 2, 3), np.uint8), (("a", "b", "c", "d", "e"),) * 4, ("x", "x", "", ""))
+    chosen = EvaluationSet(Gallery.single(pairs), np.arange(4))
+    one = np.array([[1, 5], [0, 4], [1, 5], [1, 0]])
+    x, *alone = by_member(chosen, np.broadcast_to(one, (BATCH_SEEDS, 1, 4, 2)))
+    assert (x.of, x.hits[0]) == ((2, 10), ((1, 9),))
+    assert [(h.label, h.of, h.hits[3]) for h in alone] == [(-1, (1, 5), ((1, 5),)), (-1, (1, 5), ((1, 0),))]
+    probed = examination.together([Examination(sets={}, cross={"text": (x, *alone)})])
+    assert measures.estimates(probed)["cross.text"].value == pytest.approx((100 * 3 / 4 + 100 * 14 / 20) / 2)
+
+
+def test_probes_are_judged_on_enough_groups_and_no_more():
+    labels = tuple("ab" * 20)
+    group = np.arange(40) // 4  # each group has two of either
+    pairs = Pairs(np.zeros((40, 1, 1, 3), np.uint8), tuple((f"{i}",) for i in range(40)), labels)
+    chosen = EvaluationSet(Gallery(pairs, group), np.arange(40)[::-1][::2][::-1])  # every b
+    some = enough(chosen)
+    assert some.gallery.pairs.labels == labels[:20]  # five groups have ten
+    assert [some.gallery.pairs.captions[i] for i in some.query] == [(f"{i}",) for i in range(1, 20, 2)]
+    single = EvaluationSet(Gallery.single(pairs), chosen.query)
+    assert enough(single) is single
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"label": 1.0, "of": [2, 2], "hits": [[[3, 0]]]}, "3 and 0 hits of 2 image and 2 text queries"),
+        ({"label": 1.0, "of": [2, 2], "hits": [[[0, 0]]]}, "a probe without 5 counts in each of 4 orders of batches"),
+    ],
+)
+def test_a_share_above_all_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        validated(Examination, {"sets": {}, "relearn": [wrong]})
+
+
+def test_answers_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="1 image queries with 2 captions and 1 text queries"):
+        ExaminedSet(i2t=(1,), t2i=(1,), captions=(2,), similarity=(0.5,), labels=(1.0,))
+    with pytest.raises(ValueError, match="probe: 1 and 1 rows for 1 and 0 labels"):
+        Examination(sets={}, probe=((0.5,), (0.5,)), member_labels=(1.0,))
 
 
 # ---- shadows -----------------------------------------------------------------------------------------------------------
@@ -174,39 +233,11 @@ def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
     text = shadows.attack(tmp_path / "run", 4, print)
     assert [order for order, _ in asked] == [1000, 1001, 1002, 1003]
     assert set(asked[0][1]) == set(RUN_CONFIG["set"].split())
-    assert "| ulira | original | 1.000 | 0.500 | 0.500 (0.500 to 0.500) | 0.05 | too little forgotten |" in text
+    assert "| ulira | original | 1.000 | 0.500 (chance) | +0.500 ! (+0.500 to +0.500) | - | 0.05 | too little" in text
     assert json.loads((tmp_path / "run" / "ulira.json").read_text())["shadows"] == 4
     (tmp_path / "run" / "audit.json").unlink()
     with pytest.raises(ConfigError, match=r"audit.json: .*: shadows need the quick audit of a run"):
         shadows.attack(tmp_path / "run", 4, print)
-
-
-# ---- answers in words -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("gap", "low", "high", "answer"),
-    [
-        (1.0, -1.0, 2.0, "like retraining"),
-        (9.0, 5.0, 12.0, "too little forgotten"),
-        (-9.0, -12.0, -5.0, "too much forgotten"),
-        (2.0, -1.0, 5.0, "not sure: perhaps too little forgotten"),
-        (-2.0, -5.0, 1.0, "not sure: perhaps too much forgotten"),
-    ],
-)
-def test_forgetting_too_much_is_a_fault_too(gap, low, high, answer):
-    found = Measure(10 + gap, gap=gap, gap_low=low, gap_high=high)
-    row = verdict.row(verdict.FORGOTTEN, "r1.forget", "unlearned", found, 3.0, two_sided=True)
-    assert row.answer == answer
-    assert row.reference == pytest.approx(10)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "answer"), [(-1, 9, "kept"), (-9, -5, "lost"), (-5, -1, "not sure: perhaps lost"), (5, 9, "kept")]
-)
-def test_keeping_more_is_no_fault(low, high, answer):
-    found = Measure(50, gap=(low + high) / 2, gap_low=low, gap_high=high)
-    assert verdict.row(verdict.KEPT, "r1.retain", "unlearned", found, 3.0, two_sided=False).answer == answer
 
 
 # ---- pages without a run ---------------------------------------------------------------------------------------------------

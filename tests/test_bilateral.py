@@ -8,7 +8,7 @@ from ease_flwr import data
 from ease_flwr.config import ForgetSet, TrainConfig
 from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.model import adapters
-from strategies.ease import BkeParams
+from strategies.ease import SAID, BkeParams
 from tests.small import small_experiment
 
 OPTIONS = BkeParams().options
@@ -46,7 +46,8 @@ def excise(client, known, teacher, lr, round=1, snapshot=True):
 def test_lands_on_the_partner_loss_of_unseen_pairs_from_above(trained, lr):
     client, known, theta = trained
     after, metrics = excise(client, known, theta, lr)
-    assert metrics["exclusive"] > 0.2
+    assert metrics["pairs"] == len(client.forget)
+    assert metrics["pairs"] > metrics["exclusive"] > 0.2 * metrics["pairs"]
     assert metrics["partner_loss"] <= metrics["goal"]
     if 0 < metrics["share"] < 1:  # it would have gone too far; two bisection steps more and it does
         further = known + (after - known) * (metrics["share"] + 1 / 32) / metrics["share"]
@@ -62,8 +63,13 @@ def test_goes_towards_forgetting(trained):
 def test_what_the_teacher_still_knows_is_not_exclusive(trained):
     client, known, _ = trained
     after, metrics = excise(client, known, known, lr=1e-3)
-    assert metrics["exclusive"] == 0
-    assert metrics["share"] == 1
+    assert {k: metrics[k] for k in SAID} == {
+        "exclusive": 0,
+        "pairs": len(client.forget),
+        "share": 1,
+        "partner_loss": 0,
+        "goal": 0,
+    }
     assert np.isfinite(after).all()
 
 

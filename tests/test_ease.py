@@ -18,7 +18,7 @@ from ease_flwr.exchange.training import Trained
 from ease_flwr.model.adapters import Block
 from ease_flwr.store.cost import Cost
 from ease_flwr.store.history import History
-from strategies import gsd, load
+from strategies import calibration, gsd, load
 from strategies.ease import Ease
 from strategies.gsd import Columns, GsdParams
 from tests.server_half import LEAVES, Clients, context, update
@@ -136,7 +136,7 @@ def test_calibration_takes_the_shallowest_that_reaches_the_unseen_level_and_neve
     who = context(np.zeros(12), BLOCKS)
     with tempfile.TemporaryDirectory() as folder, validated(judged):
         columns = gsd.recorded(who, history(Path(folder)))
-        choice = gsd.choose(who, GsdParams(taus=taus, drop=drop), np.ones(12, np.float32), columns)
+        choice = calibration.choose(who, GsdParams(taus=taus, drop=drop), np.ones(12, np.float32), columns)
     assert choice.scope == "tensor"
     allowed = [t for t, (r, _) in zip(taus, found, strict=True) if r >= (1 - drop) * before]
     assert choice.tau in (allowed or taus[:1])
@@ -154,9 +154,14 @@ def test_without_a_forget_client_the_deepest_that_is_allowed_is_taken(tmp_path):
     assert method.facts["tau"] == 0.5
     assert start[1] == 1  # its cosine .707 is beyond
     assert method.meter.spent.rounds == 1
-    calibration = method.facts["calibration"]
-    assert list(calibration) == ["as it is", "tensor 0.3", "tensor 0.5", "tensor 0.8"]
-    assert sorted(calibration["tensor 0.5"]) == ["partner_loss", "retain", "unseen_loss"]
+    found = method.facts["calibration"]
+    assert (found["goal"], found["least"]) == (None, 90.0)
+    assert list(found["candidates"]) == ["as it is", "tensor 0.3", "tensor 0.5", "tensor 0.8"]
+    unknown = {"partner_loss": None, "unseen_loss": None}
+    assert found["candidates"]["as it is"] == {"retain": 100.0, **unknown}
+    chosen = {"scope": "tensor", "tau": 0.5, "allowed": True, "chosen": True}
+    assert found["candidates"]["tensor 0.5"] == {"retain": 95.0, **unknown, **chosen}
+    assert [c["allowed"] for c in found["candidates"].values() if "tau" in c] == [True, True, False]
 
 
 def test_probe_rounds_learn_each_part_of_the_data_by_itself(monkeypatch):

@@ -22,7 +22,7 @@ def write(folder, seed, unlearned, retrain):
         "seed": seed,
         "forget": {"scenario": "client", "targets": ["client-3"]},
         "models": {"original": sets(60.0), "retrain": sets(retrain), "unlearned": sets(unlearned)},
-        "gaps": {"forget": abs(unlearned - retrain), "retain": 0.0},
+        "gaps": {"forget": unlearned - retrain, "retain": 0.0},
         "cost": {"retrain": cost, "unlearn": {**cost, "client_steps": 2, "uplink_bytes": 0}},
     }
     (folder / "results.json").write_text(json.dumps(results))
@@ -30,11 +30,11 @@ def write(folder, seed, unlearned, retrain):
 
 
 def test_gaps_have_mean_spread_and_worst(tmp_path):
-    text = summary([write(tmp_path / "a", 0, 12.0, 10.0), write(tmp_path / "b", 1, 9.0, 10.0)])
+    text = summary([write(tmp_path / "a", 0, 14.0, 10.0), write(tmp_path / "b", 1, 9.0, 10.0)])
     assert "| flickr8k, ease, 1, client-3 | unlearned | 9.0 | 50.0 |" in text
-    assert "| unlearned against retrain | 1.5 ± 0.7, 2.0 | 0.0 ± 0.0, 0.0 |" in text
+    assert "| unlearned minus retrain | +1.5 ± 3.5, +4.0 ! | +0.0 ± 0.0, +0.0 |" in text
     assert "- seed 0, client-3: forgetting took 20.0% of the client steps and 50.0% of the bytes of retraining" in text
-    assert "continued against" not in text
+    assert "continued minus" not in text
 
 
 def test_folders_that_are_no_runs(tmp_path):

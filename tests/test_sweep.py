@@ -23,6 +23,7 @@ def results(seed, value, rounds=8):
         "models": models,
         "requests": [{"server_bytes": 2_500_000}],
         "gaps": {"pair_similarity": value / 100, "forget_normalised": value / 80},
+        "gaps_retrain_2_to_retrain": {**dict.fromkeys(cells.SHOWN, 1.0 + seed), "pair_similarity": 0.02},
         "cost": {"unlearn": cost, "retrain": dict.fromkeys(cost, 320)},
     }
 
@@ -98,11 +99,14 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     assert tables["equal"]["ease"] is tables["own"]["ease"]
     own = comparison.table(tables["own"])
     assert (
-        "| ease | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | 0.14 ± 0.02 | 0.110 ± 0.014 | 8 | 25.0 | 12.5 | 2.5 |"
+        "| ease | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | +1.0 ± 1.4 | +0.14 ± 0.02 | 0.110 ± 0.014 | 8 | 25.0 | 12.5 | 2.5 |"
         in own
     )
     assert "| retrain (again: noise floor) |" in own
     assert "- original: forget_exclusive 90.0 ± 0.0" in own
+    s = "forget_exclusive 1.6, forget_shared 1.6, retain 1.6, test 1.6, pair_similarity 0.014"  # sqrt((1 + 9) / 2 / 2)
+    assert own.splitlines()[-1] == f"- s, the noise of one training, from 2 cells with two retrainings: {s}"
+    assert all("evaluation.references=2" in assignments for _, _, assignments in asked)
     lines = comparison.rows(tables).splitlines()
     assert lines[0].startswith("budget,strategy,seed,forget_exclusive minus retrain")
     assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,4,40,24,16," in lines
@@ -120,6 +124,18 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
     monkeypatch.setattr(cells, "_run_cell", run_cell)
     comparison.compare(Sweep("personas", [0], tmp_path), ["ease", "npo"], budget="bytes")
     assert asked == ["ease", "npo", "npo, 1 exchanges"]  # four times ten bytes, at thirty an exchange
+
+
+def test_differences_are_marked_where_they_are_worse():
+    """Ten points below retraining: too much forgotten, and lost. Ten above: too little forgotten, and no fault."""
+    below, above = (comparison.table({"npo": {0: results(0, value)}}) for value in (0.0, 20.0))
+    assert "| npo | -10.0 ! | -10.0 ! | -10.0 ! | -10.0 ! |" in below
+    assert "| npo | +10.0 ! | +10.0 ! | +10.0 | +10.0 |" in above
+    assert below.startswith(
+        "R@1, model minus reference (of several retrainings the mean); ! is beyond the limit of the audit and worse."
+    )
+    once = {k: v for k, v in results(0, 0.0).items() if k != "gaps_retrain_2_to_retrain"}
+    assert "noise of one training: unknown, there is one retraining a seed" in comparison.table({"npo": {0: once}})
 
 
 def test_comparison_shows_failures():

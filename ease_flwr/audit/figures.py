@@ -6,6 +6,7 @@ Colours are written as names that the page replaces, so that a figure follows it
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ INK = "#010203"
 PALETTE = {
     "original": "#8a8f98",
     "retrain": "#2f7fd1",
+    "retrain_2": "#5f9fe0",
     "retrain_equal": "#7ab3e8",
     "unlearned": "#d9782d",
     "continued": "#b0488f",
@@ -68,7 +70,7 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
     limits: the `audit` section of the experiment.
     """
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for e in events:
+    for e in (e for e in events if not re.match(r"retrain_\d", str(e.get("model", "")))):
         who = "reference" if str(e.get("model", "")).startswith("retrain") else "run"
         for name, value in e.get("validation", {}).items():
             if name in ("forget_exclusive", "forget", "retain"):
@@ -130,17 +132,16 @@ def relearning(numbers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Draw
         return None
     figure, ax = draw(4.2, 2.8)
     rows = []
-    for model in ("original", "retrain", "unlearned", "continued"):
+    for model in ("original", "retrain", "retrain_2", "unlearned", "continued"):
         if model in numbers:
             found = [numbers[model][f"relearn.{s}"] for s in steps]
             ax.plot(range(len(steps)), [f["value"] for f in found], "-o", color=PALETTE[model], label=model, ms=4)
-            ax.fill_between(
-                range(len(steps)), [f["low"] for f in found], [f["high"] for f in found], color=PALETTE[model], alpha=0.15, lw=0
-            )
-            rows += [[model, s, f["value"], f["low"], f["high"]] for s, f in zip(steps, found, strict=True)]
+            ends = [[f.get(end, np.nan) for f in found] for end in ("low", "high")]
+            ax.fill_between(range(len(steps)), *ends, color=PALETTE[model], alpha=0.15, lw=0)
+            rows += [[model, s, f["value"], f.get("low"), f.get("high")] for s, f in zip(steps, found, strict=True)]
     ax.set(xticks=range(len(steps)), xticklabels=steps, xlabel="steps on the forgotten pairs", ylabel="R@1 %", ylim=(0, 100))
     ax.legend()
-    reading = "above retraining is residue, below it is damage"
+    reading = "above retraining is residue, below it is damage; bands are intervals over members and orders of batches"
     return Drawing("relearning", "Learning it again", reading, figure, (["model", "steps", "r1", "low", "high"], rows))
 
 
@@ -260,6 +261,6 @@ def frontier(tables: Mapping[str, Mapping[str, Mapping[Any, Any]]], differences:
         ax.set_xticks(ticks, ticks)
         ax.set_yticks(ticks, ticks)
         ax.minorticks_off()
-        ax.set(title=budget, xlabel="forgotten pairs: R@1 above retraining", ylabel="kept pairs: R@1 above retraining")
+        ax.set(title=budget, xlabel="forgotten pairs: R@1 minus retraining's", ylabel="kept pairs: R@1 minus retraining's")
     reading = "the crossing of the lines is retraining; right too little is forgotten, left too much, below something is lost"
     return Drawing("frontier", "Methods", reading, figure, (["budget", "strategy", "seed", "forget", "retain"], rows))

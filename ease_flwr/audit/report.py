@@ -15,7 +15,7 @@ from typing import Any
 from ease_flwr import config
 from ease_flwr.audit import figures
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
-from ease_flwr.audit.verdict import GOOD, digits
+from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.store.files import write_text
@@ -69,17 +69,20 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         shown = look.Pictures()
         cards = look.look(folder, experiment, shown)
         sources = shown.sources
-    shadows = read(folder, "ulira.json")["verdict"] if (folder / "ulira.json").is_file() else []
+    blocks = [(read_rows(audit["verdict"]), audit["asked"])]
+    if (folder / "ulira.json").is_file():
+        ulira = read(folder, "ulira.json")
+        blocks.append(([r for r in read_rows(ulira["verdict"]) if r.model == "unlearned"], ulira["asked"]))
     sets = [s for s in SETS if s in results["models"]["original"]]
     page = {
         "title": f"{results['experiment']}, {results['strategy']}, seed {results['seed']}",
         "forgotten": f"{results['forget']['scenario']}: {', '.join(results['forget']['targets'][:8])}"
         + (f" and {len(results['forget']['targets']) - 8} more" if len(results["forget"]["targets"]) > 8 else ""),
-        "verdict": [*audit["verdict"], *(r for r in shadows if r["model"] == "unlearned")],
+        "verdict": [b for rows, asked in blocks for b in _blocks(rows, asked)],
         "drift": audit["drift"],
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
-        "level": audit["level"],
+        "decided": [q for q in results["requests"] if "calibration" in q or "bke_rounds" in q],
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),
@@ -88,6 +91,12 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "pictures": sources,
     }
     return write(folder, page, [d for d in drawings if d])
+
+
+def _blocks(rows: list[Row], asked: str) -> list[tuple[str, list[Row]]]:
+    """Headline and lines of each question."""
+    by_question = {q: [r for r in rows if r.question == q] for q in dict.fromkeys(r.question for r in rows)}
+    return [(headline(q, found, asked), found) for q, found in by_question.items()]
 
 
 def _numbers(numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[str]]:
@@ -117,10 +126,10 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
             csv.writer(file).writerows([drawing.data[0], *drawing.data[1]])
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
-    environment.globals["digits"] = digits
+    environment.globals |= {"shown": shown, "head": HEAD}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "level": "", "sets": [], "drift": {}, "costs": {}}
+    empty |= {"forgotten": "", "cost": "", "sets": [], "drift": {}, "costs": {}, "decided": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)

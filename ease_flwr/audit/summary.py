@@ -8,14 +8,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.config import ConfigError
+from ease_flwr.audit.retrieval import SIGN, differences, meant, signed
+from ease_flwr.config import AuditConfig, ConfigError
 from ease_flwr.store.layout import RunLayout
 
+AGAIN = "gaps_retrain_2_to_retrain"
+"""Where results.json has the differences of two retrainings: the noise of every other difference."""
 PAIRS = (
     ("unlearned", "retrain", "gaps"),
     ("unlearned", "retrain_equal", "gaps_unlearned_to_retrain_equal"),
     ("continued", "retrain_continued", "gaps_continued_to_retrain_continued"),
+    ("retrain_2", "retrain", AGAIN),
 )
+"""Models, their references, and where results.json has model minus reference."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -44,7 +49,9 @@ def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: {error}: restore it, or ask again with `ease audit {run}`") from None
         named = audit.get("adapters_sha256", {})
-        if named.get("unlearned") and all(results["adapters_sha256"].get(m) == sha for m, sha in named.items()):
+        there = results["adapters_sha256"]
+        made = audit.get("trained", [])  # further retrainings that the audit did itself
+        if named.get("unlearned") and all(there.get(m) == sha or m in made for m, sha in named.items()):
             found.append((audit["level"] == "full", audit["at"], file, audit))
     if not found:
         return None, {}
@@ -74,21 +81,24 @@ def summary(folders: list[Path]) -> str:
         name = f"{run['experiment']}, {run['strategy']}, {run['seed']}, {asked(run)}"
         for model, found in run["models"].items():
             lines.append(f"| {name} | {model} | " + " | ".join(f"{found[s]['r1']:.1f}" for s in sets) + " |")
-    lines += [
-        "",
-        "Gaps in points of R@1 (forget sets: distance; others: reference minus model), mean ± spread, worst:",
-        "",
-    ]
+    lines += ["", f"{SIGN}. Mean ± spread over runs, then the worst:", ""]
     lines += ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
     for model, reference, key in PAIRS:
-        if all(key in run for run in runs):
+        if all(run.get(key) for run in runs):
+            each = [differences(run["models"], model, meant(model, reference, list(run["models"]))) for run in runs]
             cells = []
             for s in sets:
-                values = [run[key][s] for run in runs]
-                cells.append(f"{spread(values)}, {max(values):.1f}")
-            lines.append(f"| {model} against {reference} | " + " | ".join(cells) + " |")
+                values = [found[s] for found in each]
+                worst = max(values, key=abs) if s.startswith("forget") else min(values)
+                cells.append(f"{spread(values, sign='+')}, {signed(s, worst, limits_of(runs))}")
+            lines.append(f"| {model} minus {reference} | " + " | ".join(cells) + " |")
     lines += ["", *(cost_line(run) for run in runs if "retrain" in run["cost"])]
     return "\n".join(lines) + "\n"
+
+
+def limits_of(runs: list[dict[str, Any]]) -> AuditConfig:
+    """How near is near enough, as these runs of one experiment have it."""
+    return AuditConfig(**runs[0].get("limits", {}))
 
 
 def asked(run: dict[str, Any]) -> str:

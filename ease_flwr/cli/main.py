@@ -53,6 +53,9 @@ def audit(
     level: Annotated[
         str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
     ] = "full",
+    references: Annotated[
+        int, typer.Option(help="Retrainings, trained now where the run has fewer; 0: 2 for full, 1 for quick.", min=0)
+    ] = 0,
     shadows: Annotated[
         int, typer.Option(help="Instead, run so many federations like it and attack with them (U-LiRA); for small worlds.")
     ] = 0,
@@ -68,7 +71,7 @@ def audit(
         if level not in ("quick", "full"):
             raise config.ConfigError(f"--level {level!r}: expected quick or full")
         if not shadows:
-            raise typer.Exit(launcher.audit(run, level, Where(superlink, client_cpus, client_gpus)))
+            raise typer.Exit(launcher.audit(run, level, Where(superlink, client_cpus, client_gpus), references))
         from ease_flwr.sweep import shadows as federations
 
         print(f"{federations.attack(run, shadows, _say)}\nin {run}")
@@ -237,8 +240,24 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
 
 
 @app.command()
+def noise(
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs of one experiment, or folders of them (a comparison).")],
+    to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/NAME.json.")] = None,
+) -> None:
+    """How far do two retrainings lie apart? Pool all runs that have two, number by number, for the verdicts of later audits."""
+    from ease_flwr.audit import noise as pooling
+
+    with mistakes("noise"):
+        file, found = pooling.write(folders, to)
+    print("\n".join(f"{key:32} {n['s']:.3f} (cells: {n['cells']})" for key, n in found["numbers"].items()))
+    print(f"cells: {found['cells']}, seeds: {', '.join(map(str, found['seeds']))}, in {file}")
+
+
+@app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="startup, round, step, gsd, large, caching, frameworks: a file in benchmarks/.")],
+    name: Annotated[
+        str, typer.Argument(help="startup, round, step, gsd, large, caching, frameworks, mutants: a file in benchmarks/.")
+    ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
 ) -> None:

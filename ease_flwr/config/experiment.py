@@ -45,6 +45,9 @@ class EvaluationConfig(Section):
     """Validation recall every so many rounds of a phase (0: only at its end)."""
     reference: Literal["retrain", "none"] = afterwards("retrain")
     """Whether the model is also trained without what is to be forgotten, to compare with."""
+    references: int = afterwards(1, ge=1)
+    """How many times the reference is trained (retrain, retrain_2, ...), each with another order of data: two show the noise of
+    every number. `ease compare` and `ease audit --level full` train two."""
     equal: bool = afterwards(True)
     """Whether the reference goes on for as many rounds as forgetting took (retrain_equal), and through the continuation."""
     split: Literal["test", "validation"] = afterwards("test")

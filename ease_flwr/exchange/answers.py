@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from ease_flwr.config import NAME, Section
 from ease_flwr.exchange.judgement import Evaluation, SetName
@@ -18,6 +18,20 @@ from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unp
 
 MANY = 2**62
 Numbers = tuple[FiniteFloat, ...]
+MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds"))
+"""Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
+OWN = 32
+"""An objective may have so many of its own."""
+
+
+BATCH_SEEDS = 4
+"""Orders of batches that forgotten pairs are learnt again in, by every probe that does so; the same for all models."""
+STEPS = (1, 5, 15, 40)
+"""Of relearning, after which recall is taken; before the first step it is taken too."""
+CROSS_STEPS = 2
+"""Of relearning with one tower alone."""
+Two = tuple[NonNegativeInt, NonNegativeInt]
+"""Of image queries and of text queries."""
 
 
 class ExaminedSet(Section):
@@ -26,11 +40,42 @@ class ExaminedSet(Section):
     i2t: tuple[NonNegativeInt, ...]
     """Rank of the partner, from 1, of each image query."""
     t2i: tuple[NonNegativeInt, ...]
-    """The same of each text query."""
+    """The same of each text query, picture by picture."""
+    captions: tuple[PositiveInt, ...]
+    """How many text queries belong to each image query."""
     similarity: Numbers
     """Cosine of each pair."""
     labels: Numbers
-    """What each query is about, as a number that does not say it; -1 where it is about nothing."""
+    """What each image query is about, as a number that does not say it; -1 where it is about nothing."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ExaminedSet:
+        lengths = {len(self.i2t), len(self.captions), len(self.similarity), len(self.labels)}
+        if len(lengths) > 1 or sum(self.captions) != len(self.t2i):
+            texts = f"{sum(self.captions)} captions and {len(self.t2i)} text queries"
+            raise ValueError(f"{' or '.join(map(str, sorted(lengths)))} image queries with {texts}")
+        return self
+
+
+class MemberHits(Section):
+    """Partners that a probe found first among the queries about one label; a pair without a label stands by itself."""
+
+    label: FiniteFloat
+    of: tuple[PositiveInt, PositiveInt]
+    """Image and text queries that were judged."""
+    hits: tuple[tuple[Two, ...], ...]
+    """By order of batches, then by number of steps: how many of either were found first."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> MemberHits:
+        for i, t in (two for by_stop in self.hits for two in by_stop):
+            if i > self.of[0] or t > self.of[1]:
+                raise ValueError(f"{i} and {t} hits of {self.of[0]} image and {self.of[1]} text queries")
+        return self
+
+    def stops(self) -> set[int]:
+        """After how many numbers of steps it was judged, in each order of batches."""
+        return {len(by_stop) for by_stop in self.hits} if len(self.hits) == BATCH_SEEDS else set()
 
 
 class Examination(Section):
@@ -41,16 +86,31 @@ class Examination(Section):
     """Features of forgotten training pairs, a row a pair (clients/audit.py: FEATURES)."""
     stranger: tuple[Numbers, ...] = ()
     """The same of pairs like them that nobody trained on."""
-    backdoor: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """Marked pictures, and those for which the sentence of the mark comes first."""
-    relearn: tuple[NonNegativeInt, ...] = ()
-    """Queries, hits before, and hits after some steps of learning the forgotten pairs again."""
-    cross: dict[Literal["visual", "text"], tuple[NonNegativeInt, NonNegativeInt]] = Field(default_factory=dict)
-    """Queries and hits after learning them again with one tower alone."""
-    probe: FiniteFloat | None = None
-    """AUC of telling forgotten from unseen pairs by their embeddings."""
+    member_labels: Numbers = ()
+    """What the forgotten pairs of membership and linear probe are about, as in ExaminedSet."""
+    stranger_labels: Numbers = ()
+    """The same of the pairs that nobody trained on."""
+    backdoor: tuple[bool, ...] = ()
+    """Of each marked picture, whether the sentence of the mark comes first."""
+    relearn: tuple[MemberHits, ...] = ()
+    """Before and after some steps of learning the forgotten pairs again."""
+    cross: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
+    """After learning them again with one tower alone."""
+    probe: tuple[Numbers, Numbers] | None = None
+    """Scores of a linear classifier on embeddings, of the forgotten pairs and of those that nobody trained on."""
     cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
     """Linear CKA to the retrained model, image and text."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Examination:
+        sides = len(self.member_labels), len(self.stranger_labels)
+        for name, (inside, outside) in {"member": (self.member, self.stranger), "probe": self.probe or ((), ())}.items():
+            if (inside or outside) and (len(inside), len(outside)) != sides:
+                raise ValueError(f"{name}: {len(inside)} and {len(outside)} rows for {sides[0]} and {sides[1]} labels")
+        for found, stops in ((self.relearn, 1 + len(STEPS)), *((hits, 1) for hits in self.cross.values())):
+            if any(hits.stops() != {stops} for hits in found):
+                raise ValueError(f"a probe without {stops} counts in each of {BATCH_SEEDS} orders of batches")
+        return self
 
 
 class Present(Section):
@@ -93,6 +153,11 @@ class Update:
     def examples(self) -> int:
         """Pairs it trained on."""
         return int(self.metrics["num-examples"])
+
+    @property
+    def own(self) -> dict[str, float]:
+        """What the objective says of its work, by name."""
+        return {k: v for k, v in self.metrics.items() if k not in MEASURED}
 
     def message(self) -> Message:
         """The adapters and their weight as a message of Flower's own kind, for its aggregation."""
@@ -194,6 +259,9 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
         raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
     if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
         raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
+    own = metrics.keys() - MEASURED
+    if len(own) > OWN or not all(NAME.fullmatch(name) and abs(metrics[name]) <= MANY for name in own):
+        raise ValueError(f"metrics {str(sorted(own))[:80]}: expected up to {OWN} of its own, plain names, up to 2^62")
     judged = read(reply, Evaluation) if asked.before else None
     nbytes = sum(a.nbytes for a in arrays.values())
     full = {name: values.astype(np.float32) for name, values in arrays.items()}

@@ -33,7 +33,8 @@ class Federation:
     transport: Transport
     experiment: Experiment
     roster: Roster
-    say: Callable[[str], None]
+    say: Callable[..., None]
+    """Told one line, and numbers by name that go with it."""
     journal: Journal = field(default_factory=Journal)
 
     @property

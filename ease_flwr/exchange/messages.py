@@ -50,6 +50,8 @@ class Training(Section):
     """Name of the phase; with the round and the client's name it decides the order of the data."""
     round: int
     """Counted from 1 inside the phase."""
+    order: int = Field(0, ge=0)
+    """Another number is another order of the same data: what a second retraining differs by."""
     objective: str = "contrastive"
     """Module of clients/ that gives the loss."""
     train: TrainConfig

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
 from ease_flwr import data
-from ease_flwr.audit import examination, verdict
+from ease_flwr.audit import examination, measures, noise, verdict
+from ease_flwr.audit.intervals import Measure
+from ease_flwr.audit.retrieval import references_of
 from ease_flwr.audit.summary import read_results
 from ease_flwr.config import ConfigError, Experiment, Union, union
 from ease_flwr.config.request import now
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import roll_call
 from ease_flwr.exchange.transport import Transport
-from ease_flwr.server.state import Vector
+from ease_flwr.server import parties
+from ease_flwr.server.references import name_of, retraining
+from ease_flwr.server.state import FederationState, Server, Vector
 from ease_flwr.store import phases, queue
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
@@ -23,35 +29,63 @@ from ease_flwr.store.run import Run
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock
 
+SECOND, EQUAL = "retrain_2", "retrain_equal"
 
-def audit(
-    run: Run, federation: Federation, thetas: dict[str, Vector], forget: Union, level: Any, lock: ForgetLock | None
-) -> None:
-    """Write audit.json and audit.md into the folder of `run`. forget: all that the run has forgotten."""
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit is about."""
+
+    thetas: Mapping[str, Vector]
+    """The models, by name."""
+    forget: Union
+    """All that the run has forgotten."""
+    lock: ForgetLock | None
+    trained: tuple[str, ...] = ()
+    """Models that the run did not have: they were trained for this audit."""
+
+
+def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
+    """Write audit.json and audit.md into the folder of `run`."""
     import torch
 
     from ease_flwr.model.adapters import sha256
 
     experiment = federation.experiment
-    answers = examination.examine(federation, thetas, forget, level, experiment.evaluation.split)
+    thetas, lock = about.thetas, about.lock
+    answers = examination.examine(federation, thetas, about.forget, level, experiment.evaluation.split)
+    own = {m: measures.estimates(a) for m, a in answers.items()}
+    reference = {m: references_of(m, list(answers)) for m in answers}
+
+    def beside(model: str, names: Sequence[str]) -> dict[str, Measure]:
+        return measures.numbers(answers[model], own[model], [(answers[n], own[n]) for n in names])
+
+    raw = {m: beside(m, names) for m, names in reference.items()}
+    again = measures.plain(raw[SECOND]) if SECOND in raw else {}
+    known = noise.known(experiment.name, noise.differences(again))
+    found = {m: known.on(numbers) for m, numbers in raw.items()}
+    asked = verdict.asked_of(level, known.source)
+    judged = [verdict.Beside(m, reference[m], found[m]) for m in ("unlearned", "continued") if m in found]
+    if "unlearned" in found and EQUAL in found:
+        judged.insert(1, verdict.Beside("unlearned", (EQUAL,), known.on(beside("unlearned", (EQUAL,)))))
+    rows = verdict.verdict(judged, experiment.audit, level)
     continued = ("continued", "retrain_continued")
-    reference = {m: "retrain_continued" if m in continued and "retrain_continued" in answers else "retrain" for m in answers}
-    found = {m: examination.numbers(a, answers[reference[m]]) for m, a in answers.items()}
-    rows = verdict.verdict(found, experiment.audit)
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
     result = {
         "schema": 2,
         "at": now(),
         "level": level,
+        "asked": asked,
         "adapters_sha256": {m: sha256(theta) for m, theta in thetas.items()},
+        "trained": list(about.trained),
         "reference": reference,
-        "numbers": {m: examination.plain(f) for m, f in found.items()},
+        "numbers": {m: measures.plain(f) for m, f in found.items()},
         "drift": drift,
         "scores": {m: examination.scores(a) for m, a in answers.items()},
         "verdict": verdict.plain(rows),
     }
     run.write("audit.json", result)
-    text = verdict.table(rows)
+    text = verdict.table(rows, asked)
     write_text(run.folder / "audit.md", text)
     run.event(f"[audit] {level}\n{text}")
 
@@ -64,15 +98,26 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     results, served = read_results(finished.folder), queue.served(finished.folder)
     if not served:
         raise ConfigError(f"{finished.folder}: nothing was forgotten there yet")
-    requests = [request for _, request in served]
+    requests = tuple(request for _, request in served)
     clients = data.load(experiment.data, experiment.seed).clients
     transport = Transport(grid)
-    roster, _ = roll_call(transport, experiment, clients, {c for r in requests for c in r.leaving})
-    blocks = adapters.load(experiment.model, experiment.lora, experiment.seed).blocks
+    left = frozenset(c for r in requests for c in r.leaving)
+    roster, _ = roll_call(transport, experiment, clients, left)
+    federation = Federation(transport, experiment, roster, run.event)
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    blocks = model.blocks
     thetas = {name: adapters.read(finished.adapters / name, blocks) for name in results["adapters_sha256"]}
     if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     if "retrain" not in thetas:
         raise ConfigError(f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)")
+    missing = [n for n in range(2, experiment.evaluation.references + 1) if name_of(n) not in thetas]
+    if missing:
+        said, _ = federation.counted(tuple(r.forget_set for r in requests))
+        answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, left)
+        server = Server(run, experiment, federation, answers, model)
+        state = FederationState(model.initial, departed=left, served=requests)
+        thetas |= {name_of(n): retraining(server, state, n).theta for n in missing}
     lock = phases.read(finished.phase(served[-1][0])).lock
-    audit(run, Federation(transport, experiment, roster, run.event), thetas, union(requests), level, lock)
+    about = Audited(thetas, union(requests), lock, tuple(name_of(n) for n in missing))
+    audit(run, federation, about, level)

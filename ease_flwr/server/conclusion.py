@@ -11,13 +11,14 @@ from ease_flwr.audit.summary import PAIRS, cost_line
 from ease_flwr.config import described, union
 from ease_flwr.exchange.evaluation import judge
 from ease_flwr.exchange.judgement import Judgement
-from ease_flwr.server.audit import audit
+from ease_flwr.server.audit import Audited, audit
 from ease_flwr.server.references import references
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.files import write_json, write_text
 
 ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued")
-"""Models in tables; earlier ones of several requests, *unlearned_1* and so on, stand before *unlearned*."""
+"""Models in tables; further retrainings, *retrain_2* and so on, stand behind the first, and earlier models of several requests,
+*unlearned_1* and so on, before *unlearned*."""
 
 
 def conclude(server: Server, state: FederationState) -> FederationState:
@@ -25,18 +26,19 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     experiment = server.experiment
     if experiment.evaluation.reference == "retrain" and state.served:
         state = references(server, state)
-    earlier = sorted((m for m in state.models if m.startswith("unlearned_")), key=lambda m: int(m.rpartition("_")[2]))
-    order = [*ORDER[:3], *earlier, *ORDER[3:]]
+    again, earlier = (retrieval.numbered(name, list(state.models)) for name in ("retrain", "unlearned"))
+    order = [*ORDER[:2], *again, ORDER[2], *earlier, *ORDER[3:]]
     thetas = {m: state.models[m].theta for m in order if m in state.models}
     everything = union(state.served)
     found = judge(server.here(state), thetas, everything, experiment.evaluation.split)
     results = _results(server, state, found)
     text = retrieval.table(found)
-    for unlearned, reference, key in PAIRS:
-        if unlearned in found and reference in found:
-            results[key] = gap = retrieval.gaps(found, unlearned, reference)
-            shown = "  ".join(f"{k} {'-' if v is None else format(v, '.3g')}" for k, v in gap.items())
-            text += f"\n{unlearned} against {reference}: {shown}\n"
+    text += f"\n{retrieval.SIGN}\n" if any(m in found and r in found for m, r, _ in PAIRS) else ""
+    for model, reference, key in PAIRS:
+        if model in found and reference in found:
+            beside = retrieval.meant(model, reference, list(found))
+            results[key] = gap = retrieval.gaps(found, model, beside)
+            text += f"\n{retrieval.gap_line(model, ' and '.join(beside), gap, experiment.audit)}\n"
     if "retrain" in state.costs:
         text += f"\n{cost_line(results)}\n"
     _save(server, state, list(found))
@@ -44,7 +46,7 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     write_text(server.run.folder / "table.md", text)
     server.run.event(text)
     if experiment.audit.level != "none" and "retrain" in thetas and state.served:
-        audit(server.run, server.here(state), thetas, everything, experiment.audit.level, state.lock)
+        audit(server.run, server.here(state), Audited(thetas, everything, state.lock), experiment.audit.level)
     return state
 
 
@@ -63,6 +65,7 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "requests": list(state.facts),
         "models": {m: j.sets for m, j in found.items()},
         "clients": {m: j.clients for m, j in found.items()},
+        "limits": server.experiment.audit.model_dump(mode="json", include={"recall", "retained"}),
         "gaps": {},
         "cost": {phase: asdict(cost) for phase, cost in state.costs.items()},
         "failures": list(state.failures),

@@ -8,20 +8,20 @@ from ease_flwr.exchange.rounds import Plan
 from ease_flwr.server.continuation import returning
 from ease_flwr.server.learn import context, ordinary
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store.phases import PhaseResult
 from strategies.ordinary import Continuing, Learning
 
 
 def references(server: Server, state: FederationState) -> FederationState:
-    """Adds the models *retrain* (as many rounds as learning had), *retrain_equal* (as many as *unlearned* has had in all) and
-    *retrain_continued* (as many as *continued*)."""
-    rounds = server.experiment.learn.rounds
-    number = "" if len(state.served) == 1 else f"-{len(state.served)}"
-    learning = Learning(context(server, state, "learn"))
-    fresh = replace(state, theta=server.model.initial, rounds=0)
-    retrain = ordinary(server, fresh, f"retrain{number}", learning, Plan("learn", rounds))
-    found = state.with_model("retrain", retrain.theta).with_cost("retrain", retrain.cost)
+    """Adds the models *retrain* (as many rounds as learning had), *retrain_2* and so on (the same in other orders of data),
+    *retrain_equal* (as many as *unlearned* has had in all) and *retrain_continued* (as many as *continued*)."""
+    rounds, number, found = server.experiment.learn.rounds, _number(state), state
+    for again in range(1, server.experiment.evaluation.references + 1):
+        trained = retraining(server, state, again)
+        found = found.with_model(name_of(again), trained.theta).with_cost(name_of(again), trained.cost)
     if not server.experiment.evaluation.equal:
         return found
+    retrain = found.models["retrain"]
     more = Plan("learn", state.unlearned_at - rounds, first=rounds + 1)
     learning = Learning(context(server, state, "learn"))
     equal = ordinary(server, replace(state, theta=retrain.theta, rounds=rounds), f"retrain_equal{number}", learning, more)
@@ -33,3 +33,20 @@ def references(server: Server, state: FederationState) -> FederationState:
     name = f"retrain_continued{number}-{state.continued}"
     last = ordinary(server, start, name, continuing, Plan("continuation", state.continued))
     return found.with_model("retrain_continued", last.theta)
+
+
+def retraining(server: Server, state: FederationState, again: int) -> PhaseResult:
+    """The learn phase without what was forgotten: the first in the order of data that learning had, others in other ones."""
+    learning = Learning(replace(context(server, state, "learn"), order=again - 1))
+    fresh = replace(state, theta=server.model.initial, rounds=0)
+    return ordinary(server, fresh, f"{name_of(again)}{_number(state)}", learning, Plan("learn", server.experiment.learn.rounds))
+
+
+def name_of(again: int) -> str:
+    """What the model of a retraining is called: *retrain*, *retrain_2*, ..."""
+    return "retrain" if again == 1 else f"retrain_{again}"
+
+
+def _number(state: FederationState) -> str:
+    """Behind the names of phases, where several requests are done."""
+    return "" if len(state.served) == 1 else f"-{len(state.served)}"

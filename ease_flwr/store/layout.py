@@ -60,7 +60,7 @@ KINDS = (
     Kind("audit.md", "its verdict", "numbers"),
     Kind("audit-{level}/audit.json", "an audit that was asked later", "pairs", sealed=True, report=True),
     Kind("audit-{level}/{file}", "its run: log, settings, state", "numbers"),
-    Kind("audit-{level}/journal/{rest}", "answers of an audit that was not finished", "everything"),
+    Kind("audit-{level}/{rest}", "answers of an audit that was not finished, and further retrainings", "everything"),
     Kind("ulira.json", "the U-LiRA attack", "numbers", sealed=True, report=True),
     Kind("ulira.md", "its verdict", "numbers"),
     Kind("shadows/{rest}", "shadow federations of the U-LiRA attack", "everything"),

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import strategies
 from ease_flwr import config
-from ease_flwr.audit.summary import cost_shares, spread
+from ease_flwr.audit import noise, retrieval
+from ease_flwr.audit.retrieval import SIGN, references_of, signed
+from ease_flwr.audit.summary import AGAIN, cost_shares, limits_of, spread
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, shown_sets
 
@@ -24,6 +26,9 @@ HEADS = {"equal": "Equal traffic", "own": "Own budget"}
 QUICK = ["continuation.rounds=0", "evaluation.every=0", "evaluation.equal=false"]
 """A comparison is about the forget phase; `--set continuation.rounds=5` brings the continuation back."""
 
+TWICE = "evaluation.references=2"
+"""Two retrainings a seed show what of a difference is noise."""
+
 
 def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", exchanges: int = 0) -> dict[str, Found]:
     """All cells: {"own": ..., "equal": ...}, strategy -> seed -> results.
@@ -31,7 +36,7 @@ def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", excha
     exchanges: of the equal budget; 0 is as many as EASE has by itself. With budget "bytes" every method gets as many
     exchanges as fit into the bytes of that, by what an exchange cost it with its own budget.
     """
-    sweep = sweep.under(QUICK)
+    sweep = sweep.under([*QUICK, TWICE])
     loaded = measured(config.load(sweep.experiment, sweep.settings))
     exchanges = exchanges or own_rounds("ease", loaded)
     own = cells.run(sweep, [Variant(n, n) for n in names])
@@ -70,32 +75,44 @@ def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:
 
 
 def differences(results: dict[str, Any]) -> dict[str, float]:
-    """Points of R@1 by which *unlearned* lies above retrain, set by set."""
-    models = results["models"]
-    return {s: models["unlearned"][s]["r1"] - models["retrain"][s]["r1"] for s in shown_sets(results)}
+    """*unlearned* minus *retrain* (the mean of all retrainings) in points of R@1, set by set."""
+    found = retrieval.differences(results["models"], "unlearned", references_of("unlearned", list(results["models"])))
+    return {s: found[s] for s in shown_sets(results)}
+
+
+def noise_line(done: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
+    """s of every column: the noise of one training, from the two retrainings of each seed."""
+    again = [r[AGAIN] for r in {r["seed"]: r for r in done}.values() if r.get(AGAIN)]
+    if not again:
+        return "- s, the noise of one training: unknown, there is one retraining a seed (evaluation.references=2)"
+    columns = {**dict.fromkeys(sets, 1), "forget_normalised": 2, "pair_similarity": 3}
+    known = {k: [r[k] for r in again if r.get(k) is not None] for k in columns}
+    found = ", ".join(f"{k} {noise.spread(known[k]):.{digits}f}" for k, digits in columns.items() if known[k])
+    return f"- s, the noise of one training, from {len(again)} cells with two retrainings: {found}"
 
 
 def table(found: Found) -> str:
-    """Markdown, a row a method, mean ± spread over seeds: what lies above (+) or below (-) retraining, in points of R@1."""
+    """Markdown, a row a method, mean ± spread over seeds: model minus reference in points of R@1, and the noise below."""
     done = finished(found)
     if not done:
         return "no cell finished\n"
-    sets = shown_sets(done[0])
+    sets, limits = shown_sets(done[0]), limits_of(done)
     head = [*sets, "normalised forget gap", "distance of similarities", "exchanges", "client steps %", "bytes %", "server MB"]
-    lines = ["| R@1 minus retrain's | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
+    lines = [f"{SIGN}.", ""]
+    lines += ["| unlearned minus retrain | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     for name, by_seed in found.items():
         runs = [r for r in by_seed.values() if "failed" not in r]
         row = f"| {name}{' (again: noise floor)' if name == 'retrain' else ''} | "
         if not runs:
             lines.append(row + next(iter(by_seed.values()))["failed"] + " |" + " |" * (len(head) - 1))
             continue
-        row += " | ".join(spread([differences(r)[s] for r in runs], sign="+") for s in sets)
+        row += " | ".join(_cell(s, [differences(r)[s] for r in runs], limits) for s in sets)
         normalised = [g for r in runs if (g := r["gaps"].get("forget_normalised")) is not None]
         similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
         rounds = mean(r["cost"]["unlearn"]["rounds"] for r in runs)
         steps, traffic = cost_shares(runs)
         state = mean(sum(q.get("server_bytes", 0) for q in r["requests"]) for r in runs) / 1e6
-        figures = [spread(v, d) if v else "-" for v, d in ((normalised, 2), (similarity, 3))]
+        figures = [spread(v, d, s) if v else "-" for v, d, s in ((normalised, 2, "+"), (similarity, 3, ""))]
         figures += [f"{rounds:.0f}", f"{100 * steps:.1f}", f"{100 * traffic:.1f}", f"{state:.1f}"]
         lines.append(f"{row} | " + " | ".join(figures) + (" |" if len(runs) == len(by_seed) else f" ({len(runs)} seeds) |"))
     original = [r["models"]["original"] for r in {r["seed"]: r for r in done}.values()]
@@ -103,7 +120,13 @@ def table(found: Found) -> str:
     lines.append("")
     for label, models in (("original", original), ("retrain", retrain)):
         lines.append(f"- {label}: " + ", ".join(f"{s} {spread([m[s]['r1'] for m in models])}" for s in sets))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, noise_line(done, sets)]) + "\n"
+
+
+def _cell(name: str, values: list[float], limits: config.AuditConfig) -> str:
+    """Mean ± spread over seeds, marked by the mean."""
+    more = spread(values).partition(" ")[2]
+    return signed(name, mean(values), limits, f" {more}" if more else "")
 
 
 def rows(tables: dict[str, Found]) -> str:
@@ -145,7 +168,8 @@ def report(folder: Path) -> Path:
             if runs:
                 above = [mean(differences(r)[s] for r in runs) for s in sets]
                 distance = mean(r["gaps"]["pair_similarity"] for r in runs)
-                rows.append([budget, name, *(f"{v:.1f}" for v in above), f"{distance:.3f}"])
+                cells = [signed(s, v, limits_of([first])) for s, v in zip(sets, above, strict=True)]
+                rows.append([budget, name, *cells, f"{distance:.3f}"])
             else:
                 rows.append([budget, name, next(iter(tables[budget][name].values()))["failed"]])
     page = {

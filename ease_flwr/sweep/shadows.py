@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ease_flwr import config
 from ease_flwr.audit import verdict
-from ease_flwr.audit.examination import DRAWS, Measure, auc
+from ease_flwr.audit.intervals import DRAWS, Measure
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.store.files import write_json, write_text
 from ease_flwr.sweep import cells
@@ -53,16 +53,18 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
     shadows = {m: np.stack([confidence(f, m) for f in folders]) for m in ("original", "unlearned", "retrain")}
     limit = config.load(ran["experiment"], sweep.settings).audit.auc
     measures = {m: measure(shadows[m], shadows["retrain"]) for m in ("original", "unlearned")}
-    rows = [verdict.row(verdict.FORGOTTEN, "ulira", m, found, limit, two_sided=True) for m, found in measures.items()]
+    beside = [verdict.Beside(m, ("chance",), {"ulira": found}) for m, found in measures.items()]
+    rows = [verdict.row((verdict.FORGOTTEN, "ulira"), b, limit, two_sided=True) for b in beside]
+    asked = f"{count} shadows, each in its own order of data"
     own = {
         m: float((ratio(confidence(run, m)[None], shadows["unlearned"], shadows["retrain"]) > 0).mean())
         for m in ("unlearned", "retrain")
     }
-    text = verdict.table(rows) + (
+    text = verdict.table(rows, asked) + (
         f"\nOf this run's forgotten pairs the attack takes {own['unlearned']:.0%} for once known under the unlearned model, "
         f"and {own['retrain']:.0%} under the retrained one.\n"
     )
-    write_json(run / "ulira.json", {"shadows": count, "verdict": verdict.plain(rows), "taken_for_known": own})
+    write_json(run / "ulira.json", {"shadows": count, "asked": asked, "verdict": verdict.plain(rows), "taken_for_known": own})
     write_text(run / "ulira.md", text)
     return text
 
@@ -99,7 +101,9 @@ def measure(known: Numbers, unknown: Numbers) -> Measure:
     inside = np.stack([ratio(known[k][None], known[r], unknown[r])[0] for k, r in enumerate(rest)])
     outside = np.stack([ratio(unknown[k][None], known[r], unknown[r])[0] for k, r in enumerate(rest)])
     rng = np.random.default_rng(0)
-    draws = (rng.integers(len(known), size=len(known)) for _ in range(DRAWS // 5))
-    low, high = np.percentile([auc(inside[d].ravel(), outside[d].ravel()) for d in draws], [2.5, 97.5])
-    value = auc(inside.ravel(), outside.ravel())
+    won = (inside[:, None, :, None] > outside[None, :, None, :]).mean((2, 3))
+    won += (inside[:, None, :, None] == outside[None, :, None, :]).mean((2, 3)) / 2
+    draws = (rng.integers(len(known), size=len(known)) for _ in range(DRAWS))
+    low, high = np.percentile([won[np.ix_(d, d)].mean() for d in draws], [2.5, 97.5])
+    value = float(won.mean())
     return Measure(value, float(low), float(high), value - 0.5, float(low - 0.5), float(high - 0.5))

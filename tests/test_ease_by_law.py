@@ -1,0 +1,203 @@
+"""What the server half of EASE decides, one decision a test: limits of GSD, teacher, learning rates, sums, projection, lock."""
+
+import numpy as np
+import pytest
+import torch
+
+from ease_flwr.config import Experiment, ForgetSet, TrainConfig
+from ease_flwr.exchange.rounds import Plan
+from ease_flwr.model.lock import ForgetLock
+from strategies import gsd
+from strategies.ease import Ease
+from strategies.gsd import Columns, GsdParams
+from tests.server_half import Clients, context, run, update
+from tests.test_ease import BLOCKS, SAMPLE, ease, history
+
+CLASS = ForgetSet(scenario="class", targets=("ann",))
+NAMES = ("client-0", "client-1", "client-2")
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------------
+
+
+def rows(*strengths):
+    """Updates along these coordinates of twelve: {coordinate: strength}, a round each."""
+    columns = np.zeros((12, len(strengths)), np.float32)
+    for t, (where, strength) in enumerate(strengths):
+        columns[where, t] = strength
+    return lambda start, stop: columns[start:stop]
+
+
+def cosines(forget, *retain, **params):
+    return gsd.measure(GsdParams(**params), Columns([forget], retain), [(0, 12)]).angles[0].cosines.tolist()
+
+
+MANY = rows((0, 5), (1, 4), (2, 3), (3, 2), (4, 1.9), (5, 1.8))
+"""Six directions, strongest first."""
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"crowd": 1, "directions": 640}, 6),
+        ({"crowd": 0.5, "directions": 640}, 3),  # six dimensions of twelve for two clients
+        ({"crowd": 0.25, "directions": 640}, 1),
+        ({"crowd": 1, "directions": 8}, 4),
+        ({"crowd": 0.5, "directions": 2}, 1),
+        ({"crowd": 0.01, "directions": 1}, 1),  # each has one at least
+    ],
+)
+def test_retained_bases_are_limited_by_both_limits_each_client_alike(limits, kept):
+    for coordinate in range(6):
+        found = cosines(rows((coordinate, 1)), MANY, rows((11, 1)), energy=1, **limits)
+        assert found == pytest.approx([1.0 if coordinate < kept else 0.0], abs=1e-9)
+
+
+def test_a_basis_holds_the_energy_that_is_set_on_either_side():
+    loud_and_quiet = rows((0, 10), (1, 3))  # 100 and 9 of 109: 91.7 %
+    elsewhere = rows((11, 1))
+    for energy, directions in ((0.9, 1), (0.95, 2), (0.99, 2)):
+        assert cosines(loud_and_quiet, elsewhere, energy=energy) == pytest.approx([0.0] * directions)
+        # the quiet direction of a retained client is support, or is not
+        assert cosines(rows((1, 1)), loud_and_quiet, energy=energy) == pytest.approx([directions - 1.0])
+
+
+# ---- what forget clients are sent ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tau", "teacher_tau", "cut", "taught"), [(0.5, 0.8, 1, 0.5), (0.8, 0.5, 0.5, 1), (0.5, 0.6, 1, 1)])
+def test_the_teacher_is_excised_at_its_own_threshold_and_sent_once(tau, teacher_tau, cut, taught, tmp_path, monkeypatch):
+    """Coordinate 1 is cut where the threshold is above .707: it goes back to where learning began, .5."""
+    method = ease(np.full(12, 0.5), gsd={"tau": tau, "teacher_tau": teacher_tau})
+    theta = np.ones(12, np.float32)
+    start = method.prepare(theta, history(tmp_path))
+    once = method.requests(1)["client-0"].once
+    assert list(once) == ["request", "teacher"]
+    assert np.array_equal(once["request"], theta)
+    assert (start[1], once["teacher"][1]) == pytest.approx((cut, taught), abs=1e-6)
+    assert once["teacher"][8] == start[8] == 0.5  # orthogonal to everything: cut at any threshold
+    assert once["teacher"][0] == 1
+    assert all(not method.requests(1)[n].once for n in ("client-1", "client-2"))
+
+
+def test_a_client_that_has_left_without_help_is_sent_nothing(tmp_path):
+    method = ease(np.zeros(12), who=context(np.zeros(12), BLOCKS, forget_clients=()), gsd={"tau": 0.8})
+    method.prepare(np.ones(12, np.float32), history(tmp_path))
+    assert list(method.requests(1)) == ["client-1", "client-2"]
+    assert method.facts["bke"] == "param"
+
+
+def test_the_weights_of_bke_travel_as_they_are_set():
+    settings = {"weight": 7.0, "margin": 3.0, "evidence": 0.25, "target": "unseen", "way": 0.75, "sides": "text"}
+    method = ease(np.zeros(12), gsd={"source": "none"}, bke={**settings, "batch": 9, "epochs": 4, "lr": 0.01})
+    method.prepare(np.ones(12, np.float32), None)
+    job = method.requests(1)["client-0"].instruction
+    assert job.options == settings
+    assert (job.train.batch, job.train.epochs, job.train.lr) == (9, 4, 0.01)
+
+
+# ---- what is learnt meanwhile ----------------------------------------------------------------------------------------------
+
+
+def learning_rates(rounds, **params):
+    who = context(np.zeros(12), BLOCKS, experiment=Experiment(learn=TrainConfig(lr=0.1)))
+    method = ease(None, who=who, rounds=rounds, gsd={"source": "none"}, **params)
+    method.prepare(np.ones(12, np.float32), None)
+    return [method.requests(r)["client-1"].instruction.train.lr for r in range(1, rounds + 1)]
+
+
+def test_the_learning_rate_falls_in_a_line_to_its_end():
+    assert learning_rates(4) == pytest.approx([0.1, 0.075, 0.05, 0.025])  # the default ends at a quarter
+    assert learning_rates(3, lr_end=1.0) == pytest.approx([0.1, 0.1, 0.1])
+    assert learning_rates(1, lr_end=0.5) == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "set_to", "average"), [(4, 9, 2), (4, 2, 2), (5, 9, 2), (6, 2, 2), (6, 9, 3), (1, 9, 1), (4, 1, 1)]
+)
+def test_a_short_phase_is_averaged_over_its_second_half_at_most(rounds, set_to, average, monkeypatch):
+    who = context(np.zeros(12), BLOCKS, experiment=Experiment(learn=TrainConfig(average=set_to)))
+    method = ease(None, who=who, rounds=rounds, gsd={"source": "none"})
+    assert method.average == average
+    clients = Clients(lambda theta, requests: {n: update(n, theta + np.float32(n != "client-0")) for n in NAMES})
+    method.prepare(np.zeros(12, np.float32), None)
+    found = run(monkeypatch, clients, method, np.zeros(12), Plan("forget", rounds)).theta
+    assert found == pytest.approx([rounds - (average - 1) / 2] * 12)  # each round moves by one
+
+
+# ---- what the server makes of it -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scenario", "expected"), [(SAMPLE, 3 + 5), (CLASS, (3 + 5) / 2)])
+def test_steps_away_from_different_things_are_added_and_from_one_thing_averaged(scenario, expected):
+    who = context(np.zeros(12), BLOCKS, scenario, forget_clients=("client-1", "client-2"))
+    method = ease(None, who=who, gsd={"source": "none"})
+    theta = method.prepare(np.ones(12, np.float32), None)
+    stay = theta + np.float32(0.25)  # what they learn besides
+    updates = {n: update(n, stay, step=s * np.eye(12, dtype=np.float32)[4]) for n, s in (("client-1", 3), ("client-2", 5))}
+    assert method.combine(1, theta, updates) - stay == pytest.approx(expected * np.eye(12)[4])
+
+
+@pytest.mark.parametrize("project", [True, False])
+def test_the_gap_stays_empty_if_the_server_projects(project, tmp_path):
+    """Coordinate 8 is exclusive. The reference of the projection is where learning began, .5, not where the request came."""
+    method = ease(np.full(12, 0.5), gsd={"tau": 0.8}, project=project)
+    theta = method.prepare(np.full(12, 2.0, np.float32), history(tmp_path))
+    assert theta[8] == pytest.approx(0.5)
+    after = method.combine(1, theta, {n: update(n, theta + np.float32(4)) for n in NAMES[1:]})
+    assert after[8] == pytest.approx(0.5 if project else 4.5)
+    assert after[5] == pytest.approx(6)
+
+
+def test_only_what_retained_clients_learn_is_averaged():
+    method = ease(np.zeros(12), gsd={"source": "none"})
+    theta = method.prepare(np.zeros(12, np.float32), None)
+    moves = {"client-0": 0, "client-1": 1, "client-2": 3}
+    updates = {n: update(n, theta + np.float32(m), k) for (n, m), k in zip(moves.items(), (900, 300, 100), strict=True)}
+    assert method.combine(1, theta, updates) == pytest.approx([1.5] * 12)  # (300 + 3 x 100) / 400
+    assert method.combine(1, theta, {n: updates[n] for n in NAMES[1:]}) == pytest.approx([1.5] * 12)
+
+
+# ---- the lock --------------------------------------------------------------------------------------------------------------
+
+
+def older(where, *rules):
+    """A lock on one coordinate of the second block, at 2."""
+    basis = torch.zeros(4, 1)
+    basis[where - 4] = 1
+    return ForgetLock.around(torch.full((12,), 2.0), [4], [basis], *rules)
+
+
+def test_an_older_lock_binds_in_the_rounds_of_a_later_request():
+    method = ease(np.zeros(12), older(6, 0.0, 0.75), gsd={"source": "none"})
+    theta = method.prepare(np.full(12, 2.0, np.float32), None)
+    after = method.combine(1, theta, {n: update(n, theta + np.float32(4)) for n in NAMES[1:]})
+    expected = np.full(12, 6.0)
+    expected[6] = 2 + 4 * (1 - 0.75)
+    assert after == pytest.approx(expected)
+
+
+def test_the_way_of_bke_alone_is_held_where_it_ended():
+    method = ease(np.zeros(12), gsd={"source": "none"})
+    theta = method.prepare(np.ones(12, np.float32), None)
+    step = 3 * np.eye(12, dtype=np.float32)[4]
+    theta = method.combine(1, theta, {n: update(n, theta + (step if n == "client-0" else 0)) for n in NAMES})
+    away = method.lock_after(theta).project(torch.from_numpy(theta + 7)).numpy() - theta
+    assert away == pytest.approx([0.0 if k == 4 else 7.0 for k in range(12)], abs=1e-5)
+
+
+def test_the_lock_has_the_gap_the_way_of_bke_and_what_was_locked_before(tmp_path):
+    params = Ease.Params(gsd={"tau": 0.8}, lock={"strength": 9, "share": 0.25, "halving": 3, "release": 7})
+    method = Ease(context(np.zeros(12), BLOCKS), params, older(6, 0.0))
+    theta = method.prepare(np.ones(12, np.float32), history(tmp_path))
+    for k in (4, 5):  # two rounds of BKE, each along a coordinate of its own
+        step = 3 * np.eye(12, dtype=np.float32)[k]
+        theta = method.combine(1, theta, {n: update(n, theta + (step if n == "client-0" else 0)) for n in NAMES})
+    lock = method.lock_after(theta)
+    assert (lock.strength, lock.share, lock.halving, lock.release) == (9, 0.25, 3, 7)
+    held = [1, 4, 5, 6, 8]  # the gap 1 and 8, BKE 4 and 5, before 6
+    assert lock.dimension == len(held)
+    here = torch.from_numpy(theta)
+    assert torch.allclose(lock.project(here), here, atol=1e-6)  # where it ended, nothing is pulled
+    away = lock.project(here + 7) - here
+    assert away.numpy() == pytest.approx([0.0 if k in held else 7.0 for k in range(12)], abs=1e-5)
