@@ -156,7 +156,7 @@ class Photographs:
         return apart(count, min(self.config.unseen, max(1, count // 2)), 24)
 
     def common(self, split: str) -> np.ndarray:
-        """Positions of the photographs of a split that all clients judge; of val the public ones are not, if there are others."""
+        """Positions of the photographs of a split that all clients judge: of val not the public ones, if there are others."""
         every = np.arange(len(self.splits[split]))
         return every[~self.public] if split == "val" and not self.public.all() else every
 
