@@ -116,7 +116,7 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
         said, _ = federation.counted(tuple(r.forget_set for r in requests))
         answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, left)
         server = Server(run, experiment, federation, answers, model)
-        state = FederationState(model.initial, departed=left, served=requests)
+        state = FederationState(model.initial, departed=left, served=requests, learnt=results["cost"]["learn"]["rounds"])
         thetas |= {name_of(n): retraining(server, state, n).theta for n in missing}
     lock = phases.read(finished.phase(served[-1][0])).lock
     about = Audited(thetas, union(requests), lock, tuple(name_of(n) for n in missing))
