@@ -13,7 +13,7 @@ from ease_flwr.config import ConfigError
 from ease_flwr.exchange.judgement import Evaluation, SetCounts
 from ease_flwr.server import patience
 from tests.in_process_grid import submit
-from tests.small import hashes, settings, small_experiment
+from tests.small import RUN_CONFIG, TINY, hashes, settings, small_experiment
 from tests.standing import SIMULATION, die
 
 STILL = {"learn.lr": 1e-9, "learn.rounds": 30, "learn.patience": 2, "learn.judge_every": 3}
@@ -113,6 +113,17 @@ def test_stops_early_and_the_references_take_as_many_rounds(tmp_path, monkeypatc
         submit({**settings(again, **(STILL | change)), "until": "learn"})
         assert ("[learn] from the cache: 9 rounds" in log(again)) == cached
         assert json.loads((again / "results.json").read_text())["learning"]["rounds"] == (9 if cached else 6)
+
+
+def test_retraining_as_a_method_takes_as_many_rounds_where_it_is_not_told_otherwise(home):
+    values = {k: v for k, v in {**TINY, **STILL}.items() if not k.startswith("strategy.")}
+    for own, expected in (("", 9), (" strategy.rounds=1", 1)):
+        folder = home / f"retrain {expected}"
+        told = " ".join(f"{k}={v}" for k, v in values.items()) + own
+        submit({**RUN_CONFIG, "strategy": "retrain", "run-dir": str(folder), "set": told})
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["requests"][0]["rounds"], results["cost"]["unlearn"]["rounds"]) == (expected, expected)
+        assert f"[forget {expected}/{expected}]" in log(folder)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -95,7 +95,7 @@ def align(
     width: Annotated[int, typer.Option(help="Dimension of the embeddings.", min=2)] = 256,
     context: Annotated[int, typer.Option(help="Tokens of a caption, at most.", min=4)] = 32,
     epochs: Annotated[int, typer.Option(min=1)] = 30,
-    seed: SEED = 0,
+    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0)] = 0,
 ) -> None:
     """Make a base model of two pretrained towers: both stay frozen, a linear projection behind each is trained."""
     with mistakes("align"):

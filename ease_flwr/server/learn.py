@@ -42,7 +42,8 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
     here = server.here(state)
     clients = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
     without = left_out(call, state.served)
-    return MethodContext(server.experiment, here, phase, model.initial, model.blocks, clients, without=without)
+    start, blocks, learnt = model.initial, model.blocks, state.learnt
+    return MethodContext(server.experiment, here, phase, start, blocks, clients, without=without, learnt=learnt)
 
 
 def ordinary(server: Server, state: FederationState, name: str, method: Method, plan: Plan, first: bool = False) -> PhaseResult:
