@@ -22,7 +22,8 @@ from tests.small import RUN_CONFIG
 from tests.test_photographs import ROOT, SHARED
 from tests.towers import WORDS, config_beside, flat, write_all
 
-FLOOR = 10.0
+FLOOR = 12.0
+"""Percent. The small model of the experiment flickr8k has 8.1."""
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 TARGETS = ("conv_head", "proj", "query", "key", "value", "dense")
 
