@@ -126,6 +126,14 @@ def test_retraining_as_a_method_takes_as_many_rounds_where_it_is_not_told_otherw
         assert f"[forget {expected}/{expected}]" in log(folder)
 
 
+def test_what_is_judged_last_is_what_learning_ends_with(home):
+    submit({**settings(home / "end", **MOVING), "until": "learn"})
+    events = [json.loads(line) for line in (home / "end" / "metrics.jsonl").read_text().splitlines()]
+    (end,) = (e for e in events if "validation" in e)
+    judged = json.loads((home / "end" / "results.json").read_text())["learning"]["judged"]
+    assert (end["round"], end["validation"]["retain"]) == (judged[-1]["round"], judged[-1]["recall"])
+
+
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("moment", [6, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_run_stops_at_the_same_round(tmp_path, monkeypatch, moment):
