@@ -91,8 +91,10 @@ def align(parts: Towers, root: Path, split: str, to: Path, schedule: tuple[int, 
         images, texts, owner = embed(base, by_split[split], say)
     _train((images, texts, owner), (visual, text, model.logit_scale), schedule, say)
     about = {"format": "pt", "image_mean": str(mean), "image_std": str(std)}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, to, about)
+    partial = to.with_name(f"{to.name}.partial")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, about)
     write_json(to.with_suffix(".json"), parts.architecture)
+    partial.replace(to)
     say(f"written: {to}, {to.with_suffix('.json').name}; use it with model.mean={list(mean)} model.std={list(std)}")
     written = backbone.load(ModelConfig(weights=str(to.absolute()), mean=mean, std=std))
     return recall(written, by_split["test"], say)
