@@ -162,7 +162,8 @@ class Audit(Contrastive):
         """Queries about other things whose pictures are, for the model before learning, nearest to a forgotten one: in the
         gallery of what is forgotten, or where nothing else is there, among the test pairs."""
         asked = [sets[name] for name in FORGET_SETS if name in sets]
-        own = np.setdiff1d(np.arange(len(asked[0].gallery.pairs)), np.concatenate([chosen.query for chosen in asked]))
+        others = [part for chosen in asked for part in (chosen.query, chosen.apart)]
+        own = np.setdiff1d(np.arange(len(asked[0].gallery.pairs)), np.concatenate(others))
         among = EvaluationSet(asked[0].gallery, own) if len(own) else sets["test"]
         images = self._first(among.gallery.pairs, self.model.initial)[0][torch.from_numpy(among.query)]
         near = (images @ self._first(forgotten, self.model.initial)[0].T).amax(1)

@@ -53,6 +53,8 @@ class MethodContext:
     """Another number is another order of data, in everything else the same."""
     without: Mapping[str, Union] = field(default_factory=dict)
     """By client, all that it leaves out: what was forgotten before, and what is to be forgotten now."""
+    learnt: int = 0
+    """Rounds of the learn phase."""
 
     @property
     def leaving(self) -> tuple[str, ...]:
@@ -122,6 +124,11 @@ class Method:
     def needs_help(cls, params: Any, scenario: str) -> bool:
         """Whether it can do nothing where none of those who have what is to be forgotten answers."""
         return cls.forget_clients == "needed"
+
+    @property
+    def rounds(self) -> int:
+        """Exchanges of the forget phase."""
+        return int(self.params.rounds)
 
     # ---- the verbs: what a method of its own may say -----------------------------------------------------------------------
 

@@ -17,8 +17,12 @@ class Retrain(Method):
     """Learn again from theta_0 without what is to be forgotten."""
 
     class Params(Section):
-        rounds: int = Field(40, ge=1)
-        """Exchanges of the forget phase, all of them; the experiments of this repository learn for as many."""
+        rounds: int = Field(0, ge=0)
+        """Exchanges of the forget phase, all of them; 0: as many as learning had rounds."""
+
+    @property
+    def rounds(self) -> int:
+        return self.params.rounds or self.context.learnt
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         return self.context.theta_0

@@ -130,14 +130,14 @@ def test_weights_that_cannot_be_used(tmp_path):
 def test_published_weights_come_with_their_activation_or_say_where_to_get_them(monkeypatch):
     asked = {}
 
-    def without_network(name, pretrained, force_quick_gelu):
-        asked.update(name=name, pretrained=pretrained, gelu=force_quick_gelu)
+    def without_network(name, pretrained, force_quick_gelu, pretrained_text):
+        asked.update(name=name, pretrained=pretrained, gelu=force_quick_gelu, text=pretrained_text)
         raise RuntimeError("Failed to download weights\nfor tag")
 
     monkeypatch.setattr(backbone.open_clip, "create_model", without_network)
     with pytest.raises(ConfigError) as error:
         backbone.load.__wrapped__(ModelConfig(name="ViT-B-32", weights="openai"))
-    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "gelu": True}
+    assert asked == {"name": "ViT-B-32", "pretrained": "openai", "gelu": True, "text": True}
     assert str(error.value) == (
         "model.weights: 'openai' of ViT-B-32 is not on this machine and cannot be downloaded now (Failed to download weights "
         "for tag): fetch open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai/ and give it as "

@@ -38,10 +38,12 @@ def test_reads_pairs_and_deals_every_one_once(tmp_path):
     assert all(len(c) == 2 for p in parts for c in p.captions)
     assert parts[0].images.shape == (11, 8, 8, 3)
     leaves = union("client", "client-1")
-    sets = world.client("client-1").evaluation("test", leaves)
-    assert {k: len(v.query) for k, v in sets.items()} == {"forget": 10, "test": 3}
+    both = [world.client("client-1").evaluation(split, leaves) for split in ("validation", "test")]
+    assert [list(sets) for sets in both] == [["forget", "test"]] * 2
+    assert sum(len(sets["forget"].query) for sets in both) == 10
+    assert [len(sets["test"].query) for sets in both] == [1, 3]
     assert list(world.client("client-0").evaluation("validation", leaves)) == ["retain", "test"]
-    assert len(world.unseen()) == 6
+    assert len(world.unseen()) == 3
     assert {c[0] for c in world.returning(leaves, 4).captions} <= {c[0] for c in parts[1].captions}
 
 
@@ -51,11 +53,12 @@ def test_requests_for_labels_and_single_pairs(tmp_path):
     (drawn,) = world.resolve(ForgetConfig(scenario="sample", draw=2)).forget_sets()
     assert [t.split("/")[0] for t in drawn.targets] == [c for c in world.clients for _ in range(2)]
     for name in world.clients:
-        sets = world.client(name).evaluation("test", (drawn,))
-        assert (len(sets["forget"].query), len(sets["retain"].query)) == (2, 8)
+        both = [world.client(name).evaluation(split, (drawn,)) for split in ("validation", "test")]
+        judged = [np.union1d(*(sets[s].query for sets in both)) for s in ("forget", "retain")]
+        assert [len(queries) for queries in judged] == [2, 8]
     label = union("class", "a")
-    sizes = [len(world.client(c).evaluation("test", label)["forget"].query) for c in world.clients]
-    assert sum(sizes) == 10
+    both = [[world.client(c).evaluation(s, label)["forget"].query for s in ("validation", "test")] for c in world.clients]
+    assert sum(len(np.union1d(*queries)) for queries in both) == 10
     assert len(world.returning(label, 50)) == 10
     with pytest.raises(ConfigError, match=r"no training pair has label \['d'\]; labels are a, b, c"):
         world.resolve(ForgetConfig(scenario="class", targets=("a", "d")))

@@ -36,10 +36,8 @@ def test_photographs_from_end_to_end(tmp_path, monkeypatch):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["original", "unlearned"]
     sets = results["models"]["original"]
-    assert {name: (s["n"], s["gallery"]) for name, s in sets.items()} == {
-        "forget": (250, 250),
-        "retain": (1750, 250),
-        "test": (500, 500),
-    }
+    assert {name: s["gallery"] for name, s in sets.items()} == {"forget": 250, "retain": 250, "test": 500}
+    assert sets["forget"]["n"] + sets["retain"]["n"] == 2000 - 2000 // 3  # the others are for validation
+    assert sets["test"]["n"] == 500
     assert sets["test"]["r1"] > 4  # chance is 0.2: the base model is aligned and adapters have not broken it
     assert (tmp_path / "run" / "adapters" / "unlearned" / "adapter_config.json").is_file()

@@ -113,6 +113,19 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     assert len(lines) == 1 + 2 * 2 * 2
 
 
+def test_photographs_always_have_their_ceiling(asked, tmp_path):
+    """At the equal number of exchanges and with its own; said in the table as it is, beside the difference."""
+    tables = comparison.compare(Sweep("flickr8k", [0], tmp_path), ["ease"])
+    assert [label for label, _, _ in asked] == ["ease", "finetune", "finetune, 9 exchanges"]
+    text = comparison.table(tables["equal"])
+    assert "| finetune (ceiling of what is kept) | +0.0 |" in text
+    assert "\n- ceiling, finetune after 9 exchanges: retain 10.0, test 10.0\n" in text
+    asked.clear()
+    comparison.compare(Sweep("flickr8k", [0], tmp_path / "named"), ["finetune", "ease"])
+    assert [label for label, _, _ in asked] == ["finetune", "ease", "finetune, 9 exchanges"]
+    assert "ceiling" not in comparison.table({"npo": {0: results(0, 10.0)}})
+
+
 def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_path):
     def run_cell(experiment, variant, seed, where, assignments, family):
         where.mkdir(parents=True)

@@ -84,6 +84,30 @@ def data_deal(
         print(", ".join(f"{c} {len(part)}" for c, part in parts.items()), f"in {to}")
 
 
+def align(
+    image: Annotated[Path, typer.Option(help=".safetensors file of a timm model without its classifier.")],
+    image_model: Annotated[str, typer.Option(help="timm's name of that model.")],
+    text: Annotated[Path, typer.Option(help="Folder of a Hugging Face text model, with its tokenizer.")],
+    root: Annotated[Path, typer.Option(help="Folder with images/ and an index.")],
+    to: Annotated[Path, typer.Option(help=".safetensors file to write; its open_clip config goes beside it.")],
+    split: Annotated[str, typer.Option(help="Photographs to train on; keep them out of the federation.")] = "base",
+    size: Annotated[int, typer.Option(help="Side of the photographs in pixels.", min=8)] = 160,
+    width: Annotated[int, typer.Option(help="Dimension of the embeddings.", min=2)] = 256,
+    context: Annotated[int, typer.Option(help="Tokens of a caption, at most.", min=4)] = 32,
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0)] = 0,
+) -> None:
+    """Make a base model of two pretrained towers: both stay frozen, a linear projection behind each is trained."""
+    with mistakes("align"):
+        if to.suffix != ".safetensors" or not to.parent.is_dir():
+            raise config.ConfigError(f"--to {to}: give the name of a .safetensors file in a folder that is there")
+        from ease_flwr.data import align as aligning
+
+        towers = aligning.Towers(image, image_model, text, size, width, context)
+        found = aligning.align(towers, root, split, to, (seed, epochs), lambda line: print(line, flush=True))
+    print(f"R@1 {found:.1f} % on the test photographs, which it has not seen")
+
+
 def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
     """An experiment with photographs, and its world. Raises ConfigError for another one."""
     found = config.load(experiment, {"seed": seed, **config.parse_assignments(set or [])})

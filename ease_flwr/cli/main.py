@@ -282,3 +282,4 @@ for name, command in cli_operator.COMMANDS.items():
 for name, group in cli_operator.GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(cli_data.data, name="data")
+app.command("align")(cli_data.align)

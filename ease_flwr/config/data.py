@@ -59,7 +59,7 @@ class DataConfig(Section):
     test_scenes: int = Field(600, ge=8)
     """personas: base scenes in the global test gallery."""
     unseen: int = Field(240, ge=8)
-    """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split)."""
+    """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split, half of it at most)."""
 
     partition: Literal["iid", "dirichlet", "label", "file"] = "label"
     """photographs: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts. file: as

@@ -47,7 +47,7 @@ class LoraConfig(Section):
 
 class TrainConfig(Section):
     rounds: int = Field(30, ge=1)
-    """Federated rounds."""
+    """Federated rounds; with `patience` the most."""
     epochs: int = Field(3, ge=1)
     """Local epochs a round."""
     batch: int = Field(64, ge=2)
@@ -64,3 +64,8 @@ class TrainConfig(Section):
     """Share of the clients that take part in a round, drawn by name and seed. Who has to forget is always asked."""
     average: int = Field(4, ge=1)
     """A phase ends with the mean of the global adapters of its last so many rounds; single rounds fluctuate."""
+    patience: int = Field(0, ge=0)
+    """Learning stops when validation recall of the clients' own pairs has not risen so many judgements in a row; retrainings
+    take as many rounds as learning did. 0: `rounds` it is."""
+    judge_every: int = Field(5, ge=1)
+    """Rounds from one of these judgements to the next."""

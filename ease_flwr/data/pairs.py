@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -77,6 +77,8 @@ class EvaluationSet:
 
     gallery: Gallery
     query: NDArray[np.intp]
+    apart: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    """Pairs of the gallery that another split judges."""
 
 
 class ClientData(Protocol):

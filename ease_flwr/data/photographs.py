@@ -71,6 +71,12 @@ def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarr
     return [np.sort(p) for p in parts]
 
 
+def apart(count: int, part: int, draw: int) -> np.ndarray:
+    """Which `part` of so many photographs are set apart, (count,) of bool: drawn once and for all, so that neither a seed nor
+    a partition nor a request moves one over."""
+    return np.isin(np.arange(count), np.random.default_rng(draw).permutation(count)[:part])
+
+
 @dataclass(frozen=True, eq=False)
 class Photographs:
     """The world of one data set and seed."""
@@ -111,7 +117,8 @@ class Photographs:
     def prepare(self, say: Callable[[str], None]) -> None:
         """Decode everything into `data.cache`, or go on with that, and check what is there already."""
         parts = {f"train of {name}": ("train", part) for name, part in zip(self.clients, self.parts, strict=True)}
-        parts |= {s: (s, np.arange(len(self.splits[s]))) for s in ("val", "test")}
+        parts |= {"val": ("val", self.common("val")), "public": ("val", np.flatnonzero(self.public))}
+        parts |= {"test": ("test", self.common("test"))}
         for what, (split, index) in parts.items():
 
             def told(line: str, what: str = what) -> None:
@@ -137,8 +144,25 @@ class Photographs:
         return PhotographsClient(self, self.clients.index(name))
 
     @cached_property
+    def chosen_on(self) -> np.ndarray:
+        """Which photographs of the train split are judged as validation, (n,): a third. The others are judged as test."""
+        count = len(self.splits["train"])
+        return apart(count, count // 3, 23)
+
+    @cached_property
+    def public(self) -> np.ndarray:
+        """Which photographs of the val split are public pairs, (n,): half of them at most."""
+        count = len(self.splits["val"])
+        return apart(count, min(self.config.unseen, max(1, count // 2)), 24)
+
+    def common(self, split: str) -> np.ndarray:
+        """Positions of the photographs of a split that all clients judge: of val not the public ones, if there are others."""
+        every = np.arange(len(self.splits[split]))
+        return every[~self.public] if split == "val" and not self.public.all() else every
+
+    @cached_property
     def galleries(self) -> dict[str, Gallery]:
-        return {s: Gallery.single(self.read(s, np.arange(len(self.splits[s])))) for s in ("val", "test")}
+        return {s: Gallery.single(self.read(s, self.common(s))) for s in ("val", "test")}
 
     def test_share(self, index: int, count: int) -> np.ndarray:
         """Which of the common pairs a client judges."""
@@ -146,8 +170,7 @@ class Photographs:
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def unseen(self) -> Pairs:
-        pairs = self.galleries["val"].pairs
-        return pairs.take(np.arange(min(self.config.unseen, len(pairs))))
+        return self.read("val", np.flatnonzero(self.public))
 
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def returning(self, forget: Union, count: int) -> Pairs:
@@ -177,7 +200,8 @@ class Photographs:
 
 @dataclass(frozen=True, eq=False)
 class PhotographsClient:
-    """One client: what it judges are its own training pairs in its own gallery (what has been memorised?)."""
+    """One client: what it judges are its own training pairs in its own gallery (what has been memorised?). A split judges its
+    part of them; where that is nothing of what is to be forgotten, or of what is kept, it judges all of that."""
 
     world: Photographs
     index: int
@@ -194,8 +218,12 @@ class PhotographsClient:
         common = self.world.galleries["test" if split == "test" else "val"]
         share = self.world.test_share(self.index, len(common.pairs))
         out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
-        about = {"forget": np.flatnonzero(out), "retain": np.flatnonzero(~out)}
-        sets = {name: EvaluationSet(self.own, query) for name, query in about.items() if len(query)}
+        ours = self.world.chosen_on[self.world.parts[self.index]] == (split == "validation")
+        sets = {}
+        for name, about in (("forget", out), ("retain", ~out)):
+            if about.any():
+                query = about & ours if (about & ours).any() else about
+                sets[name] = EvaluationSet(self.own, np.flatnonzero(query), np.flatnonzero(~ours))
         return {**sets, "test": EvaluationSet(common, share)}
 
     def never_trained(self, split: str, forget: Union) -> Pairs:

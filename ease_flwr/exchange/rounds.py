@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rounds first .. first + rounds - 1 of a phase."""
+    """Rounds first .. first + rounds - 1 of a phase, or fewer where it is over before."""
 
     phase: str
     """Its name; with the number of a round it decides who is drawn."""
@@ -67,6 +67,8 @@ class Plan:
     """The evaluation of the adapters before a round, if clients are to do one with its training."""
     report: Callable[[Progress], None] = lambda progress: None
     """Told after every round."""
+    over: Callable[[int, Vector], bool] = lambda round, theta: False
+    """Asked after every round whether it was the last one, with the adapters that the phase would end with."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,12 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
                     plan.history.append(round, name, np.float32(update.examples / total) * (update.adapters - before))
             theta = method.combine(round, before, updates)
             recent.append(theta)
-            if round == last:
-                theta = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
+            end = np.asarray(np.mean(recent, axis=0, dtype=np.float64), dtype=np.float32)
+        last = round if plan.over(round, end) else last
+        theta = end if round == last else theta
         plan.report(Progress(plan.phase, round, last, len(requests), updates, before, theta, meter.spent))
+        if round == last:
+            break
     return Outcome(theta, meter.spent, tuple(failures))
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,8 @@ from ease_flwr.model import backbone, towers
 from ease_flwr.model.lora import LAYERS
 
 ADAPTABLE = (torch.nn.MultiheadAttention, torch.nn.Linear, torch.nn.Conv2d)
+NUMBERED = ("resblocks", "layer")
+"""What the transformer blocks of a tower are called in open_clip and in Hugging Face models; their number comes next."""
 Tower = Literal["visual", "text"]
 Vector = NDArray[np.float32]
 
@@ -178,7 +181,7 @@ def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         tower: Tower = "visual" if name.startswith("visual.") else "text"
         parts = name.split(".")
         first = lora.visual_from if tower == "visual" else lora.text_from
-        if "resblocks" in parts and int(parts[parts.index("resblocks") + 1]) < first:
+        if any(before in NUMBERED and int(number) < first for before, number in pairwise(parts) if number.isdecimal()):
             continue
         if not isinstance(module, ADAPTABLE):
             kinds = ", ".join(f"nn.{kind.__name__}" for kind in ADAPTABLE)

@@ -16,6 +16,7 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import load_file
@@ -75,14 +76,16 @@ class Backbone:
 
 
 def shorten_context(backbone: Backbone, name: str, length: int) -> Backbone:
-    """The same open_clip model for captions of at most `length` tokens. Exact for those: the text tower is causal and
-    padding comes last."""
+    """The same open_clip model for captions of at most `length` tokens. Exact for those: the text tower is causal and padding
+    comes last, or it is a Hugging Face one, which masks its padding."""
     model = backbone.model
-    if length >= model.context_length:
+    if length >= backbone.architecture["text_cfg"].get("context_length", model.context_length):
         return backbone
-    model.positional_embedding = nn.Parameter(model.positional_embedding[:length].clone(), requires_grad=False)
-    model.attn_mask = model.attn_mask[:length, :length]
-    model.context_length = length
+    tower = getattr(model, "text", model)
+    if not isinstance(tower, HFTextEncoder):
+        tower.positional_embedding = nn.Parameter(tower.positional_embedding[:length].clone(), requires_grad=False)
+        tower.attn_mask = tower.attn_mask[:length, :length]
+    tower.context_length = model.context_length = length
     shorter = copy.deepcopy(backbone.architecture)
     shorter["text_cfg"]["context_length"] = length
     tokenize = partial(open_clip.get_tokenizer(name), context_length=length)
@@ -186,8 +189,14 @@ def _open_clip(config: ModelConfig) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            model = open_clip.create_model(name, pretrained=tag or None, force_quick_gelu=bool(published.get("quick_gelu")))
+            quick, tower = bool(published.get("quick_gelu")), architecture["text_cfg"].get("hf_model_name")
+            model = open_clip.create_model(name, pretrained=tag or None, force_quick_gelu=quick, pretrained_text=not from_file)
         except (OSError, RuntimeError) as error:
+            if tower:
+                raise ConfigError(
+                    f"model.weights: the text tower of {name} is that of {tower}, which cannot be read ({_line(error)}): "
+                    "see that the folder is there, and pip install 'ease-flwr[towers]'"
+                ) from None
             if not tag:
                 raise
             source = (

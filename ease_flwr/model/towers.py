@@ -12,6 +12,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from torch import Tensor, nn
@@ -93,12 +94,16 @@ def shorten(backbone: Backbone) -> bool:
     if _pools_first(model.visual):
         pictures = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=draw).to(device)
         _replace(model, "encode_image", encode_image, pictures, pictures)
-    if not _pools_highest(model):
+    tower = getattr(model, "text", model)
+    if _pools_highest(model):
+        words, shorter = tower.token_embedding.num_embeddings, encode_text
+    elif isinstance(tower, HFTextEncoder) and tower.config.pad_token_id == 0:  # it masks its padding
+        words, shorter = tower.vocab_size, type(model).encode_text
+    else:
         return False
-    words, context = getattr(model, "text", model).token_embedding.num_embeddings, model.context_length
-    tokens = torch.randint(1, words - 1, (2, context), generator=draw)
+    tokens = torch.randint(1, words - 1, (2, model.context_length), generator=draw)
     tokens[:, 3], tokens[:, 4:] = words - 1, 0
-    return _replace(model, "encode_text", encode_text, tokens.to(device), tokens[:, :4].to(device))
+    return _replace(model, "encode_text", shorter, tokens.to(device), tokens[:, :4].to(device))
 
 
 def _replace(model: Any, name: str, shorter: Callable[..., Tensor], given: Tensor, enough: Tensor) -> bool:

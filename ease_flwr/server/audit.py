@@ -138,7 +138,7 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     missing = [n for n in range(2, experiment.evaluation.references + 1) if name_of(n) not in thetas]
     if missing:
         server = Server(run, experiment, federation, answers, model)
-        state = FederationState(model.initial, departed=left, served=requests)
+        state = FederationState(model.initial, departed=left, served=requests, learnt=results["cost"]["learn"]["rounds"])
         thetas |= {name_of(n): retraining(server, state, n).theta for n in missing}
     lock = phases.read(finished.phase(served[-1][0])).lock
     trained = tuple(name_of(n) for n in missing)

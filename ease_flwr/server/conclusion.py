@@ -64,6 +64,7 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "params": last.get("params", {}),
         "seed": server.experiment.seed,
         "forget": described(union(state.served)) if state.served else {},
+        "learning": {"rounds": state.learnt, "judged": list(state.judged)},
         "requests": list(state.facts),
         "models": {m: j.sets for m, j in found.items()},
         "clients": {m: j.clients for m, j in found.items()},

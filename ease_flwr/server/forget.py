@@ -80,15 +80,15 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     method = kind(setting, params, state.lock)
     with method.meter.on_server():
         start = method.prepare(theta, history)
-    plan = Plan(reporter.label, params.rounds, evaluation_request=reporter.evaluation_request, report=reporter)
+    plan = Plan(reporter.label, method.rounds, evaluation_request=reporter.evaluation_request, report=reporter)
     outcome = run_rounds(reporter.federation, method, start, plan)
     with method.meter.on_server():
         lock = method.lock_after(outcome.theta)
     server_bytes = (history.nbytes if kind.history else 0) + (lock.nbytes if lock else 0)
-    said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": params.rounds}
+    said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": method.rounds}
     facts = {
         "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
-        "rounds": params.rounds,
+        "rounds": method.rounds,
         "absent": sorted(who.absent),
         "departed": sorted(leaving(request, server.roll_call)),
         "forget_clients": sorted(who.forget_clients),

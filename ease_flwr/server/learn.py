@@ -10,6 +10,7 @@ from ease_flwr.config import chosen, code_of, named_file_sha256
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.server.parties import left_out
+from ease_flwr.server.patience import Patience
 from ease_flwr.server.phase import cache_key, once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server, Vector
@@ -21,9 +22,17 @@ from strategies.ordinary import Learning
 
 def learn(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
     """Everybody learns everything; every client's updates are recorded."""
-    rounds = server.experiment.learn.rounds
-    found = ordinary(server, state, name, Learning(context(server, state, "learn")), Plan("learn", rounds), record=True)
-    state = replace(state, theta=found.theta, history=found.history, rounds=rounds, failures=state.failures + found.failures)
+    plan = Plan("learn", server.experiment.learn.rounds)
+    found = ordinary(server, state, name, Learning(context(server, state, "learn")), plan, first=True)
+    state = replace(
+        state,
+        theta=found.theta,
+        history=found.history,
+        rounds=found.cost.rounds,
+        learnt=found.cost.rounds,
+        judged=tuple(found.facts["judged"]),
+        failures=state.failures + found.failures,
+    )
     return state.with_model("original", found.theta).with_cost("learn", found.cost)
 
 
@@ -33,38 +42,42 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
     here = server.here(state)
     clients = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
     without = left_out(call, state.served)
-    return MethodContext(server.experiment, here, phase, model.initial, model.blocks, clients, without=without)
+    start, blocks, learnt = model.initial, model.blocks, state.learnt
+    return MethodContext(server.experiment, here, phase, start, blocks, clients, without=without, learnt=learnt)
 
 
-def ordinary(
-    server: Server, state: FederationState, name: str, method: Method, plan: Plan, record: bool = False
-) -> PhaseResult:
+def ordinary(server: Server, state: FederationState, name: str, method: Method, plan: Plan, first: bool = False) -> PhaseResult:
     """Rounds of a phase in which nothing is being forgotten, from state.theta.
 
+    first: whether it is the learn phase itself: its updates are recorded, and it may stop early.
     What the settings decide alone, without a lock or data of others, is taken from the cache if it is there.
     """
 
     def compute(federation: Federation, reporter: Reporter, folder: Path) -> PhaseResult:
         from ease_flwr.store.history import History  # imports torch
 
-        history = History(folder, server.experiment.history) if record else None
-        told = replace(plan, history=history, evaluation_request=reporter.evaluation_request, report=reporter)
-        outcome = run_rounds(federation, method, state.theta, told)
-        return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, None, method.facts, outcome.failures)
+        told = replace(plan, evaluation_request=reporter.evaluation_request, report=reporter)
+        if not first:
+            outcome = run_rounds(federation, method, state.theta, told)
+            return PhaseResult(outcome.theta, outcome.cost, state.forgotten, facts=method.facts, failures=outcome.failures)
+        history, patience = History(folder, server.experiment.history), Patience(federation, reporter.event)
+        outcome = run_rounds(federation, method, state.theta, replace(told, history=history, over=patience.over))
+        facts, failures = {**method.facts, "judged": patience.judged}, (*outcome.failures, *patience.failures)
+        return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, facts=facts, failures=failures)
 
     decided = method.lock is None and server.experiment.data.kind != "folder"  # hosts' own data are not among the settings
-    key = _key(server, method, plan, state.theta, record) if decided else ""
+    key = _key(server, method, plan, state.theta, first) if decided else ""
     return once(server, state, name, state.rounds - plan.first + 1, compute, key)
 
 
-def _key(server: Server, method: Method, plan: Plan, theta: Vector, record: bool) -> str:
+def _key(server: Server, method: Method, plan: Plan, theta: Vector, first: bool) -> str:
     """Everything that decides ordinary learning: settings, files that they name, clients and data, and the code that runs."""
     from ease_flwr.model.adapters import sha256
 
     e, c = server.experiment, method.context
     files = [named_file_sha256(f) for f in (e.data.labels, e.data.parts, e.model.weights)]
     who = [c.clients, {n: [s.model_dump(mode="json") for s in sets] for n, sets in sorted(c.without.items())}]
-    rounds = [plan.phase, plan.rounds, plan.first, record, _asked(method, plan.first)]
+    rounds = [plan.phase, plan.rounds, plan.first, first, _asked(method, plan.first)]
     code = code_of("ease_flwr.server.learn", "ease_flwr.client_app", f"ease_flwr.data.{e.data.kind}", "clients.contrastive")
     return cache_key(chosen(e, "learning"), files, who, rounds, sha256(theta), code)
 

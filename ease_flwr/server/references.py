@@ -15,7 +15,7 @@ from strategies.ordinary import Continuing, Learning
 def references(server: Server, state: FederationState) -> FederationState:
     """Adds the models *retrain* (as many rounds as learning had), *retrain_2* and so on (the same in other orders of data),
     *retrain_equal* (as many as *unlearned* has had in all) and *retrain_continued* (as many as *continued*)."""
-    rounds, number, found = server.experiment.learn.rounds, _number(state), state
+    rounds, number, found = state.learnt, _number(state), state
     for again in range(1, server.experiment.evaluation.references + 1):
         trained = retraining(server, state, again)
         found = found.with_model(name_of(again), trained.theta).with_cost(name_of(again), trained.cost)
@@ -39,7 +39,7 @@ def retraining(server: Server, state: FederationState, again: int) -> PhaseResul
     """The learn phase without what was forgotten: the first in the order of data that learning had, others in other ones."""
     learning = Learning(replace(context(server, state, "learn"), order=again - 1))
     fresh = replace(state, theta=server.model.initial, rounds=0)
-    return ordinary(server, fresh, f"{name_of(again)}{_number(state)}", learning, Plan("learn", server.experiment.learn.rounds))
+    return ordinary(server, fresh, f"{name_of(again)}{_number(state)}", learning, Plan("learn", state.learnt))
 
 
 def name_of(again: int) -> str:

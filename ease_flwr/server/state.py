@@ -48,6 +48,10 @@ class FederationState:
     """Requests that are done, in order."""
     rounds: int = 0
     """Rounds that the global adapters have had in all."""
+    learnt: int = 0
+    """Rounds of the learn phase."""
+    judged: tuple[dict[str, Any], ...] = ()
+    """What patience saw in it, see Patience."""
     unlearned_at: int = 0
     """How many of them when the last request was done."""
     continued: int = 0

@@ -1,7 +1,8 @@
 """`ease compare`: methods side by side, at the same number of exchanges (or bytes) and with the budget each wants.
 
 Every method starts from the same learnt federation of a seed and is measured against the same retraining. `retrain` as a method
-is a second retraining with another order of data, so its row is the noise floor of all others.
+is a second retraining with another order of data, so its row is the noise floor of all others. Fine-tuning is the ceiling of
+what is kept; with photographs it is always there.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ HEADS = {"equal": "Equal traffic", "own": "Own budget"}
 QUICK = ["continuation.rounds=0", "evaluation.every=0", "evaluation.equal=false"]
 """A comparison is about the forget phase; `--set continuation.rounds=5` brings the continuation back."""
 
+CEILING = "finetune"
+"""Plain fine-tuning of those who stay, which forgets nothing on purpose: it keeps what rounds of repair keep at best."""
 TWICE = "evaluation.references=2"
 """Two retrainings a seed show what of a difference is noise."""
+
+REMARKS = {"retrain": " (again: noise floor)", CEILING: " (ceiling of what is kept)"}
+KEPT = ("retain", "test")
 
 
 def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", exchanges: int = 0) -> dict[str, Found]:
@@ -38,6 +44,8 @@ def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", excha
     """
     sweep = sweep.under([*QUICK, TWICE])
     loaded = measured(config.load(sweep.experiment, sweep.settings))
+    if loaded.data.kind == "photographs" and CEILING not in names:
+        names = [*names, CEILING]
     exchanges = exchanges or own_rounds("ease", loaded)
     own = cells.run(sweep, [Variant(n, n) for n in names])
     rounds = dict.fromkeys(names, exchanges)
@@ -102,7 +110,7 @@ def table(found: Found) -> str:
     lines += ["| unlearned minus retrain | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     for name, by_seed in found.items():
         runs = [r for r in by_seed.values() if "failed" not in r]
-        row = f"| {name}{' (again: noise floor)' if name == 'retrain' else ''} | "
+        row = f"| {name}{REMARKS.get(name, '')} | "
         if not runs:
             lines.append(row + next(iter(by_seed.values()))["failed"] + " |" + " |" * (len(head) - 1))
             continue
@@ -120,6 +128,11 @@ def table(found: Found) -> str:
     lines.append("")
     for label, models in (("original", original), ("retrain", retrain)):
         lines.append(f"- {label}: " + ", ".join(f"{s} {spread([m[s]['r1'] for m in models])}" for s in sets))
+    if ceiling := [r for r in found.get(CEILING, {}).values() if "failed" not in r]:
+        kept = ", ".join(f"{s} {spread([r['models']['unlearned'][s]['r1'] for r in ceiling])}" for s in sets if s in KEPT)
+        lines.append(
+            f"- ceiling, {CEILING} after {mean(r['cost']['unlearn']['rounds'] for r in ceiling):.0f} exchanges: {kept}"
+        )
     return "\n".join([*lines, noise_line(done, sets)]) + "\n"
 
 
