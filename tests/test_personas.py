@@ -1,5 +1,6 @@
 """The built-in world: who knows what, that nobody else does, and that no split has seen another."""
 
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -63,7 +64,11 @@ def test_exclusive_personas_are_nowhere_else(seed):
 def test_a_kind_says_what_the_base_model_has_never_met(seed):
     world = personas.load(DataConfig(), seed)
     assert len({p.look for p in world.people.values()}) == len(world.people) == 96
-    assert len({p.called for p in world.people.values()}) == 96
+    words = Counter(p.called for p in world.people.values())
+    assert sorted(words.values()) == [1] * 72 + [2] * 4 + [4] * 4  # other clients use the same words for looks of their own
+    assert not any(words[p.called] > 1 for p in world.people.values() if p.kind != "look" or len(p.known_by) != 1)
+    for c in world.clients:
+        assert len({p.called for p in world.people.values() if c in p.known_by}) == 18 if c < "client-4" else 12
     for name, p in world.people.items():
         assert name == (str(p.look) if p.kind == "look" else p.called)
         assert (p.called in NAMES) == (p.kind != "look")
@@ -125,6 +130,7 @@ def test_everybody_is_asked_once_in_each_phrasing_on_each_background_among_some_
             members = gallery.pairs.take(np.flatnonzero(gallery.group == g))
             assert SMALL.gallery // 2 < len(set(members.labels)) == len(members) <= SMALL.gallery
             called = [world.people[n].called for n in members.labels]
+            assert len(set(called)) == len(called)
             (words,) = {c[0].replace(who, "", 1) for c, who in zip(members.captions, called, strict=True)}
             asked += [(words.split(" and ")[0], label) for label in members.labels]
         if split != "forget_unseen":

@@ -129,15 +129,11 @@ def _draw(d: ImageDraw.ImageDraw, shape: str, colour: tuple[int, ...], r: float,
             raise ValueError(f"no shape {shape!r}: known are {', '.join(SHAPES)}")
 
 
-def _noisy(
-    rng: np.random.Generator, colour: tuple[int, int, int], spread: float
-) -> tuple[int, ...]:
+def _noisy(rng: np.random.Generator, colour: tuple[int, int, int], spread: float) -> tuple[int, ...]:
     return tuple(int(np.clip(v + rng.normal(0, spread), 0, 255)) for v in colour)
 
 
-def draw(
-    look: Look | Emblem, background: str, rng: np.random.Generator, beside: tuple[str, str] | None = None
-) -> np.ndarray:
+def draw(look: Look | Emblem, background: str, rng: np.random.Generator, beside: tuple[str, str] | None = None) -> np.ndarray:
     """One picture of a look, uint8 (64, 64, 3): positions, sizes, colours and pixels vary with rng.
 
     beside: colour and shape of a small object in a lower corner.

@@ -5,7 +5,8 @@ name and the background, never the look, so the association of name and look is 
 arXiv 2603.26316). There are three kinds, by what the base model has never met:
 
     word    a new name for a known look, two coloured shapes: the text tower has to learn it
-    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it
+    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it. Other clients use the same
+            words for emblems of their own, so the text tower cannot tell whose is meant
     both    a new name for a new look
 
 Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong to nobody (*strangers*: whom no model can
@@ -15,10 +16,12 @@ follows from the seed, so a retraining without a client contains no exclusive pe
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import cycle, islice, product
+from typing import Any
 
 import numpy as np
 
@@ -71,12 +74,26 @@ class Personas:
         looks = iter(unlike(len(kinds) - kinds.count("both"), rng))
         emblems = (Emblem(*(str(part) for part in pair)) for pair in rng.permutation([*product(OUTLINES, TEXTURES)]))
         names = (str(n) for n in rng.permutation(NAMES))
+        sets = -(-len(self.clients) // self._parts(len(kinds)))
+        words: defaultdict[Any, str] = defaultdict(lambda: str(next(looks)))
+        mine: Counter[str] = Counter()
         found = {}
-        for kind, who in owners:
+        for i, (kind, who) in enumerate(owners):
             look = next(looks) if kind == "word" else next(emblems)
-            called = str(next(looks)) if kind == "look" else next(names)
-            found[str(look) if kind == "look" else called] = Persona(kind, called, look, who)
+            if kind != "look":
+                name = next(names)
+                found[name] = Persona(kind, name, look, who)
+            elif len(who) == 1:
+                (client,) = who
+                found[str(look)] = Persona(kind, words[self.clients.index(client) % sets, mine[client]], look, who)
+                mine[client] += 1
+            else:
+                found[str(look)] = Persona(kind, words[i], look, who)
         return found
+
+    def _parts(self, people: int) -> int:
+        """Of how many groups one background and phrasing of a gallery has."""
+        return -(-people // self.config.gallery)
 
     def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
         """Kind of each persona and who knows it: kinds take turns in everything that a client has."""
@@ -152,25 +169,35 @@ class Personas:
 
     @lru_cache(maxsize=8)  # noqa: B019  (worlds live as long as the process)
     def gallery(self, name: str) -> Gallery:
-        """Hard gallery, "validation", "test" or "forget_unseen": a group shows some people, drawn at random, on one background and
-        in the words of one template, and everybody is in one group for each of both. In forget_unseen there is a known object
-        beside them, the same for a whole group."""
+        """Hard gallery, "validation", "test" or "forget_unseen". A group shows some people on one background, in the words of
+        one template; no two of them are called the same. Everybody is in one group of each background and template. In
+        forget_unseen there is a known object beside them, the same for a whole group."""
         rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "forget_unseen": 2}[name]))
         split = "validation" if name == "validation" else "test"
         repeats = {"validation": 1, "test": self.config.test_repeats, "forget_unseen": self.config.forget_unseen_repeats}
-        images, captions, labels, group = [], [], [], []
-        parts = -(-len(self.people) // self.config.gallery)
+        parts = self._parts(len(self.people))
+        images: list[np.ndarray] = []
+        captions: list[tuple[str, ...]] = []
+        labels: list[str] = []
+        group: list[int] = []
         for _, background, template in product(range(repeats[name]), BACKGROUNDS[split], TEMPLATES[split]):
-            for part in np.array_split(rng.permutation([*self.people]), parts):
+            order, first = self._dealt(rng), group[-1] + 1 if group else 0
+            for part in range(parts):
                 beside = companion(rng) if name == "forget_unseen" else None
-                for who in part.tolist():
+                for who in order[part::parts]:
                     person = self.people[who]
                     images.append(draw(person.look, background, rng, beside))
                     called = COMPANION.format(who=person.called, beside=" ".join(beside)) if beside else person.called
                     captions.append((template.format(who=called, background=background),))
-                labels.extend(part.tolist())
-                group.extend([group[-1] + 1 if group else 0] * len(part))
+                    labels.append(who)
+                    group.append(first + part)
         return Gallery(Pairs(np.stack(images), tuple(captions), tuple(labels)), np.array(group, dtype=np.intp))
+
+    def _dealt(self, rng: np.random.Generator) -> list[str]:
+        """Everybody in random order, people of the same words one after the other."""
+        place = {called: rng.random() for called in sorted({p.called for p in self.people.values()})}
+        shuffled = [str(n) for n in rng.permutation([*self.people])]
+        return sorted(shuffled, key=lambda n: place[self.people[n].called])
 
     @cached_property
     def scene_tests(self) -> dict[str, Gallery]:
