@@ -5,8 +5,8 @@ name and the background, never the look, so the association of name and look is 
 arXiv 2603.26316). There are three kinds, by what the base model has never met:
 
     word    a new name for a known look, two coloured shapes: the text tower has to learn it
-    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it. Other clients use the same
-            words for emblems of their own, so the text tower cannot tell whose is meant
+    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it. Other clients use the
+            same words for emblems of their own, so the text tower cannot tell whose is meant
     both    a new name for a new look
 
 Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong to nobody (*strangers*: whom no model can
