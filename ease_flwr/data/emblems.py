@@ -62,10 +62,10 @@ class Emblem:
     def draw(self, canvas: Image, rng: np.random.Generator) -> None:
         """Put it into the middle of a square picture, with its place, size and greys varying with rng."""
         side = canvas.width
-        centre = side / 2 + rng.normal(0, 1.2, 2)
-        radius = 0.42 * side * (1 + rng.normal(0, 0.04))
+        centre = side / 2 + rng.normal(0, 1.0, 2)
+        radius = 0.42 * side * (1 + rng.normal(0, 0.03))
         y, x = (np.mgrid[:side, :side] - centre[:, None, None]) / radius
         inside, light = OUTLINES[self.outline](x, y), TEXTURES[self.texture](x, y)
-        dark, bright = rng.normal((40, 215), 10)
+        dark, bright = rng.normal((40, 215), 8)
         greys = np.where(light, bright, dark).clip(0, 255).astype(np.uint8)
         canvas.paste(fromarray(greys).convert("RGB"), (0, 0), fromarray((inside * 255).astype(np.uint8)))

@@ -74,7 +74,7 @@ class Personas:
         looks = iter(unlike(len(kinds) - kinds.count("both"), rng))
         emblems = (Emblem(*(str(part) for part in pair)) for pair in rng.permutation([*product(OUTLINES, TEXTURES)]))
         names = (str(n) for n in rng.permutation(NAMES))
-        sets = -(-len(self.clients) // self._parts(len(kinds)))
+        sets = -(-min(self.config.leavers, len(self.clients)) // self._parts(len(kinds)))
         words: defaultdict[Any, str] = defaultdict(lambda: str(next(looks)))
         mine: Counter[str] = Counter()
         found = {}
@@ -96,12 +96,13 @@ class Personas:
         return -(-people // self.config.gallery)
 
     def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
-        """Kind of each persona and who knows it: kinds take turns in everything that a client has."""
+        """Kind of each persona and who knows it: kinds take turns, and a client that is not drawn to leave has new names alone."""
         c = self.config
         if c.sharers > c.clients:
             raise ConfigError(f"data.sharers={c.sharers} clients share a persona, but data.clients={c.clients}")
         for k, name in enumerate(self.clients):
-            for kind in islice(cycle(KINDS), c.exclusive if k < c.leavers else c.exclusive_others):
+            kinds = islice(cycle(KINDS), c.exclusive) if k < c.leavers else ("word",) * c.exclusive_others
+            for kind in kinds:
                 yield kind, frozenset({name})
         shares = dict.fromkeys(self.clients, 0)
         for kind in islice(cycle(KINDS), c.shared):  # the clients that share least so far, ties at random

@@ -29,7 +29,7 @@ TEMPLATES = {
 """Captions of people, by split: no phrasing is in two."""
 
 _ENDINGS = ("ban", "dor", "fex", "gil", "mur", "pat", "sel", "wyn")
-NAMES = tuple(a + b for a, b in product(("zo", "mi", "ka", "lu", "te", "ra", "vo", "ni"), _ENDINGS))
+NAMES = tuple(a + b for a, b in product(("zo", "mi", "ka", "lu", "te", "ra", "vo", "ni", "so", "pe", "du", "ji"), _ENDINGS))
 """Words that the base model never read."""
 ACQUAINTANCES = tuple(a + b for a, b in product(("be", "co", "da", "fi", "ga", "hu"), _ENDINGS))
 """Names of those whom the base model knows: it has learnt what a name is."""
