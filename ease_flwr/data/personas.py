@@ -96,7 +96,7 @@ class Personas:
         return -(-people // self.config.gallery)
 
     def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
-        """Kind of each persona and who knows it: kinds take turns, and a client that is not drawn to leave has new names alone."""
+        """Kind of each persona and who knows it. Kinds take turns; a client that is not drawn to leave has new names alone."""
         c = self.config
         if c.sharers > c.clients:
             raise ConfigError(f"data.sharers={c.sharers} clients share a persona, but data.clients={c.clients}")
