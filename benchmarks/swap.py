@@ -46,9 +46,7 @@ def broken(kind: str, found: dict[str, float]) -> list[str]:
 
 def main(to: str, *runs: str) -> int:
     out = []
-    print(
-        "| seed, forgotten | kind | original | retrain | image of original, text of retrain | text of original, image of retrain |"
-    )
+    print("| seed, forgotten | kind | original | retrain | image tower of original, text of retrain | the other way round |")
     print("|---|---|---:|---:|---:|---:|")
     for run in map(Path, runs):
         results, audit = (json.loads((run / name).read_text("utf-8")) for name in ("results.json", "audit.json"))
