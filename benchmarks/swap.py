@@ -20,7 +20,7 @@ HEADROOM, CARRIED = 40.0, 20.0
 
 
 def measured(numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """kind -> what -> R@1 in percent, of `numbers` of an audit.json. what: original, retrain, or the one tower of the original."""
+    """kind -> what -> R@1 in percent, of `numbers` of an audit.json. what: original, retrain, or one tower of the original."""
     of = {m: {key: found["value"] for key, found in numbers[m].items()} for m in ("original", "retrain")}
     return {
         kind: {m: of[m][f"r1.forget_{kind}"] for m in of}
