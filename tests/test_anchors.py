@@ -237,7 +237,7 @@ def test_an_audit_has_all_three_anchors(run):
     assert temporal["back"]["continued"]["gap"] == pytest.approx(gained, abs=1e-4)
     assert temporal["back"]["retrain_continued"]["since"] == "retrain_equal"
     shown = (folder / "audit.md").read_text()
-    assert shown.count("\n| modality | ") == 5
+    assert shown.count("\n| modality | ") == 5 + 2 * 3  # all, and each kind of association in either tower
     assert shown.count("\n| unique subspace | ") == 2
     assert shown.count("\n| temporal | ") == 3
 

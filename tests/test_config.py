@@ -27,7 +27,7 @@ def test_papers_experiments_are_put_together(data, scenario, model):
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(ConfigError, match=r"^no variant 'l15': there are bf16, class, l14, sample, top6$"):
+    with pytest.raises(ConfigError, match=r"^no variant 'l15': there are bf16, class, l14, sample, sharing, top6$"):
         config.load("flickr30k+class+l15")
 
 

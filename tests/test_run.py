@@ -45,7 +45,9 @@ def test_results_follow_the_contract(ease):
     assert ease["forget"] == {"scenario": "client", "targets": ["client-0"]}
     assert list(ease["models"]) == ["original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued"]
     sets = ease["models"]["continued"]
-    assert list(sets) == ["forget_exclusive", "forget_shared", "forget", "retain", "test", "forget_unseen"]
+    kinds = ["forget_word", "forget_look", "forget_both"]
+    assert list(sets) == ["forget_exclusive", *kinds, "forget_shared", "forget", "retain", "test", "forget_unseen"]
+    assert sum(sets[kind]["n"] for kind in kinds) == sets["forget_exclusive"]["n"]
     one = sets["forget"]
     assert one["n"] == sets["forget_exclusive"]["n"] + sets["forget_shared"]["n"]
     assert one["r1"] == pytest.approx((one["i2t"]["r1"] + one["t2i"]["r1"]) / 2)
