@@ -27,12 +27,16 @@ from tests.test_bilateral import Memory
 from tests.test_run import play
 
 
+MEMBERS = {**SMALL, "data.exclusive": 12, "learn.rounds": 20}
+"""As many members as the default run has: intervals are over members."""
+
+
 @pytest.fixture(scope="module")
 def run(home):
     """A run without a continuation, with everything needed to audit other models in its federation."""
-    settings = {**SMALL, "continuation.rounds": 0, "learn.rounds": 20, "data.test_repeats": 2, "audit.level": "full"}
+    settings = {**MEMBERS, "continuation.rounds": 0, "audit.level": "full"}
     results = play(home / "run", set=" ".join(f"{k}={v}" for k, v in settings.items()))
-    experiment = small_experiment(**{k: v for k, v in settings.items() if k not in SMALL or SMALL[k] != v})
+    experiment = small_experiment(**settings)
     blocks = adapters.load(experiment.model, experiment.lora, experiment.seed).blocks
     thetas = {m: adapters.read(home / "run" / "adapters" / m, blocks) for m in results["models"]}
     return home / "run", experiment, thetas, federated(experiment, settings), blocks
@@ -70,7 +74,7 @@ def retrained_again(run, order_seed):
     _, experiment, _, _, blocks = run
     evaluation = experiment.evaluation.model_copy(update={"order_seed": order_seed})
     experiment = experiment.model_copy(update={"evaluation": evaluation})
-    federation = federated(experiment, {**SMALL, "learn.rounds": 20, "evaluation.order_seed": order_seed})
+    federation = federated(experiment, {**MEMBERS, "evaluation.order_seed": order_seed})
     theta_0 = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
     context = MethodContext(experiment, federation, "learn", theta_0, blocks, ("client-1", "client-2"))
     return run_rounds(federation, Learning(context), theta_0, Plan("learn", experiment.learn.rounds)).theta
