@@ -63,4 +63,6 @@ def main(to: str, *runs: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("benchmarks.swap: name the folders of finished runs")
     sys.exit(main(*sys.argv[1:]))
