@@ -114,7 +114,7 @@ def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
 @pytest.mark.slow
 def test_half_precision_messages(ease, home):
     found = play(home / "half", set=RUN_CONFIG["set"] + " federation.half=true")
-    assert "73728 bytes a message" in (home / "half" / "log.txt").read_text()
+    assert "245760 bytes a message" in (home / "half" / "log.txt").read_text()
     half, full = found["cost"]["learn"], ease["cost"]["learn"]
     for bytes_ in ("uplink_bytes", "downlink_bytes"):
         assert 2 * half[bytes_] == full[bytes_]
