@@ -110,7 +110,8 @@ def test_benchmarks_are_named(tmp_path):
     said = CliRunner().invoke(app, ["bench", "rounds"])
     assert said.exit_code == 2
     assert re.search(
-        r"ease bench: no benchmark 'rounds' in .*: there are caching, frameworks, gsd, large, mutants, round, startup, step$",
+        r"ease bench: no benchmark 'rounds' in .*: "
+        r"there are caching, frameworks, gsd, large, mutants, round, startup, step, swap$",
         said.output.strip(),
     )
     said = CliRunner().invoke(app, ["bench", "gsd", "--to", str(tmp_path / "nowhere" / "x.json")])
