@@ -34,7 +34,7 @@ def test_each_kind_sits_in_the_tower_that_has_to_learn_it(tmp_path, capsys):
     submit({**RUN_CONFIG, "run-dir": str(tmp_path / "run"), "set": settings}, clients=8)
     assert swap.main(str(tmp_path / "swap.json"), str(tmp_path / "run")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:2] for line in lines[-6:-3]] == [["| 0, client-0", kind] for kind in swap.CARRIER]
+    assert [line.split(" | ")[:2] for line in lines[-5:-2]] == [["| 0, client-0", kind] for kind in swap.CARRIER]
     (one,) = json.loads((tmp_path / "swap.json").read_text())
     shared = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
     assert one["broken"] == []
