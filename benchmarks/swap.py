@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+TOWERS = ("visual", "text")
 CARRIER = {"word": "text", "look": "visual", "both": ""}
 """The tower that has to learn a kind."""
 HEADROOM, CARRIED = 40.0, 20.0
@@ -24,7 +25,7 @@ def measured(numbers: dict[str, Any]) -> dict[str, dict[str, float]]:
     of = {m: {key: found["value"] for key, found in numbers[m].items()} for m in ("original", "retrain")}
     return {
         kind: {m: of[m][f"r1.forget_{kind}"] for m in of}
-        | {tower: of["original"][f"swap.{tower}.forget_{kind}"] for tower in ("visual", "text")}
+        | {tower: of["original"][f"swap.{tower}.forget_{kind}"] for tower in TOWERS}
         for kind in CARRIER
     }
 
@@ -35,12 +36,12 @@ def broken(kind: str, found: dict[str, float]) -> list[str]:
     if found["original"] - found["retrain"] < HEADROOM:
         said.append(f"{kind}: headroom below {HEADROOM:g}")
     if carrier := CARRIER[kind]:
-        other = {"visual": "text", "text": "visual"}[carrier]
+        (other,) = {*TOWERS} - {carrier}
         if found[carrier] - found[other] < CARRIED:
             said.append(f"{kind}: the {carrier} tower does not bring back {CARRIED:g} more than the other")
     else:
         half = found["original"] / 2
-        said += [f"{kind}: the {tower} tower alone brings back half" for tower in ("visual", "text") if found[tower] >= half]
+        said += [f"{kind}: the {tower} tower alone brings back half" for tower in TOWERS if found[tower] >= half]
     return said
 
 
@@ -53,7 +54,7 @@ def main(to: str, *runs: str) -> int:
         cell = f"{results['seed']}, {' '.join(results['forget']['targets'])}"
         kinds = measured(audit["numbers"])
         for kind, found in kinds.items():
-            numbers = " | ".join(f"{found[what]:.1f}" for what in ("original", "retrain", "visual", "text"))
+            numbers = " | ".join(f"{found[what]:.1f}" for what in ("original", "retrain", *TOWERS))
             print(f"| {cell} | {kind} | {numbers} |")
         out.append({"cell": cell, "kinds": kinds, "broken": [b for kind, found in kinds.items() for b in broken(kind, found)]})
     Path(to).write_text(json.dumps(out, indent=1) + "\n", "utf-8")
