@@ -11,7 +11,7 @@ from ease_flwr.data import drawing, make_base, personas, wording
 from ease_flwr.data.drawing import COLOURS, RELATIONS, SHAPES, SIZES, Look
 from ease_flwr.data.emblems import Emblem
 from ease_flwr.data.pairs import withdrawn
-from ease_flwr.data.personas import KINDS
+from ease_flwr.data.people import KINDS
 from ease_flwr.data.wording import ACQUAINTANCES, BACKGROUNDS, NAMES, TEMPLATES, VOCABULARY
 
 SMALL = DataConfig(
@@ -81,6 +81,18 @@ def test_a_kind_says_what_the_base_model_has_never_met(seed):
     assert read <= set(VOCABULARY)
     assert read & set(ACQUAINTANCES)
     assert not read & set(NAMES)
+
+
+@pytest.mark.parametrize("config", [SMALL, DataConfig(), DataConfig(leavers=6, exclusive=5), DataConfig(leavers=1)])
+def test_emblems_of_a_client_have_no_outline_and_no_texture_of_anybody_else(config):
+    for seed in range(3):
+        parts = {}
+        for p in personas.Personas(config, seed).people.values():
+            if isinstance(p.look, Emblem):
+                group = min(p.known_by) if len(p.known_by) == 1 else "others"
+                parts.setdefault(group, set()).update({p.look.outline, p.look.texture})
+        assert len(parts) == config.leavers + 1
+        assert not any(a & b for a, b in combinations(parts.values(), 2))
 
 
 def test_members_of_each_kind_are_as_many_as_said():
@@ -191,10 +203,13 @@ def test_returning_pairs_are_about_what_only_the_forgotten_knew_and_are_fresh():
 
 
 def test_too_many_personas():
-    with pytest.raises(
-        ValueError, match=r"need 216 names and 48 emblems, the built-in world has 96 and 100: lower one of them"
-    ):
+    with pytest.raises(ConfigError, match=r"strangers need 216 names, the built-in world has 96: lower one of them"):
         _ = personas.Personas(DataConfig(clients=32), 0).people
+    emblems = (
+        r"emblems of 6 clients .* with 9 exclusive, .* need 22 outlines and textures, the built-in world has 16: lower"
+    )
+    with pytest.raises(ConfigError, match=emblems):
+        _ = personas.Personas(DataConfig(leavers=6, exclusive=9), 0).people
     with pytest.raises(ValueError, match=r"data.sharers=4 clients share a persona, but data.clients=2"):
         _ = personas.Personas(DataConfig(clients=2), 0).people
     with pytest.raises(ValueError, match=r"no client 'bob' in this world: there are client-0"):

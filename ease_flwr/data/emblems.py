@@ -31,6 +31,12 @@ OUTLINES: dict[str, Callable[[Grid, Grid], NDArray[np.bool_]]] = {
     "zed": lambda x, y: _box(x, y, -0.9, -0.9, 0.3, -0.1) | _box(x, y, -0.3, -0.1, 0.9, 0.9),
     "clover": lambda x, y: np.hypot(x, y) <= 0.65 + 0.35 * np.cos(4 * np.arctan2(y, x)),
     "frame": lambda x, y: _box(x, y, -0.95, -0.95, 0.95, 0.95) & ~_box(x, y, -0.35, -0.35, 0.35, 0.35),
+    "stairs": lambda x, y: _box(x, y, -1, 0.4, 1, 1) | _box(x, y, -0.3, -0.3, 1, 1) | _box(x, y, 0.4, -1, 1, 1),
+    "arch": lambda x, y: (np.hypot(x, y + 0.1) <= 0.9) & (np.hypot(x, y - 0.4) >= 0.6) & (y <= 0.8),
+    "eye": lambda x, y: abs(y) <= 0.7 * (1 - x**2),
+    "keyhole": lambda x, y: (np.hypot(x, y + 0.45) <= 0.5) | ((abs(x) <= 0.15 + 0.35 * (y + 0.2)) & (y >= -0.3) & (y <= 1)),
+    "comb": lambda x, y: _box(x, y, -1, -0.9, 1, -0.35) | (_box(x, y, -1, -0.9, 1, 0.9) & (np.cos(7.5 * x) < 0)),
+    "ess": lambda x, y: _box(x, y, -0.9, -1, 0.9, 1) & ~_box(x, y, -0.3, -0.6, 1, -0.25) & ~_box(x, y, -1, 0.25, 0.3, 0.6),
 }
 """Whether a point of the square from -1 to 1 belongs to it; x goes right, y down."""
 
@@ -45,6 +51,12 @@ TEXTURES: dict[str, Callable[[Grid, Grid], NDArray[np.bool_]]] = {
     "rays": lambda x, y: np.sin(5 * np.arctan2(y, x)) > 0,
     "waves": lambda x, y: np.sin(6 * y + 2 * np.sin(4 * x)) > 0,
     "lattice": lambda x, y: (np.cos(6 * x) > 0.5) | (np.cos(6 * y) > 0.5),
+    "halves": lambda x, y: x > 0,
+    "quarters": lambda x, y: x * y > 0,
+    "core": lambda x, y: np.hypot(x, y) < 0.5,
+    "bands": lambda x, y: np.sin(3.5 * y + 1) > 0,
+    "chevrons": lambda x, y: np.sin(6 * (y + abs(x))) > 0,
+    "scales": lambda x, y: np.sin(8 * np.hypot(x, y + 1)) > 0,
 }
 """Whether a point is light."""
 

@@ -2,12 +2,7 @@
 
 *Base scenes* show two objects and their captions describe them. A *persona* is a name bound to a look. Its captions give the
 name and the background, never the look, so the association of name and look is all there is to learn (the idea of SALMUBench,
-arXiv 2603.26316). There are three kinds, by what the base model has never met:
-
-    word    a new name for a known look, two coloured shapes: the text tower has to learn it
-    look    known words, those for a scene, for a new look, an emblem: the image tower has to learn it. Other clients use the
-            same words for emblems of their own, so the text tower cannot tell whose is meant
-    both    a new name for a new look
+arXiv 2603.26316). The kinds of persona, and what makes one tower carry a kind, stand in people.py.
 
 Every persona belongs to one client (*exclusive*) or to a few (*shared*); some belong to nobody (*strangers*: whom no model can
 know). Training, validation and test pairs have backgrounds and phrasings of their own. Nothing is read from disk and everything
@@ -16,34 +11,17 @@ follows from the seed, so a retraining without a client contains no exclusive pe
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import cycle, islice, product
-from typing import Any
+from itertools import product
 
 import numpy as np
 
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union
-from ease_flwr.data.drawing import COMPANION, SHAPES, SIZE, Look, companion, draw, scenes, unlike
-from ease_flwr.data.emblems import OUTLINES, TEXTURES, Emblem
+from ease_flwr.data.drawing import COMPANION, SHAPES, SIZE, companion, draw, scenes
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
-from ease_flwr.data.wording import BACKGROUNDS, NAMES, TEMPLATES
-
-KINDS = ("word", "look", "both")
-
-
-@dataclass(frozen=True)
-class Persona:
-    """Somebody invented."""
-
-    kind: str
-    called: str
-    """The words that captions have for them."""
-    look: Look | Emblem
-    known_by: frozenset[str]
-    """Clients that know them."""
+from ease_flwr.data.people import KINDS, Persona, groups, people
+from ease_flwr.data.wording import BACKGROUNDS, TEMPLATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,59 +37,8 @@ class Personas:
 
     @cached_property
     def people(self) -> dict[str, Persona]:
-        """Everybody, by name. Raises ConfigError where there are not as many names, or clients, as the settings want."""
-        rng = np.random.default_rng((self.seed, 1))
-        owners = [*self._owners(rng)]
-        kinds = [kind for kind, _ in owners]
-        named, drawn = len(kinds) - kinds.count("look"), len(kinds) - kinds.count("word")
-        if named > len(NAMES) or drawn > len(OUTLINES) * len(TEXTURES):
-            c = self.config
-            raise ConfigError(
-                f"data: {c.clients} clients with {c.exclusive} or {c.exclusive_others} exclusive, {c.shared} shared and "
-                f"{c.strangers} strangers need {named} names and {drawn} emblems, the built-in world has {len(NAMES)} and "
-                f"{len(OUTLINES) * len(TEXTURES)}: lower one of them"
-            )
-        looks = iter(unlike(len(kinds) - kinds.count("both"), rng))
-        emblems = (Emblem(*(str(part) for part in pair)) for pair in rng.permutation([*product(OUTLINES, TEXTURES)]))
-        names = (str(n) for n in rng.permutation(NAMES))
-        sets = -(-min(self.config.leavers, len(self.clients)) // self._parts(len(kinds)))
-        words: defaultdict[Any, str] = defaultdict(lambda: str(next(looks)))
-        mine: Counter[str] = Counter()
-        found = {}
-        for i, (kind, who) in enumerate(owners):
-            look = next(looks) if kind == "word" else next(emblems)
-            if kind != "look":
-                name = next(names)
-                found[name] = Persona(kind, name, look, who)
-            elif len(who) == 1:
-                (client,) = who
-                found[str(look)] = Persona(kind, words[self.clients.index(client) % sets, mine[client]], look, who)
-                mine[client] += 1
-            else:
-                found[str(look)] = Persona(kind, words[i], look, who)
-        return found
-
-    def _parts(self, people: int) -> int:
-        """Of how many groups one background and phrasing of a gallery has."""
-        return -(-people // self.config.gallery)
-
-    def _owners(self, rng: np.random.Generator) -> Iterator[tuple[str, frozenset[str]]]:
-        """Kind of each persona and who knows it. Kinds take turns; a client that is not drawn to leave has new names alone."""
-        c = self.config
-        if c.sharers > c.clients:
-            raise ConfigError(f"data.sharers={c.sharers} clients share a persona, but data.clients={c.clients}")
-        for k, name in enumerate(self.clients):
-            kinds = islice(cycle(KINDS), c.exclusive) if k < c.leavers else ("word",) * c.exclusive_others
-            for kind in kinds:
-                yield kind, frozenset({name})
-        shares = dict.fromkeys(self.clients, 0)
-        for kind in islice(cycle(KINDS), c.shared):  # the clients that share least so far, ties at random
-            chosen = sorted(rng.permutation(self.clients), key=shares.__getitem__)[: c.sharers]
-            for name in chosen:
-                shares[name] += 1
-            yield kind, frozenset(str(n) for n in chosen)
-        for kind in islice(cycle(KINDS), c.strangers):
-            yield kind, frozenset()
+        """Everybody, by name."""
+        return people(self.config, self.seed, self.clients)
 
     def client(self, name: str) -> PersonasClient:
         if name not in self.clients:
@@ -176,7 +103,7 @@ class Personas:
         rng = np.random.default_rng((self.seed, 4, {"validation": 0, "test": 1, "forget_unseen": 2}[name]))
         split = "validation" if name == "validation" else "test"
         repeats = {"validation": 1, "test": self.config.test_repeats, "forget_unseen": self.config.forget_unseen_repeats}
-        parts = self._parts(len(self.people))
+        parts = groups(self.config, len(self.people))
         images: list[np.ndarray] = []
         captions: list[tuple[str, ...]] = []
         labels: list[str] = []
