@@ -222,7 +222,7 @@ def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
         losses = {"original": 0.1 + shift / 100, "unlearned": 2.0 + shift, "retrain": 2.1 + shift}
         found = {m: {"member_partner_loss": [x, x + 0.1]} for m, x in losses.items()}
         (folder / "audit.json").write_text(json.dumps({"scores": found}))
-        (folder / "results.json").write_text(json.dumps({"schema": 2, "seed": 0, "cost": {"learn": {"rounds": 7}}}))
+        (folder / "results.json").write_text(json.dumps({"schema": 2, "seed": 0, "learning": {"rounds": 7}}))
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
     fake(tmp_path / "run", 0.2)

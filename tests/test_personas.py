@@ -134,20 +134,21 @@ def test_no_split_has_a_background_a_phrasing_a_caption_or_a_picture_of_another(
         assert not captions[0] & captions[1]
 
 
-def test_everybody_is_asked_once_in_each_phrasing_on_each_background_among_some_others():
-    world = personas.load(SMALL, 0)
+@pytest.mark.parametrize("config", [SMALL, SMALL.model_copy(update={"leavers": 3, "gallery": 16})])
+def test_everybody_is_asked_once_in_each_phrasing_on_each_background_among_some_others(config):
+    world = personas.load(config, 0)
     for split in ("validation", "test", "forget_unseen"):
         gallery = world.gallery(split)
         asked = []
         for g in np.unique(gallery.group):
             members = gallery.pairs.take(np.flatnonzero(gallery.group == g))
-            assert SMALL.gallery // 2 < len(set(members.labels)) == len(members) <= SMALL.gallery
+            assert config.gallery // 2 < len(set(members.labels)) == len(members) <= config.gallery
             called = [world.people[n].called for n in members.labels]
             assert len(set(called)) == len(called)
             (words,) = {c[0].replace(who, "", 1) for c, who in zip(members.captions, called, strict=True)}
             asked += [(words.split(" and ")[0], label) for label in members.labels]
         if split != "forget_unseen":
-            repeats = SMALL.test_repeats if split == "test" else 1
+            repeats = config.test_repeats if split == "test" else 1
             cells = len(BACKGROUNDS[split]) * len(TEMPLATES[split])
             assert len(asked) == len(world.people) * repeats * cells
             assert len(set(asked)) == len(world.people) * cells
@@ -205,9 +206,7 @@ def test_returning_pairs_are_about_what_only_the_forgotten_knew_and_are_fresh():
 def test_too_many_personas():
     with pytest.raises(ConfigError, match=r"strangers need 216 names, the built-in world has 96: lower one of them"):
         _ = personas.Personas(DataConfig(clients=32), 0).people
-    emblems = (
-        r"emblems of 6 clients .* with 9 exclusive, .* need 22 outlines and textures, the built-in world has 16: lower"
-    )
+    emblems = r"emblems of 6 clients .* with 9 exclusive, .* need 22 outlines and textures, the built-in world has 16: lower"
     with pytest.raises(ConfigError, match=emblems):
         _ = personas.Personas(DataConfig(leavers=6, exclusive=9), 0).people
     with pytest.raises(ValueError, match=r"data.sharers=4 clients share a persona, but data.clients=2"):
