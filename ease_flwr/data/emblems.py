@@ -1,8 +1,8 @@
 """Looks that the base model of the built-in world never saw: an outline filled with a texture, both without a name.
 
 Base scenes are plain shapes in plain colours. An emblem is large, in two greys, and told from others by its outline and by its
-texture alone, so a model that knows base scenes has no word for it and hardly sees a difference. Outlines and textures that it told
-apart all the same, for example a frame or a core, are not among these.
+texture alone, so a model that knows base scenes has no word for it and hardly sees a difference. Outlines and textures that the
+base model told apart all the same, for example a frame or spots, are not among these.
 """
 
 from __future__ import annotations
