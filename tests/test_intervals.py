@@ -88,8 +88,15 @@ def test_orders_of_batches_are_drawn_beside_members():
     by_order = np.array([0.0, 2, 4, 10])[:, None, None] * np.ones((4, 3, 2))  # members agree, orders do not
     found = intervals.shares_of_batches(by_order, of)
     assert found.value == 40
-    assert found.draws.std() == pytest.approx(np.std([0, 20, 40, 100]) / 2, rel=0.1)
-    assert found.units == 3  # the fewer of three members and four orders
+    spread = np.std([0, 20, 40, 100]) / 2 * (student(3) * (4 / 3) ** 0.5) / (student(2) * (3 / 2) ** 0.5)
+    assert found.draws.std() == pytest.approx(
+        spread, rel=0.1
+    )  # `compared` stretches by the members: so much less for four orders
+    assert found.units == 3
+    apart = intervals.shares_of_batches(
+        np.array([0.0, 2, 10])[:, None] * np.ones((4, 3, 2)), of
+    )  # orders agree, members do not
+    assert apart.draws.tolist() == intervals.shares([np.array([0.0, 2, 10])] * 2, [of[:, 0]] * 2).draws.tolist()
     same = intervals.shares_of_batches(np.full((4, 3, 2), 5.0), of)
     assert set(same.draws.round(6).tolist()) == {50}
     one = intervals.shares_of_batches(by_order[:, :1], of[:1])

@@ -7,6 +7,7 @@ truth, so draws are stretched by Student's t (Hesterberg, arXiv 1411.5279, widen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -57,7 +58,7 @@ class Estimate:
     draws: Numbers | None = None
     """(DRAWS,); None where there is one member, which has no interval."""
     units: int = 0
-    """Members that are drawn, or whatever there is less of."""
+    """Members that are drawn."""
     query: float = 0.0
     """By how much one query can change it: no interval is narrower, for zero width is no certainty."""
 
@@ -86,9 +87,13 @@ def averaged(found: Sequence[Estimate]) -> Estimate:
 def _ends(value: float, draws: Numbers | None, units: int) -> tuple[float, float]:
     if draws is None:
         return NAN, NAN
-    stretch = student(units - 1) / NORMAL * (units / (units - 1)) ** 0.5
-    low, high = (value + stretch * (float(q) - value) for q in np.nanpercentile(draws, [2.5, 97.5]))
+    low, high = (value + _stretch(units) * (float(q) - value) for q in np.nanpercentile(draws, [2.5, 97.5]))
     return low, high
+
+
+def _stretch(units: int) -> float:
+    """How much wider draws of so few units have to be."""
+    return student(units - 1) / NORMAL * math.sqrt(units / (units - 1))
 
 
 def student(freedom: int) -> float:
@@ -158,15 +163,19 @@ def _counted(member: NDArray[np.intp]) -> Numbers:
 
 def shares_of_batches(hits: Numbers, of: Numbers) -> Estimate:
     """Percent of hits (orders of batches, k, 2) among the queries (k, 2) of k members, mean over both directions and over the
-    orders; members and orders are drawn together. Raises ValueError where there are more hits than queries."""
+    orders. Members are drawn, and orders, which are stretched as the few that they are. Raises ValueError where there are more
+    hits than queries."""
     by_order = [shares(list(h.T), list(of.T)) for h in hits]
-    value, query = float(np.mean([e.value for e in by_order])), by_order[0].query
+    values, first = np.array([e.value for e in by_order]), by_order[0]
+    found = replace(first, value=float(values.mean()), draws=None)
     draws = [e.draws for e in by_order if e.draws is not None]
     if not draws:
-        return Estimate(value, query=query)
-    weights = drawn(len(hits), seed=1) / len(hits)
-    units = min(len(hits), by_order[0].units) if len(hits) > 1 else by_order[0].units  # a single order is no sample of orders
-    return Estimate(value, (weights * np.stack(draws, 1)).sum(1), units, query)
+        return found
+    by_member = np.mean(draws, axis=0)
+    if len(hits) == 1:  # no sample of orders
+        return replace(found, draws=by_member)
+    apart = drawn(len(hits), seed=1) @ values / len(hits) - found.value
+    return replace(found, draws=by_member + _stretch(len(hits)) / _stretch(first.units) * apart)
 
 
 def median(values: Numbers, member: NDArray[np.intp]) -> Estimate:
