@@ -162,8 +162,8 @@ def _modality(found: Mapping[str, Any], unasked: str) -> list[Line]:
             if what != "all":
                 number, reading = f"{number}, {what}", "The same of this part alone."
             out.append(Line("modality", number, *_three(by_tower[tower], _number), reading))
-    for tower, (ours, other) in names.items():
-        reading = f"Above retrained, the {other} still has its half, which the {ours} finds at once."
+    for tower, (ours, _) in names.items():
+        reading = "Above retrained, something is left in either tower. The swapped towers say in which."
         number = f"R@1 % after the {ours} alone has learnt {CROSS_STEPS} steps"
         out.append(Line("modality", number, *_three(found["cross"].get(tower, {}), _number, unasked), reading))
     return out
