@@ -139,7 +139,7 @@ def test_an_untouched_model_has_not_forgotten(run):
     assert all("too little forgotten" in rows[what].answer for what in asked), {what: rows[what] for what in asked}
     assert "too little forgotten" in {rows[what].answer for what in asked}
     assert rows["distance.forget"].answer == "other than retraining"
-    assert rows["distance.forget"].value > 2 * rows["distance.forget"].threshold
+    assert rows["distance.forget"].value > 1.5 * rows["distance.forget"].threshold
     assert rows["r1.test"].answer == "kept" or rows["r1.test"].answer.startswith("not sure")
 
 
