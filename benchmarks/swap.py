@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TOWERS = ("visual", "text")
+from ease_flwr.audit.examination import TOWERS
+
 CARRIER = {"word": "text", "look": "visual", "both": ""}
 """The tower that has to learn a kind."""
 HEADROOM, CARRIED = 40.0, 20.0

@@ -88,15 +88,13 @@ def test_orders_of_batches_are_drawn_beside_members():
     by_order = np.array([0.0, 2, 4, 10])[:, None, None] * np.ones((4, 3, 2))  # members agree, orders do not
     found = intervals.shares_of_batches(by_order, of)
     assert found.value == 40
+    # `compared` stretches by three members: four orders are stretched less
     spread = np.std([0, 20, 40, 100]) / 2 * (student(3) * (4 / 3) ** 0.5) / (student(2) * (3 / 2) ** 0.5)
-    assert found.draws.std() == pytest.approx(
-        spread, rel=0.1
-    )  # `compared` stretches by the members: so much less for four orders
+    assert found.draws.std() == pytest.approx(spread, rel=0.1)
     assert found.units == 3
-    apart = intervals.shares_of_batches(
-        np.array([0.0, 2, 10])[:, None] * np.ones((4, 3, 2)), of
-    )  # orders agree, members do not
-    assert apart.draws.tolist() == intervals.shares([np.array([0.0, 2, 10])] * 2, [of[:, 0]] * 2).draws.tolist()
+    hits = np.array([0.0, 2, 10])  # orders agree, members do not
+    apart = intervals.shares_of_batches(hits[:, None] * np.ones((4, 3, 2)), of)
+    assert apart.draws.tolist() == intervals.shares([hits, hits], [of[:, 0], of[:, 0]]).draws.tolist()
     same = intervals.shares_of_batches(np.full((4, 3, 2), 5.0), of)
     assert set(same.draws.round(6).tolist()) == {50}
     one = intervals.shares_of_batches(by_order[:, :1], of[:1])
