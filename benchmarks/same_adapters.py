@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-GSD = ("probe_rounds", "scope", "reference", "tau", "taus", "drop", "teacher_tau", "energy", "crowd", "directions", "subspace")
+GSD = ("reference", "tau", "energy", "subspace")
 BKE = ("lr", "epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
 SETTINGS = {
     "hold.rounds": "continuation.rounds",
@@ -76,18 +76,15 @@ STRATEGIES = {
     "sifu": "",
 }
 RARER = {
-    "ease client then another": f"forget.then=client-1 strategy.gsd.taus=0.1,0.2 {RETRAIN}",
+    "ease client then another": f"forget.then=client-1 {RETRAIN}",
     "ease client half precision": "federation.half=true",
     "ease client FedAvgM": "learn.aggregator=FedAvgM learn.aggregator_options.server_momentum=0.5",
     "ease client fraction": "learn.fraction=0.5",
     "ease client sketched history": "history.rank=2 history.half=true",
-    "ease class probe": "strategy.gsd.source=probe strategy.gsd.probe_rounds=2 strategy.gsd.tau=0.2",
-    "ease client other calibration": """strategy.gsd.scope=null strategy.gsd.taus=0.1,0.2 strategy.gsd.drop=0.14
-        strategy.gsd.crowd=0.01""",
-    "ease client other subspaces": "strategy.gsd.scope=tower strategy.gsd.tau=0.2 strategy.gsd.energy=0.7",
-    "ease client whole subspace": "strategy.gsd.tau=0.2 strategy.gsd.directions=4 strategy.gsd.subspace=whole",
-    "ease client without BKE": "strategy.gsd.tau=0.1 strategy.bke.enabled=false",
-    "ease client other BKE": """strategy.gsd.tau=0.1 strategy.gsd.teacher_tau=0.3 strategy.bke.lr=0.001 strategy.bke.epochs=1
+    "ease client other subspaces": "strategy.gsd.fill=0.1 strategy.gsd.tau=0.2 strategy.gsd.energy=0.7",
+    "ease client whole subspace": "strategy.gsd.subspace=whole",
+    "ease client full projection": "strategy.projection=1",
+    "ease client with BKE": """strategy.bke.enabled=true strategy.bke.lr=0.001 strategy.bke.epochs=2
         strategy.bke.batch=24 strategy.bke.weight=20 strategy.bke.margin=2 strategy.bke.evidence=0.6
         strategy.bke.target=unseen strategy.bke.way=0.7 strategy.bke.sides=visual""",
     "ease client other lock": """strategy.gsd.reference=request strategy.lock.strength=5 strategy.lock.share=0.8

@@ -16,13 +16,13 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from clients.encoding import Encoded, embedded, encoded
-from clients.judging import counts, partner_loss
+from clients.judging import counts
 from clients.locking import Held, received
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
 from ease_flwr.exchange.answers import as_json
-from ease_flwr.exchange.judgement import Evaluation, PartnerLoss
+from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
 from ease_flwr.store.cost import peak_memory
 
@@ -147,8 +147,7 @@ class LoraClient(NumPyClient):
         for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
             i2t, t2i, similarity = self.judged(chosen, theta)
             sets[name] = counts(i2t, t2i, len(chosen.gallery.pairs), similarity if instruction.similarity else None)
-        loss = self._partner_loss(instruction, theta) if instruction.partner_loss else None
-        found = Evaluation.model_validate({"sets": sets, "partner_loss": loss})
+        found = Evaluation.model_validate({"sets": sets})
         return 0.0, sum(s.images for s in sets.values()), {"answer": as_json(found)}
 
     # ---- which pairs ---------------------------------------------------------------------------------------------
@@ -240,16 +239,6 @@ class LoraClient(NumPyClient):
         query = torch.from_numpy(chosen.query)
         i2t, t2i = ranks(images, texts, owner, torch.from_numpy(chosen.gallery.group), query)
         return i2t, t2i, (images[query] * texts[torch.searchsorted(owner, query)]).sum(1)
-
-    def _partner_loss(self, instruction: Evaluate, theta: NDArray[np.float32]) -> PartnerLoss | None:
-        """Of the pairs to be forgotten, if there are any, and of public ones."""
-        import torch
-
-        out = torch.from_numpy(self.named(instruction.forget))
-        if not out.any():
-            return None
-        (f, g), public = (self.embedded_first(p, theta) for p in (self.data.train, self.world.unseen()))
-        return partner_loss((f[out], g[out]), public, self.scale, instruction.batch)
 
     def _free(self, tensors: tuple[int, ...]) -> None:
         """Let these adapter tensors be trained; none named: all."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ease_flwr.exchange.judgement import KS, Hits, PartnerLoss, SetCounts
+from ease_flwr.exchange.judgement import KS, Hits, SetCounts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +22,3 @@ def counts(i2t: Tensor, t2i: Tensor, gallery: int, similarity: Tensor | None = N
 
     cosines = () if similarity is None else tuple(similarity.tolist())
     return SetCounts(images=len(i2t), texts=len(t2i), i2t=hits(i2t), t2i=hits(t2i), gallery=gallery, similarity=cosines)
-
-
-def partner_loss(own: tuple[Tensor, Tensor], public: tuple[Tensor, Tensor], scale: Tensor, batch: int) -> PartnerLoss:
-    """Of own pairs beside public ones, and the other way round: embeddings (n, d) and (n, 1, d), in batches of so many."""
-    from ease_flwr.model.retrieval import partner_losses
-
-    rng, both = np.random.default_rng(0), ((own, public), (public, own))
-    forget, unseen = (partner_losses(a, b, scale, batch, rng).mean().item() for a, b in both)
-    return PartnerLoss(pairs=len(own[0]), forget=forget, public=unseen)

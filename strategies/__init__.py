@@ -9,7 +9,7 @@ from strategies.base import Method
 
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-SHARED = ("assisted", "base", "calibration", "gsd", "ordinary")
+SHARED = ("assisted", "base", "gsd", "ordinary")
 """Modules that methods are made of, and that are no methods."""
 
 

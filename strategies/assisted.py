@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import Section, TrainConfig, Union
+from ease_flwr.config import TrainConfig, Union
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import Forget, Learn
-from strategies.base import Method, MethodContext, Vector, mean
+from strategies.base import Method, MethodContext, PhaseParams, Vector, mean
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -77,11 +77,9 @@ def step(context: MethodContext, theta: Vector, updates: Mapping[str, Update]) -
     return np.asarray(np.mean(steps, axis=0) if one_thing else np.sum(steps, axis=0), dtype=np.float32)
 
 
-class AssistedParams(Section):
+class AssistedParams(PhaseParams):
     """The settings that all assisted methods share."""
 
-    rounds: int = Field(8, ge=1)
-    """Exchanges of the forget phase, all of them."""
     lr: float = Field(5e-4, gt=0)
     """AdamW learning rate of the forget clients."""
     epochs: int = Field(1, ge=1)
@@ -96,7 +94,7 @@ class AssistedParams(Section):
 
     @property
     def options(self) -> dict[str, float | str]:
-        """What the forget clients' objective is told: the fields beyond the four above."""
+        """What the forget clients' objective is told: the fields beyond these."""
         shared = AssistedParams.model_fields
         return {name: getattr(self, name) for name in type(self).model_fields if name not in shared}
 

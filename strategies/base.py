@@ -15,7 +15,7 @@ from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ease_flwr.config import ConfigError, Experiment, ForgetSet, Section, Union, strategy_values, validate
+from ease_flwr.config import ConfigError, Experiment, ForgetSet, Section, TrainConfig, Union, strategy_values, validate
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.messages import ADAPTERS, Learn, unpack
@@ -67,12 +67,21 @@ class MethodContext:
         return sum(pairs[n] for n in who if n in among) / sum(pairs[n] for n in among)
 
 
+class PhaseParams(Section):
+    """What every method says of its forget phase."""
+
+    rounds: int | None = Field(None, ge=0)
+    """Exchanges of the forget phase, all of them; None: one for seven rounds of the learn phase."""
+    lr_end: float = Field(0.25, gt=0, le=1)
+    """Learning rate of the retained clients in the last round, as a share of the learn phase's, with which they begin; it falls
+    in a line."""
+
+
 class Method:
     """Fine-tuning: the clients go on learning, and what is to be forgotten is simply left out."""
 
-    class Params(Section):
-        rounds: int = Field(8, ge=0)
-        """Exchanges of the forget phase, all of them."""
+    class Params(PhaseParams):
+        """A method of its own adds what it needs."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive",)
     """Modules of clients/ that this method asks for."""
@@ -125,10 +134,15 @@ class Method:
         """Whether it can do nothing where none of those who have what is to be forgotten answers."""
         return cls.forget_clients == "needed"
 
+    @classmethod
+    def rounds_of(cls, params: Any, learnt: int) -> int:
+        """Exchanges of the forget phase after so many rounds of learning."""
+        return max(1, learnt // 7) if params.rounds is None else int(params.rounds)
+
     @property
     def rounds(self) -> int:
         """Exchanges of the forget phase."""
-        return int(self.params.rounds)
+        return self.rounds_of(self.params, self.context.learnt)
 
     # ---- the verbs: what a method of its own may say -----------------------------------------------------------------------
 
@@ -153,8 +167,14 @@ class Method:
     def learners(self, round: int, **changes: Any) -> dict[str, Request]:
         """The clients that stay, training by InfoNCE on what they keep. changes: fields of their instruction, see Learn."""
         context = self.context
-        told = {"phase": context.phase, "round": round, "order": context.order, "train": context.experiment.learn, **changes}
+        told = {"phase": context.phase, "round": round, "order": context.order, "train": self.plan(round), **changes}
         return {n: Request(Learn(**{"without": context.without.get(n, ()), **told})) for n in context.clients}
+
+    def plan(self, round: int) -> TrainConfig:
+        """How the clients that stay train in this round: as in the learn phase, at a rate that falls to `lr_end` of its own."""
+        plain = self.context.experiment.learn
+        share = 1 - (1 - self.params.lr_end) * (round - 1) / max(1, self.rounds - 1)
+        return plain.model_copy(update={"lr": share * plain.lr})
 
     def averaged(self, round: int, updates: dict[str, Update]) -> Vector:
         """Their weighted mean, after the server's half of the older lock."""

@@ -1,25 +1,26 @@
-"""EASE: cut out of the adapters what only the forgotten brought, repair the rest, and lock the gap.
+"""EASE: cut out of the adapters what only the forgotten brought, repair the rest, and hold the gap.
 
 arXiv 2605.00733, from its published description; where that is silent the choice is ours. U_u is the unique subspace that
 strategies/gsd.py finds, block by block of the adapter vector.
 
     theta_E = theta_T - U_u U_u^T (theta_T - theta_0)               excision
-    rounds: retained clients InfoNCE, forget clients BKE (clients/bilateral.py), then
-    theta <- theta_0 + (I - U_u U_u^T)(theta + sum_r a_r D_r + sum_f D_f - theta_0)      projection (PFL)
+    rounds: theta <- theta + sum_r a_r D_r + sum_f D_f              retained clients InfoNCE, forget clients BKE
+            theta <- theta - s U_u U_u^T (theta - theta_0)          projection (PFL), with s = `projection`
 
     afterwards U_u and the span of all D_f are locked where they are (forget lock)
 
-The reference of the excision is theta_0: with the adapters at the request as reference the projection would remove nothing
-that was learnt, and would forbid BKE to move in just the directions that matter. The lock also has the directions in
-which BKE has moved: what it displaced lies outside U_u for a good part, and comes back along the way it went.
+The reference of the excision is theta_0: with the adapters at the request as reference it would remove nothing that was learnt.
+What retained clients learn again along U_u is not forbidden, it is damped: a retrained model goes there a little too.
 
-Where a class or single pairs are withdrawn, forget clients stay: they train on what they keep and do BKE in the same exchange,
-and BKE works alone unless probe rounds are asked for (`gsd.source`).
+Where clients leave nobody has to help. BKE (clients/bilateral.py) works where nothing is excised, unless `bke.enabled` says
+otherwise: where a class or single pairs are withdrawn. There forget clients stay. They train on what they keep and do BKE in
+the same exchange. The lock also has the directions in which BKE has moved: what it displaced comes back along the way it went.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from ease_flwr.config import ConfigError, Section, TrainConfig, searched
 from ease_flwr.config.renamed import EASE
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies import calibration, gsd
+from strategies import gsd
 from strategies.assisted import beside, forget_job, retained, step
 from strategies.base import Method, MethodContext, Vector, on_numpy
 from strategies.gsd import GsdParams
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
 class BkeParams(Section):
     """Bilateral knowledge excision: what forget clients do in each round."""
 
-    enabled: bool = True
-    """Whether forget clients help by it; without, excision and projection work alone (parameters only)."""
-    lr: float = searched(5e-4, (2.5e-4, 5e-4, 1e-3), gt=0)
+    enabled: bool | None = None
+    """Whether forget clients help by it; None: where nothing is excised."""
+    lr: float = Field(2e-3, gt=0)
     """AdamW learning rate."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(1, ge=1)
     """Local epochs in each round."""
     batch: int = Field(64, ge=2)
     """Pairs in a batch; as many public ones come beside them."""
@@ -72,9 +73,10 @@ class BkeParams(Section):
 class LockParams(Section):
     """The forget lock in later rounds."""
 
-    strength: float = Field(20.0, ge=0)
-    """lambda of the clients' half of the lock in the continuation; 0 leaves it to the server's alone."""
-    share: float = Field(0.5, ge=0, le=1)
+    strength: float = Field(0.0, ge=0)
+    """lambda of the clients' half of the lock in the continuation. At 0 there is the server's alone, and no client is sent the
+    directions."""
+    share: float = Field(0.1, ge=0, le=1)
     """Server's half: the share of the drift along locked directions that is taken back after each round."""
     halving: int = Field(0, ge=0)
     """Rounds of the continuation after which both halves of the lock are half as strong, again and again; 0 never."""
@@ -105,17 +107,12 @@ def named(clients: Collection[str]) -> str:
 class Ease(Method):
     """Subspace excision with bilateral knowledge excision, projection and forget lock."""
 
-    class Params(Section):
-        rounds: int = Field(4, ge=1)
-        """Exchanges of the forget phase; probe rounds and calibration come before them."""
-        lr_end: float = Field(0.25, gt=0, le=1)
-        """Learning rate of the retained clients in its last round, as a share of the learn phase's, with which it begins;
-        linear in between."""
+    class Params(Method.Params):
         gsd: GsdParams = GsdParams()
         bke: BkeParams = BkeParams()
         lock: LockParams = LockParams()
-        project: bool = True
-        """Whether the server projects after each round of the forget phase."""
+        projection: float = searched(0.1, (0.05, 0.1, 0.25), ge=0, le=1)
+        """Share of what came back along the unique subspace that the server takes away after each round of the forget phase."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "bilateral")
     history: ClassVar[Literal["", "updates", "rounds"]] = "updates"
@@ -126,64 +123,44 @@ class Ease(Method):
     def needs_help(cls, params: Any, scenario: str) -> bool:
         """Without help there is what the recorded updates tell; of clients that stay they tell nothing."""
         source = params.gsd.source
-        return source in ("none", "probe") or (source == "auto" and scenario != "client")
+        return source == "none" or (source == "auto" and scenario != "client")
 
     def __init__(self, context: MethodContext, params: Any, lock: ForgetLock | None = None) -> None:
         super().__init__(context, params, lock)
-        self.average = max(1, min(self.average, params.rounds // 2))
+        self.average = max(1, min(self.average, self.rounds // 2))
         self.snapshot: dict[str, Vector] = {}
         """What forget clients get with their first message; empty where they do no BKE."""
         self.steps: list[Vector] = []
         """The way BKE went, round by round."""
-        self.spans = gsd.blocks_of(context.blocks, "tensor")
+        self.spans: gsd.Spans = [(b.start, b.stop) for b in context.blocks]
         self.gap: ForgetLock | None = None
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         p, context = self.params, self.context
         source = gsd.source(context, p.gsd)
-        bke = p.bke.enabled and bool(context.forget_clients)
+        bke = (source == "none" if p.bke.enabled is None else p.bke.enabled) and bool(context.forget_clients)
         if source == "none" and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
         self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}
-        self.snapshot = {"request": theta} if bke else {}
-        if source == "none":
-            return theta
-        columns = gsd.recorded(context, history) if source == "history" else self.probed()
-        choice = calibration.choose(context, p.gsd, theta, columns)
-        self.meter.add(choice.cost)
-        return self.cut(theta, choice, source)
+        start = self.cut(theta, history) if source == "history" else theta
+        if bke:
+            self.snapshot = {"request": theta} | ({} if self.gap is None else {"teacher": start})
+        return start
 
-    def probed(self) -> gsd.Columns:
-        """Updates of probe rounds on the two parts of the data."""
-        found = [gsd.probe(self.context, part, self.params.gsd.probe_rounds) for part in ("forget", "retain")]
-        for _, outcome in found:
-            self.meter.add(outcome.cost)
-            self.failures += outcome.failures
-        return gsd.Columns(*(rows for rows, _ in found))
-
-    def cut(self, theta: Vector, choice: calibration.Choice, source: str) -> Vector:
-        """theta after the excision; the gap that it leaves, and the teacher of BKE."""
+    def cut(self, theta: Vector, history: History) -> Vector:
+        """theta after the excision, and the gap that it leaves."""
         p, context = self.params.gsd, self.context
-        self.spans, angles, _ = choice.measured
-        seed, start = context.experiment.seed, context.theta_0
-        if self.snapshot and context.leaving:
-            deeper = gsd.bases(p, angles, p.teacher_tau, seed)
-            self.snapshot["teacher"] = gsd.excised(theta, start, self.spans, deeper)
-        unique = gsd.bases(p, angles, choice.tau, seed)
-        self.gap = self.around(start if p.reference == "start" else theta, unique)
+        measured = gsd.measure(p, gsd.recorded(context, history), context.blocks)
+        self.spans, unique = measured.spans, gsd.bases(p, measured.angles, context.experiment.seed)
+        self.gap = self.around(context.theta_0 if p.reference == "start" else theta, unique)
         after = on_numpy(self.gap.project, theta)
-        self.facts |= {"calibration": choice.facts} if choice.facts else {}
-        self.facts |= {"scope": choice.scope, "tau": choice.tau, **gsd.facts(context, choice.measured, unique, theta, after)}
-        if source == "history":
-            self.facts["overlap"] = gsd.overlap(context, choice.measured)
+        self.facts |= gsd.facts(context, p.tau, measured, unique, theta, after)
         if not all((towers := self.facts["unique"]).values()):
             context.federation.say(f"[{context.phase}] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
         return after
 
     def requests(self, round: int) -> dict[str, Request]:
-        p, plain = self.params, self.context.experiment.learn
-        share = 1 - (1 - p.lr_end) * (round - 1) / max(1, p.rounds - 1)
-        requests = self.learners(round, train=plain.model_copy(update={"lr": share * plain.lr}))
+        p, requests = self.params, self.learners(round)
         if not self.snapshot:
             return requests
         train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.lr)
@@ -197,8 +174,8 @@ class Ease(Method):
             self.note(round, {n: u.own for n, u in helping.items() if u.own.keys() >= SAID})
             self.steps.append(step(self.context, theta, updates))
             moved = moved + self.steps[-1]
-        if self.gap is not None and self.params.project:
-            moved = on_numpy(self.gap.project, moved)
+        if self.gap is not None:
+            moved = on_numpy(partial(self.gap.shift, share=self.params.projection), moved)
         return self.locked(round, moved)
 
     def note(self, round: int, said: Mapping[str, Mapping[str, float]]) -> None:
@@ -207,7 +184,7 @@ class Ease(Method):
             return
         done = together(said.values())
         self.facts.setdefault("bke_rounds", []).append({"round": round, **done})
-        where, who = f"[{self.context.phase} {round}/{self.params.rounds}]", named(said)
+        where, who = f"[{self.context.phase} {round}/{self.rounds}]", named(said)
         line = f"{where} BKE of {who}: {done['exclusive']} of {done['pairs']} pairs exclusive"
         if done["exclusive"]:
             line += (

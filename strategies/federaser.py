@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies.base import Method, Vector
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 class FedEraser(Method):
     """Rebuild the model from recorded step lengths and calibrated directions of the retained clients."""
 
-    class Params(Section):
+    class Params(PhaseParams):
         rounds: int = Field(39, ge=1)
         """Exchanges of the forget phase, all of them; with one less than the learn phase had, every round is walked."""
         epochs: int = Field(1, ge=1)
@@ -57,7 +56,7 @@ class FedEraser(Method):
         return norms
 
     def requests(self, round: int) -> dict[str, Request]:
-        train = self.context.experiment.learn.model_copy(update={"epochs": self.params.epochs})
+        train = self.plan(round).model_copy(update={"epochs": self.params.epochs})
         recorded = self.recorded(round)
         return {n: r for n, r in self.learners(round, train=train).items() if n in recorded}
 

@@ -51,7 +51,7 @@ class FedOSD(Method):
     @property
     def forgetting(self) -> int:
         """Rounds that forget."""
-        return int(self.params.rounds) // 2
+        return self.rounds // 2
 
     def requests(self, round: int) -> dict[str, Request]:
         requests = self.learners(round)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import Section, searched
-from strategies.base import Method, Vector
+from ease_flwr.config import searched
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class FedRecovery(Method):
     """Subtract weighted gradient residuals of the recorded rounds, add noise; no training."""
 
-    class Params(Section):
+    class Params(PhaseParams):
         rounds: int = Field(0, ge=0)
         """Exchanges of fine-tuning afterwards; the method itself has none."""
         factor: float = searched(2.0, (0.5, 1.0, 2.0, 5.0), gt=0)

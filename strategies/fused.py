@@ -12,12 +12,11 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
-from ease_flwr.config import Section, searched
+from ease_flwr.config import searched
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies.base import Method, Vector
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 class Fused(Method):
     """Train a sparse adapter on the tensors that changed most, on retained data only."""
 
-    class Params(Section):
-        rounds: int = Field(8, ge=1)
-        """Exchanges of the forget phase, all of them."""
+    class Params(PhaseParams):
         share: float = searched(0.5, (0.1, 0.25, 0.5), gt=0, le=1)
         """Share of the adapter tensors that the sparse adapter covers."""
 

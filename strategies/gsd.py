@@ -6,18 +6,23 @@ arXiv 2605.00733. Per block of the adapter vector, with M_k the weighted updates
     principal directions P of U_f with cosines c to U_r; sine part Z = (I - U_r U_r^T) P
     U_u = orthonormal basis of Z[:, c <= tau]                       the unique subspace
 
-Where a class or single pairs are withdrawn, the ordinary history cannot tell: every retained client's updates contain what is
-to be forgotten, U_r swallows U_f and nothing is unique. There M_f and M_k come from probe rounds on the two parts of the
-data, from theta_0. The block and tau are as set, or as calibration finds (strategies/calibration.py).
+By default tau is 1: everything outside of what the retained clients did is the forgotten client's alone. Nothing has to be
+calibrated then. A threshold below 1 would measure the size of a block for a good part: a random direction of p dimensions has
+cosine sqrt(q_r / p) to q_r others.
+
+A block is one tensor, one LoRA factor, as long as all clients' updates fill no more than `fill` of its dimensions. Where they
+would fill more, neighbouring tensors of a tower are taken together. So U_r always has every update of every retained client,
+however many there are, and there is room outside of it.
+
+Where a class or single pairs are withdrawn the history cannot tell: every retained client's updates contain what is to be
+forgotten, U_r swallows U_f and nothing is unique.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,20 +30,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ease_flwr.config import ConfigError, Section
-from ease_flwr.exchange.federation import Request
-from strategies.assisted import learn_forgotten
-from strategies.base import Method, MethodContext, Vector, on_numpy
+from strategies.base import MethodContext, Vector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ease_flwr.exchange.rounds import Outcome
     from ease_flwr.model.adapters import Block
     from ease_flwr.model.lock import ForgetLock
     from ease_flwr.model.subspaces import Angles
     from ease_flwr.store.history import History
 
-Scope = Literal["tensor", "tower", "vector"]
 Spans = Sequence[tuple[int, int]]
 """First position of each block, and the one after its last."""
 Rows = Callable[[int, int], Vector]
@@ -46,34 +47,17 @@ Rows = Callable[[int, int], Vector]
 
 
 class GsdParams(Section):
-    source: Literal["auto", "history", "probe", "none"] = "auto"
-    """Where the unique subspace comes from: the updates of the learn phase, probe rounds, or nowhere (no excision). auto:
-    history where clients leave, none where a class or single pairs are withdrawn."""
-    probe_rounds: int = Field(6, ge=1)
-    """Probe rounds on each part of the data."""
-    scope: Scope | None = "tensor"
-    """Block of the adapter vector in which angles are measured: each LoRA factor, each tower, or all at once; None: as
-    calibration finds."""
-    reference: Literal["start", "request"] = "start"
-    """What is taken back: everything since theta_0, or (a foil) since the request, which is nothing."""
-    tau: float | None = Field(None, ge=0, le=1)
-    """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised; None: as
-    calibration finds."""
-    taus: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
-    """Thresholds that calibration tries. Deeper ones need BKE less, and hurt what is kept more."""
-    drop: float = Field(0.25, ge=0, le=1)
-    """How much of the retained clients' validation recall an excision may cost, as a share of what it was; the rounds after
-    it bring most of it back."""
-    teacher_tau: float = Field(0.85, ge=0, le=1)
-    """The same as tau for the teacher of BKE, a deeper excision that is never used itself: it only shows which pairs
-    depend on exclusive directions, and what is left of them without."""
+    source: Literal["auto", "history", "none"] = "auto"
+    """Where the unique subspace comes from: the updates of the learn phase, or nowhere (no excision). auto: history where
+    clients leave, none where a class or single pairs are withdrawn."""
+    fill: float = Field(0.5, gt=0, le=1)
+    """Neighbouring tensors of a tower are one block until all clients' updates fill at most this share of its dimensions."""
+    tau: float = Field(1.0, ge=0, le=1)
+    """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised."""
     energy: float = Field(0.99, gt=0, le=1)
     """Share of squared update norm that a client's basis contains."""
-    crowd: float = Field(0.5, gt=0, le=1)
-    """Share of a block's dimensions that the retained clients' bases may have in all, each an equal part. A crowded block
-    has hardly anything left outside."""
-    directions: int = Field(640, ge=1)
-    """Directions that these bases may have in all, whatever the share allows: work grows with the square of it."""
+    reference: Literal["start", "request"] = "start"
+    """What is taken back: everything since theta_0, or (a foil) since the request, which is nothing."""
     subspace: Literal["unique", "whole", "random"] = "unique"
     """What is excised. The others are foils: the whole forget subspace, or as many random directions."""
 
@@ -86,7 +70,7 @@ class Columns(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of all blocks of a scope."""
+    """Of all blocks."""
 
     spans: Spans
     angles: list[Angles]
@@ -95,61 +79,40 @@ class Measured(NamedTuple):
     """Mean over the blocks of what every two clients' subspaces have in common; those who leave come first."""
 
 
-def source(context: MethodContext, params: GsdParams) -> Literal["history", "probe", "none"]:
+def source(context: MethodContext, params: GsdParams) -> Literal["history", "none"]:
     """Where this request's updates come from. Raises ConfigError for a source that cannot tell."""
     staying = context.forget is not None and context.forget.scenario != "client"
     if params.source == "auto":
         return "none" if staying else "history"
-    if params.source == "probe" and not context.forget_clients:
-        raise ConfigError("strategy.gsd.source=probe: no forget client is there to train on what is to be forgotten")
     if params.source == "history" and staying:
         raise ConfigError(
             "strategy.gsd.source=history: the updates of clients that stay contain what is to be forgotten, so nothing would "
-            "be unique: use probe, none or auto"
+            "be unique: use none or auto"
         )
     return params.source
 
 
 def recorded(context: MethodContext, history: History) -> Columns:
-    """Updates of the learn phase, of those who leave and of the others."""
+    """The learn phase's updates, of those who leave and of the others."""
     return Columns(*([partial(history.columns, n) for n in who] for who in (context.leaving, context.clients)))
 
 
-class Probe(Method):
-    """Rounds in which everybody trains on one part of the data alone; the phase is named after the part."""
-
-    def requests(self, round: int) -> dict[str, Request]:
-        if self.context.phase == "probe-forget":
-            return learn_forgotten(self.context, round, self.context.experiment.learn)
-        return self.learners(round)
-
-
-def probe(context: MethodContext, part: Literal["forget", "retain"], rounds: int) -> tuple[list[Rows], Outcome]:
-    """Updates of a few rounds from theta_0 on one part of the data, one `Rows` a client, and what the rounds have come to."""
-    from ease_flwr.exchange.rounds import Plan, run_rounds
-    from ease_flwr.store.history import History
-
-    context = replace(context, phase=f"probe-{part}")
-    with tempfile.TemporaryDirectory() as folder:
-        history = History(Path(folder))
-        plan = Plan(context.phase, rounds, history=history)
-        outcome = run_rounds(context.federation, Probe(context, Probe.Params()), context.theta_0, plan)
-        who = context.forget_clients if part == "forget" else context.clients
-        columns = [history.columns(n) for n in who]
-    return [partial(_rows, c) for c in columns], outcome
-
-
-def _rows(columns: Vector, start: int, stop: int) -> Vector:
-    return columns[start:stop]
-
-
-def blocks_of(blocks: tuple[Block, ...], scope: Scope) -> Spans:
-    """The blocks in which angles are measured. The image tower comes first in the vector."""
-    if scope == "tensor":
-        return [(b.start, b.stop) for b in blocks]
-    edge = next(b.start for b in blocks if b.tower == "text")
-    end = blocks[-1].stop
-    return [(0, end)] if scope == "vector" else [(0, edge), (edge, end)]
+def blocks_of(blocks: Sequence[Block], updates: int, fill: float) -> Spans:
+    """The blocks in which angles are measured: tensors of one tower, as few together as needed for so many updates to fill no
+    more than `fill` of a block. A tower that is too small for that is one block."""
+    spans: list[tuple[int, int]] = []
+    for _, tower in groupby(blocks, lambda block: block.tower):
+        found, start = list[tuple[int, int]](), None
+        for block in tower:
+            start = block.start if start is None else start
+            if updates <= fill * (block.stop - start):
+                found.append((start, block.stop))
+                start = None
+        if start is not None:
+            first = found.pop()[0] if found else start
+            found.append((first, block.stop))
+        spans += found
+    return spans
 
 
 def at_once(spans: Spans, columns: Columns, most: int = 2**27) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
@@ -174,28 +137,28 @@ def at_once(spans: Spans, columns: Columns, most: int = 2**27) -> Iterator[tuple
         i = j
 
 
-def measure(params: GsdParams, columns: Columns, spans: Spans) -> Measured:
+def measure(params: GsdParams, columns: Columns, blocks: Sequence[Block]) -> Measured:
     """Principal angles block by block, and what any two clients share."""
     import torch
 
     from ease_flwr.model import subspaces
 
+    spans = blocks_of(blocks, sum(rows(0, 1).shape[1] for who in columns for rows in who), params.fill)
     angles, shared = [], []
-    for (start, stop), (theirs, others) in zip(spans, at_once(spans, columns), strict=True):
-        most = min(64, max(1, int(min(params.crowd * (stop - start), params.directions) / len(others))))
-        support = subspaces.Support([subspaces.basis(m, params.energy, most) for m in others])
+    for theirs, others in at_once(spans, columns):
+        support = subspaces.Support([subspaces.basis(m, params.energy) for m in others])
         angles.append(subspaces.principal_angles(subspaces.basis(torch.cat(theirs, dim=1), params.energy), support))
         shared.append(support.shared_with([subspaces.basis(m, params.energy) for m in theirs]).numpy())
     return Measured(spans, angles, np.mean(shared, axis=0))
 
 
-def bases(params: GsdParams, angles: Sequence[Angles], tau: float, seed: int) -> list[Tensor]:
-    """What is excised at a threshold, an orthonormal basis (p_b, q_b) for each block."""
+def bases(params: GsdParams, angles: Sequence[Angles], seed: int) -> list[Tensor]:
+    """What is excised, an orthonormal basis (p_b, q_b) for each block."""
     import torch
 
     from ease_flwr.model import subspaces
 
-    unique = [subspaces.exclusive(a, tau) for a in angles]
+    unique = [subspaces.exclusive(a, params.tau) for a in angles]
     if params.subspace == "whole":
         return [a.principal for a in angles]
     if params.subspace == "random":
@@ -213,12 +176,9 @@ def around(reference: Vector, spans: Spans, directions: Sequence[Tensor], *rules
     return ForgetLock.around(torch.from_numpy(reference), [start for start, _ in spans], directions, *rules)
 
 
-def excised(theta: Vector, theta_0: Vector, spans: Spans, directions: Sequence[Tensor]) -> Vector:
-    """theta without what was learnt along these directions since theta_0."""
-    return on_numpy(around(theta_0, spans, directions).project, theta)
-
-
-def facts(context: MethodContext, measured: Measured, unique: Sequence[Tensor], theta: Vector, start: Vector) -> dict[str, Any]:
+def facts(
+    context: MethodContext, tau: float, measured: Measured, unique: Sequence[Tensor], theta: Vector, start: Vector
+) -> dict[str, Any]:
     """What was found and cut, in all and block by block. start: theta after the excision."""
     towers = [{b.tower for b in context.blocks if i <= b.start < j} for i, j in measured.spans]
     count = {t: sum(u.shape[1] for u, w in zip(unique, towers, strict=True) if t in w) for t in ("visual", "text")}
@@ -231,11 +191,7 @@ def facts(context: MethodContext, measured: Measured, unique: Sequence[Tensor], 
         }
         for a, tower, (i, j) in zip(measured.angles, towers, measured.spans, strict=True)
     ]
-    return {"unique": count, "blocks": blocks}
-
-
-def overlap(context: MethodContext, measured: Measured) -> dict[str, Any]:
-    """What any two clients' subspaces have in common, 0 to 1, by name; of the learn phase's updates."""
     names = [*context.leaving, *context.clients]
     order = np.argsort(names)
-    return {"clients": sorted(names), "matrix": measured.shared[np.ix_(order, order)].round(3).tolist()}
+    overlap = {"clients": sorted(names), "matrix": measured.shared[np.ix_(order, order)].round(3).tolist()}
+    return {"tau": tau, "unique": count, "blocks": blocks, "overlap": overlap}

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from ease_flwr.config import Section, searched
-from strategies.base import Method, Vector
+from ease_flwr.config import searched
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -22,9 +20,7 @@ if TYPE_CHECKING:
 class Negate(Method):
     """Negate the adapters of the first modules of both towers, then fine-tune (NoT)."""
 
-    class Params(Section):
-        rounds: int = Field(8, ge=1)
-        """Exchanges of the forget phase, all of them."""
+    class Params(PhaseParams):
         modules: int = searched(1, (1, 2, 4, 8), ge=1)
         """Modules of each tower that are negated, from the input on; a transformer block has four."""
 

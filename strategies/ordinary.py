@@ -24,7 +24,7 @@ class Learning(Method):
     """The learn phase: everybody trains, and the aggregator that the experiment names combines."""
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, Method.Params())
+        super().__init__(context, Method.Params(lr_end=1))
         self.aggregator = aggregator(context.experiment.learn)
 
     def requests(self, round: int) -> dict[str, Request]:
@@ -43,7 +43,7 @@ class Continuing(Method):
 
     def __init__(self, context: MethodContext, lock: ForgetLock | None, returning: Returning | None) -> None:
         """returning: pairs about forgotten knowledge that the first client meets."""
-        super().__init__(context, Method.Params(), lock)
+        super().__init__(context, Method.Params(lr_end=1), lock)
         self.returning = returning
 
     def requests(self, round: int) -> dict[str, Request]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ease_flwr.config import Section
-from strategies.base import Method, Vector
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -16,13 +15,15 @@ if TYPE_CHECKING:
 class Retrain(Method):
     """Learn again from theta_0 without what is to be forgotten."""
 
-    class Params(Section):
-        rounds: int = Field(0, ge=0)
-        """Exchanges of the forget phase, all of them; 0: as many as learning had rounds."""
+    class Params(PhaseParams):
+        rounds: int | None = Field(None, ge=1)
+        """Exchanges of the forget phase, all of them; None: as many as learning had rounds."""
+        lr_end: float = Field(1.0, gt=0, le=1)
+        """As in the base: here the rate does not fall, as it does not in the learn phase."""
 
-    @property
-    def rounds(self) -> int:
-        return self.params.rounds or self.context.learnt
+    @classmethod
+    def rounds_of(cls, params: Any, learnt: int) -> int:
+        return params.rounds or learnt
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         return self.context.theta_0

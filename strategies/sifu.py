@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import Section
-from strategies.base import Method, Vector
+from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 class Sifu(Method):
     """Roll back to a model of bounded sensitivity, add noise, continue learning; with a certificate."""
 
-    class Params(Section):
+    class Params(PhaseParams):
         rounds: int = Field(40, ge=0)
         """Exchanges of the forget phase, all of them: learning on from the model that was gone back to."""
         epsilon: float = Field(10.0, gt=0)

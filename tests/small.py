@@ -54,7 +54,8 @@ TINY: dict[str, Any] = {
     "data.test_scenes": 16,
     "data.unseen": 16,
     "evaluation.reference": "none",
-    "strategy.bke.epochs": 1,
+    "strategy.bke.enabled": "true",
+    "strategy.lock.strength": 20,
 }
 """Smaller still: what happens is looked at, not how well."""
 
@@ -62,6 +63,12 @@ TINY: dict[str, Any] = {
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """The run config of a tiny run."""
     return {**RUN_CONFIG, "run-dir": str(folder), "set": " ".join(f"{k}={v}" for k, v in (TINY | changes).items())}
+
+
+def plain(run_config: dict[str, Any], strategy: str = "finetune") -> dict[str, Any]:
+    """The same by a method that has none of EASE's parts."""
+    kept = [part for part in run_config["set"].split() if not part.startswith(("strategy.bke", "strategy.lock"))]
+    return {**run_config, "strategy": strategy, "set": " ".join(kept)}
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ease_flwr.model.lock import ForgetLock
 from strategies.base import MethodContext
 from strategies.ordinary import Continuing
 from tests.in_process_grid import InProcessGrid, submit
-from tests.small import TINY, settings, small_experiment
+from tests.small import TINY, plain, settings, small_experiment
 from tests.test_bilateral import Memory
 from tests.test_training_by_law import EVERYTHING, fitted, host, locked  # noqa: F401
 
@@ -268,8 +268,7 @@ def test_the_report_of_a_run_with_a_quick_audit_has_the_table(home):
 
 def test_a_method_without_a_lock_says_so(home):
     told = settings(home / "plain", **{"evaluation.reference": "retrain", "audit.level": "quick"})
-    kept = " ".join(part for part in told["set"].split() if not part.startswith("strategy.bke"))
-    submit({**told, "strategy": "finetune", "set": kept})
+    submit(plain(told))
     text = (home / "plain" / "audit.md").read_text()
     assert "| energy along U | - | - | - | The method leaves no forget lock" in text
     assert "| drift along U, after going on | - | - | - | Nothing is locked. |" in text

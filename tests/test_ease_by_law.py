@@ -1,4 +1,4 @@
-"""What the server half of EASE decides, one decision a test: limits of GSD, teacher, learning rates, sums, projection, lock."""
+"""What the server half of EASE decides, one decision a test: support, teacher, learning rates, sums, projection, lock."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 
 from ease_flwr.config import Experiment, ForgetSet, TrainConfig
 from ease_flwr.exchange.rounds import Plan
+from ease_flwr.model.adapters import Block
 from ease_flwr.model.lock import ForgetLock
 from strategies import gsd
 from strategies.ease import Ease
@@ -29,28 +30,15 @@ def rows(*strengths):
 
 
 def cosines(forget, *retain, **params):
-    return gsd.measure(GsdParams(**params), Columns([forget], retain), [(0, 12)]).angles[0].cosines.tolist()
+    (angles,) = gsd.measure(GsdParams(**params), Columns([forget], retain), [Block("text.a", "text", (12,), 0)]).angles
+    return angles.cosines.tolist()
 
 
-MANY = rows((0, 5), (1, 4), (2, 3), (3, 2), (4, 1.9), (5, 1.8))
-"""Six directions, strongest first."""
-
-
-@pytest.mark.parametrize(
-    ("limits", "kept"),
-    [
-        ({"crowd": 1, "directions": 640}, 6),
-        ({"crowd": 0.5, "directions": 640}, 3),  # six dimensions of twelve for two clients
-        ({"crowd": 0.25, "directions": 640}, 1),
-        ({"crowd": 1, "directions": 8}, 4),
-        ({"crowd": 0.5, "directions": 2}, 1),
-        ({"crowd": 0.01, "directions": 1}, 1),  # each has one at least
-    ],
-)
-def test_retained_bases_are_limited_by_both_limits_each_client_alike(limits, kept):
-    for coordinate in range(6):
-        found = cosines(rows((coordinate, 1)), MANY, rows((11, 1)), energy=1, **limits)
-        assert found == pytest.approx([1.0 if coordinate < kept else 0.0], abs=1e-9)
+def test_every_update_of_every_retained_client_is_support():
+    """However many there are: what a threshold on their number would drop is excised from what others did."""
+    many = [rows(*[(3 * k + i, 9 - i) for i in range(3)]) for k in range(3)]  # nine directions of twelve
+    for coordinate in range(12):
+        assert cosines(rows((coordinate, 1)), *many, energy=1) == pytest.approx([1.0 if coordinate < 9 else 0.0], abs=1e-9)
 
 
 def test_a_basis_holds_the_energy_that_is_set_on_either_side():
@@ -65,23 +53,28 @@ def test_a_basis_holds_the_energy_that_is_set_on_either_side():
 # ---- what forget clients are sent ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tau", "teacher_tau", "cut", "taught"), [(0.5, 0.8, 1, 0.5), (0.8, 0.5, 0.5, 1), (0.5, 0.6, 1, 1)])
-def test_the_teacher_is_excised_at_its_own_threshold_and_sent_once(tau, teacher_tau, cut, taught, tmp_path, monkeypatch):
-    """Coordinate 1 is cut where the threshold is above .707: it goes back to where learning began, .5."""
-    method = ease(np.full(12, 0.5), gsd={"tau": tau, "teacher_tau": teacher_tau})
+def test_the_teacher_is_the_model_after_the_excision_and_sent_once(tmp_path):
+    method = ease(np.full(12, 0.5), gsd={"fill": 1}, bke={"enabled": True})
     theta = np.ones(12, np.float32)
     start = method.prepare(theta, history(tmp_path))
     once = method.requests(1)["client-0"].once
     assert list(once) == ["request", "teacher"]
     assert np.array_equal(once["request"], theta)
-    assert (start[1], once["teacher"][1]) == pytest.approx((cut, taught), abs=1e-6)
-    assert once["teacher"][8] == start[8] == 0.5  # orthogonal to everything: cut at any threshold
-    assert once["teacher"][0] == 1
+    assert np.array_equal(once["teacher"], start)
+    assert start[8] == 0.5  # orthogonal to everything: back to where learning began
+    assert start[0] == 1
     assert all(not method.requests(1)[n].once for n in ("client-1", "client-2"))
 
 
+def test_where_clients_leave_nobody_has_to_help(tmp_path):
+    method = ease(np.zeros(12))
+    method.prepare(np.ones(12, np.float32), history(tmp_path))
+    assert list(method.requests(1)) == ["client-1", "client-2"]
+    assert method.facts["bke"] == "param"
+
+
 def test_a_client_that_has_left_without_help_is_sent_nothing(tmp_path):
-    method = ease(np.zeros(12), who=context(np.zeros(12), BLOCKS, forget_clients=()), gsd={"tau": 0.8})
+    method = ease(np.zeros(12), who=context(np.zeros(12), BLOCKS, forget_clients=()), bke={"enabled": True})
     method.prepare(np.ones(12, np.float32), history(tmp_path))
     assert list(method.requests(1)) == ["client-1", "client-2"]
     assert method.facts["bke"] == "param"
@@ -97,6 +90,12 @@ def test_the_weights_of_bke_travel_as_they_are_set():
 
 
 # ---- what is learnt meanwhile ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("learnt", "rounds"), [(50, 7), (200, 28), (6, 1)])
+def test_by_itself_a_forget_phase_has_one_round_for_seven_of_learning(learnt, rounds):
+    assert ease(None, who=context(np.zeros(12), BLOCKS, learnt=learnt)).rounds == rounds
+    assert ease(None, who=context(np.zeros(12), BLOCKS, learnt=learnt), rounds=3).rounds == 3
 
 
 def learning_rates(rounds, **params):
@@ -138,14 +137,14 @@ def test_steps_away_from_different_things_are_added_and_from_one_thing_averaged(
     assert method.combine(1, theta, updates) - stay == pytest.approx(expected * np.eye(12)[4])
 
 
-@pytest.mark.parametrize("project", [True, False])
-def test_the_gap_stays_empty_if_the_server_projects(project, tmp_path):
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_of_what_comes_back_to_the_gap_the_server_takes_its_share(share, tmp_path):
     """Coordinate 8 is exclusive. The reference of the projection is where learning began, .5, not where the request came."""
-    method = ease(np.full(12, 0.5), gsd={"tau": 0.8}, project=project)
+    method = ease(np.full(12, 0.5), gsd={"fill": 1}, projection=share)
     theta = method.prepare(np.full(12, 2.0, np.float32), history(tmp_path))
     assert theta[8] == pytest.approx(0.5)
     after = method.combine(1, theta, {n: update(n, theta + np.float32(4)) for n in NAMES[1:]})
-    assert after[8] == pytest.approx(0.5 if project else 4.5)
+    assert after[8] == pytest.approx(0.5 + 4 * (1 - share))
     assert after[5] == pytest.approx(6)
 
 
@@ -187,7 +186,9 @@ def test_the_way_of_bke_alone_is_held_where_it_ended():
 
 
 def test_the_lock_has_the_gap_the_way_of_bke_and_what_was_locked_before(tmp_path):
-    params = Ease.Params(gsd={"tau": 0.8}, lock={"strength": 9, "share": 0.25, "halving": 3, "release": 7})
+    params = Ease.Params(
+        gsd={"fill": 1}, bke={"enabled": True}, projection=1, lock={"strength": 9, "share": 0.25, "halving": 3, "release": 7}
+    )
     method = Ease(context(np.zeros(12), BLOCKS), params, older(6, 0.0))
     theta = method.prepare(np.ones(12, np.float32), history(tmp_path))
     for k in (4, 5):  # two rounds of BKE, each along a coordinate of its own

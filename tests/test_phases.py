@@ -14,7 +14,7 @@ from ease_flwr.config.identity import imported
 from ease_flwr.config.section import leaves
 from ease_flwr.store import queue
 from tests.in_process_grid import InProcessGrid, submit
-from tests.small import TINY, hashes, settings
+from tests.small import TINY, hashes, plain, settings
 from tests.standing import SIMULATION, ask, copy, enqueue
 from tests.standing import leaves as leaving
 
@@ -120,8 +120,7 @@ def mixed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EASE_FLWR_HOME", str(home))
         patch.setattr(launcher, "submit", lambda run_config, *_: submit(run_config) or 0)
-        run_config = settings(run, **more)
-        submit({**run_config, "strategy": "finetune", "set": run_config["set"].replace("strategy.bke.epochs=1", "")})
+        submit(plain(settings(run, **more)))
         launcher.continue_training(run, 2, SIMULATION)
         ask(run, leaving("client-1"), "finetune", "rounds=3")
         launcher.continue_training(run, 1, SIMULATION)

@@ -190,15 +190,6 @@ def test_history_cannot_tell_a_class_apart_and_is_refused(home):
         play(home / "refused", experiment="personas_class", set=extra(**{"strategy.gsd.source": "history"}))
 
 
-def test_single_pairs_with_probe_rounds(home):
-    changes = {"forget.draw": 1, "strategy.gsd.source": "probe", "strategy.gsd.probe_rounds": 2, "evaluation.reference": "none"}
-    results = play(home / "sample", experiment="personas_sample", set=extra(**changes))
-    assert results["requests"][0]["gsd"] == "probe"
-    assert all(results["requests"][0]["unique"].values())
-    assert results["cost"]["unlearn"]["rounds"] == 2 + 2 + 3
-    assert r1(results, "unlearned", "forget") < r1(results, "original", "forget") - 10
-
-
 @pytest.mark.slow
 def test_two_requests_one_after_the_other(home, ease):
     results = play(home / "two", set=extra(**{"forget.then": "client-1"}))

@@ -101,7 +101,6 @@ def test_energy_chooses_the_smallest_sufficient_basis():
     assert basis(m, 0.9).shape[1] == 2
     assert basis(m, 0.99).shape[1] == 3
     assert basis(m, 1.0).shape[1] == 3  # the zero column is no direction
-    assert basis(m, 1.0, most=2).shape[1] == 2
 
 
 def test_empty_and_rank_deficient_inputs():

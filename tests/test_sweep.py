@@ -170,8 +170,8 @@ def test_tuning_tries_the_defaults_first_and_no_more_than_the_budget():
             load(name).check(name, config.load("personas", dict(trial.settings)), "client")
     assert len(tuning.trials("finetune", experiment, 4)) == 1
     assert {tuple(v.settings.items()) for v in tuning.trials("ease", experiment, 4)} == {
-        (("strategy.bke.lr", lr),) for lr in (2.5e-4, 5e-4, 1e-3)
-    }  # a field of a nested section
+        (("strategy.projection", share),) for share in (0.05, 0.1, 0.25)
+    }
 
 
 def test_score_counts_too_much_forgetting_but_no_gain():

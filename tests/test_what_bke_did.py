@@ -1,7 +1,6 @@
-"""What BKE and calibration did is said: in the log, in metrics.jsonl, in results.json and in the report."""
+"""What BKE did is said: in the log, in metrics.jsonl, in results.json and in the report."""
 
 import json
-import re
 
 import pytest
 from flwr.app import MetricRecord
@@ -9,18 +8,13 @@ from flwr.app import MetricRecord
 from clients.bilateral import Bilateral
 from ease_flwr.audit import report
 from ease_flwr.config import TrainConfig
-from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.answers import read_update
-from ease_flwr.exchange.judgement import Judgement
 from ease_flwr.exchange.messages import Learn, pack
-from ease_flwr.store.cost import Cost
-from strategies import calibration
 from strategies.ease import SAID, Ease, together
-from strategies.gsd import GsdParams, recorded
 from tests.in_process_grid import submit
-from tests.server_half import context, update
+from tests.server_half import context
 from tests.small import settings
-from tests.test_ease import BLOCKS, SAMPLE, history
+from tests.test_ease import BLOCKS, SAMPLE
 from tests.test_untrusted import GOOD, reply_with
 
 KNOWN = {"exclusive": 3, "pairs": 8, "share": 0.5, "partner_loss": 2.0, "goal": 2.5}
@@ -51,20 +45,10 @@ def test_a_run_says_it_everywhere(whole):
             line = f"[{phase} {e['round']}/2] BKE of {client}: {own['exclusive']} of {own['pairs']} pairs exclusive"
             assert line in log
             assert (f"[{phase} {e['round']}/2] BKE does nothing for {client}" in log) == (own["share"] == 0)
-        found = asked["calibration"]
-        tried = [e["calibration"] for e in events if e.get("phase") == phase and "calibration" in e]
-        assert {c.pop("candidate"): c for c in tried} == {
-            name: {"goal": found["goal"], "least": found["least"], **c} for name, c in found["candidates"].items()
-        }
-        assert [c["tau"] for c in found["candidates"].values() if c.get("chosen")] == [asked["tau"]]
-        assert len(re.findall(rf"^\[{phase}\] calibration, tensor .*, (?:allowed|costs too much)", log, re.M)) == len(tried) - 1
-        assert len(re.findall(rf"^\[{phase}\] calibration, .*, chosen$", log, re.M)) == 1
     assert not any("objective" in e for e in events if e.get("model") == "learn")
     text = report.write(whole, {"title": "a run", "decided": results["requests"]}, []).read_text()
     for asked in (first, second):
         assert f"What BKE did ({asked['id']})" in text
-        assert f"What calibration tried ({asked['id']})" in text
-    assert text.count("allowed, chosen</td>") + text.count("costs too much, chosen</td>") == 2
     row = first["bke_rounds"][0]
     assert f"<td>1</td><td>1</td><td>{row['idle']}</td><td>{row['pairs']}</td><td>{row['exclusive']}</td>" in text
 
@@ -112,33 +96,6 @@ def test_a_share_of_nothing_is_said_in_one_line():
         "[forget 3/3] BKE of client-1: 0 of 4 pairs exclusive",
     ]
     assert [r["round"] for r in method.facts["bke_rounds"]] == [1, 2, 3]
-
-
-def test_every_candidate_is_said_with_its_numbers(tmp_path, monkeypatch):
-    found = {"as it is": (80.0, 0.25), "tensor 0.5": (79.0, 1.0), "tensor 0.8": (40.0, 3.0)}
-    judged = {n: Judgement(sets={"retain": {"r1": r}}, partner_loss=p, unseen_loss=2.0) for n, (r, p) in found.items()}
-    monkeypatch.setattr(evaluation, "validate", lambda *asked: (judged, Cost()))
-    who = context([0.0] * 12, BLOCKS)
-    lines, columns = said_by(who), recorded(who, history(tmp_path))
-    calibration.choose(who, GsdParams(taus=(0.5, 0.8)), update("x", [1.0] * 12).adapters, columns)
-    assert [line for line, _ in lines] == [
-        "[forget] calibration, as it is: retain 80.0, partner loss 0.25 (goal 2.00)",
-        "[forget] calibration, tensor 0.5: retain 79.0 (at least 60.0), partner loss 1.00 (goal 2.00), allowed, chosen",
-        "[forget] calibration, tensor 0.8: retain 40.0 (at least 60.0), partner loss 3.00 (goal 2.00), costs too much",
-        "[forget] calibrated: scope tensor, tau 0.5",
-    ]
-    assert lines[2][1]["calibration"] == {
-        "candidate": "tensor 0.8",
-        "goal": 2.0,
-        "least": 60.0,
-        "retain": 40.0,
-        "partner_loss": 3.0,
-        "unseen_loss": 2.0,
-        "scope": "tensor",
-        "tau": 0.8,
-        "allowed": False,
-        "chosen": False,
-    }
 
 
 @pytest.mark.parametrize(

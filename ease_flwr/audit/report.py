@@ -82,7 +82,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "anchors": anchors.lines(audit["anchors"], audit["level"]) if "anchors" in audit else [],
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
-        "decided": [q for q in results["requests"] if "calibration" in q or "bke_rounds" in q],
+        "decided": [q for q in results["requests"] if "bke_rounds" in q],
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),

@@ -7,13 +7,14 @@ from typing import Any
 
 from ease_flwr.config.section import ConfigError
 
-_GSD = ("probe_rounds", "scope", "reference", "tau", "taus", "drop", "teacher_tau", "energy", "crowd", "directions", "subspace")
+_GSD = ("reference", "tau", "energy", "subspace")
 _BKE = ("lr", "epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
 EASE = {
     "gsd": "gsd.source",
     **{name: f"gsd.{name}" for name in _GSD},
     "bke": "bke.enabled",
     **{f"bke_{name}": f"bke.{name}" for name in _BKE},
+    "project": "projection",
     "lock": "lock.strength",
     **{f"lock_{name}": f"lock.{name}" for name in ("share", "halving", "release")},
 }

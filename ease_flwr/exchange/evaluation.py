@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ease_flwr.config import Section, Union, digest
@@ -75,17 +74,6 @@ def _ask(
 
 def judge(federation: Federation, models: Models, forget: Union, split: Any = "test") -> dict[str, Judgement]:
     """Every client judges its own pairs under these models; counts and similarities pooled, model by model."""
-    question = Evaluate(forget=forget, split=split, similarity=True, batch=federation.experiment.learn.batch)
+    question = Evaluate(forget=forget, split=split, similarity=True)
     answers, _ = evaluate(federation, models, question)
     return {name: pool(by_client) for name, by_client in answers.items()}
-
-
-def validate(federation: Federation, models: Models, names: Iterable[str], forget: Union) -> tuple[dict[str, Judgement], Cost]:
-    """Models on these clients' validation pairs, with the partner loss of what is to be forgotten.
-
-    They travel in half precision. Raises FederationError.
-    """
-    batch = federation.experiment.learn.batch
-    question = Evaluate(forget=forget, split="validation", partner_loss=True, batch=batch)
-    answers, cost = evaluate(federation, {n: m.astype(np.float16) for n, m in models.items()}, question, names)
-    return {name: pool(by_client) for name, by_client in answers.items()}, cost

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
+from pydantic import FiniteFloat, NonNegativeInt, model_validator
 
 from ease_flwr.config import Section
 
@@ -74,19 +74,10 @@ def _added(a: Hits, b: Hits) -> Hits:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
-class PartnerLoss(Section):
-    """Mean cross-entropy of the partner, in nats: of the pairs that are to be forgotten, and of public ones beside them."""
-
-    pairs: int = Field(ge=1)
-    forget: FiniteFloat
-    public: FiniteFloat
-
-
 class Evaluation(Section):
     """What one client counted about one model."""
 
     sets: dict[SetName, SetCounts]
-    partner_loss: PartnerLoss | None = None
 
 
 @dataclass
@@ -94,15 +85,12 @@ class Judgement:
     """One model, all clients together.
 
     sets: name -> {"n", "gallery", "i2t", "t2i", "r1"}.  similarity: name -> cosine of each pair.  clients: client -> set ->
-    R@1.  partner_loss, unseen_loss: mean partner cross-entropy of the pairs to be forgotten and of public ones, NaN where it
-    was not asked for.
+    R@1.
     """
 
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     similarity: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     clients: dict[str, dict[str, float]] = field(default_factory=dict)
-    partner_loss: float = float("nan")
-    unseen_loss: float = float("nan")
 
     def r1(self, name: str) -> float:
         """R@1 in percent on a set, the mean of both directions."""
@@ -113,20 +101,13 @@ def pool(answers: Mapping[str, Evaluation]) -> Judgement:
     """Sum what clients said about a model, by client. "forget" is the union of its two parts if they exist."""
     counts: dict[str, SetCounts] = {}
     found = Judgement()
-    losses = []
     for client, said in sorted(answers.items()):
         for name, new in said.sets.items():
             counts[name] = counts[name] + new if name in counts else new
             found.clients.setdefault(client, {})[name] = new.percent()["r1"]
-        if said.partner_loss:
-            losses.append(said.partner_loss)
     parts = [counts[s] for s in ("forget_exclusive", "forget_shared") if s in counts]
     if parts:
         counts["forget"] = sum(parts[1:], parts[0]).model_copy(update={"gallery": parts[0].gallery})
     found.similarity = {s: np.array(c.similarity) for s, c in counts.items() if c.similarity}
     found.sets = {s: {"n": counts[s].images, "gallery": counts[s].gallery, **counts[s].percent()} for s in SETS if s in counts}
-    if losses:
-        weights = [p.pairs for p in losses]
-        found.partner_loss = float(np.average([p.forget for p in losses], weights=weights))
-        found.unseen_loss = float(np.average([p.public for p in losses], weights=weights))
     return found

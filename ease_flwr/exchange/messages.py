@@ -37,10 +37,6 @@ class Evaluate(Section):
     split: Literal["validation", "test"] = "test"
     similarity: bool = False
     """Whether the cosine of each pair is sent back, not only the counts."""
-    partner_loss: bool = False
-    """Whether clients with pairs to be forgotten say how well these match beside public ones."""
-    batch: int = Field(64, ge=2)
-    """Pairs in a batch of the partner loss."""
 
 
 class Training(Section):

@@ -33,7 +33,7 @@ class Patience:
         learn = self.federation.experiment.learn
         if not learn.patience or (round % learn.judge_every and round != learn.rounds):
             return False
-        question = Evaluate(split="validation", batch=learn.batch)
+        question = Evaluate(split="validation")
         said = evaluate(self.federation, {CURRENT: theta}, question)[0][CURRENT]
         silent = [n for n in self.federation.clients if n not in said]
         self.failures += [{"phase": "learn", "round": round, "client": n, "why": "did not judge"} for n in silent]

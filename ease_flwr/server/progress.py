@@ -36,8 +36,7 @@ class Reporter:
         """What is asked of those who train in a round about the adapters that it begins with."""
         every = self.federation.experiment.evaluation.every
         due = every and round > 1 and (round - 1) % every == 0
-        batch = self.federation.experiment.learn.batch
-        return Evaluate(forget=self.forget, split="validation", batch=batch) if due else None
+        return Evaluate(forget=self.forget, split="validation") if due else None
 
     def __call__(self, p: Progress) -> None:
         """One line about a round, and one about recall where clients have counted it, or at the end."""

@@ -72,8 +72,8 @@ def measured(experiment: config.Experiment) -> config.Experiment:
 
 def own_rounds(name: str, experiment: config.Experiment) -> int:
     """Exchanges of a strategy's own budget in this experiment."""
-    params: Any = strategies.load(name).check(name, experiment, experiment.forget.scenario)
-    return int(params.rounds)
+    kind = strategies.load(name)
+    return kind.rounds_of(kind.check(name, experiment, experiment.forget.scenario), experiment.learn.rounds)
 
 
 def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:
