@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 GSD = ("reference", "tau", "energy", "subspace")
-BKE = ("lr", "epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
+BKE = ("epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
 SETTINGS = {
     "hold.rounds": "continuation.rounds",
     "hold.overlap": "continuation.overlap",
@@ -84,7 +84,7 @@ RARER = {
     "ease client other subspaces": "strategy.gsd.fill=0.1 strategy.gsd.tau=0.2 strategy.gsd.energy=0.7",
     "ease client whole subspace": "strategy.gsd.subspace=whole",
     "ease client full projection": "strategy.projection=1",
-    "ease client with BKE": """strategy.bke.enabled=true strategy.bke.lr=0.001 strategy.bke.epochs=2
+    "ease client with BKE": """strategy.bke.enabled=true strategy.bke.rate=0.2 strategy.bke.epochs=2
         strategy.bke.batch=24 strategy.bke.weight=20 strategy.bke.margin=2 strategy.bke.evidence=0.6
         strategy.bke.target=unseen strategy.bke.way=0.7 strategy.bke.sides=visual""",
     "ease client other lock": """strategy.gsd.reference=request strategy.lock.strength=5 strategy.lock.share=0.8

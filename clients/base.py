@@ -21,7 +21,7 @@ from clients.locking import Held, received
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
-from ease_flwr.exchange.answers import as_json
+from ease_flwr.exchange.answers import LABELS, as_json
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
 from ease_flwr.store.cost import peak_memory
@@ -117,8 +117,10 @@ class LoraClient(NumPyClient):
         theta, extras = parameters[0], dict(zip(config.get("extras", []), parameters[1:], strict=True))
         self.model.set(theta)
         held, tensors, proximal = None, tuple[int, ...](), 0.0
+        more: dict[str, Any] = {}
         if isinstance(instruction, Forget):
             self._choose_forgotten(instruction)
+            more[LABELS] = len(set(self.data.train.about[self.masks[0]].tolist()))
         else:
             self._choose_learnt(instruction)
             held, tensors, proximal = self._held(instruction, extras), instruction.tensors, instruction.proximal
@@ -135,7 +137,7 @@ class LoraClient(NumPyClient):
         extra_metrics = self.finish(theta) | (held.metrics() if held else {})
         metrics = {"loss": torch.stack(losses).double().mean().item(), "steps": len(losses), "memory": peak_memory()}
         metrics |= {"seconds": time.perf_counter() - started, "load_seconds": loaded, "process_seconds": began}
-        return [self.model.get()], len(self.train), {**metrics, **extra_metrics}
+        return [self.model.get()], len(self.train), {**metrics, **more, **extra_metrics}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
         """Judge this client's own pairs as an Evaluate says. Returns 0, the number of image queries, and an Evaluation as JSON

@@ -53,12 +53,8 @@ LANDED = 0.9
 """Share of the way to their targets at which pairs of a client that stays have landed; the last tenth is made by pushing pairs
 that are there already."""
 
-SIDES = {
-    "both": ("joint", "visual", "text"),
-    "joint": ("joint",),
-    "visual": ("joint", "visual"),
-    "text": ("joint", "text"),
-}
+SIDES = {"both": ("joint", "visual", "text"), "joint": ("joint",), "visual": ("visual",), "text": ("text",)}
+"""Terms of the loss by the setting that names them."""
 
 
 def bilateral_loss(
@@ -67,8 +63,7 @@ def bilateral_loss(
     """Mean over pairs of the squared terms: hinges from above for exclusive pairs, two-sided for the others; a scalar.
 
     now, then: f and g, f° and g°, (b, d) each and unit-length.  target: (b,).  exclusive: (b,), boolean.  way: how far each
-    tower goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint" the first alone, "visual" and "text" the
-    first and the one of that tower.
+    tower goes by itself, .5 is half-way.  sides: "both" is all three terms, "joint", "visual" and "text" are one of them alone.
     """
     (f, g), (f0, g0) = now, then
     before = (f0 * g0).sum(1)

@@ -88,8 +88,8 @@ def train(message: Message, context: Context) -> Message:
         if job:
             client = make_client(context, job.objective)
             (after,), examples, said = client.fit([theta, *extras], told(job, extras=names[1:]))
-            changed = after - theta if instruction.half or key == STEP else after
-            results[key] = changed.astype(np.float16) if instruction.half else changed
+            short = instruction.half or key == STEP
+            results[key] = (after - theta).astype(np.float16) if short else after
             metrics = {**{"num-examples": examples, **said}, **metrics, "steps": metrics.get("steps", 0) + said["steps"]}
     return Message(trained(results, metrics, judged), reply_to=message)
 

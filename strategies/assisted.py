@@ -6,14 +6,14 @@ The functions are the pieces; `Assisted` puts them together in the way that most
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import TrainConfig, Union
-from ease_flwr.exchange.answers import Update
+from ease_flwr.config import ForgetSet, TrainConfig, Union
+from ease_flwr.exchange.answers import LABELS, Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import Forget, Learn
 from strategies.base import Method, MethodContext, PhaseParams, Vector, mean
@@ -45,7 +45,8 @@ def beside(
     for name in context.forget_clients:
         own = job.model_copy(update={"without": forgotten_before(context, name)})
         stays: Any = found[name].instruction if name in found else None
-        found[name] = Request(stays.model_copy(update={"beside": own}) if stays else own, once=once or {})
+        told = found[name].once if stays else {}
+        found[name] = Request(stays.model_copy(update={"beside": own}) if stays else own, once={**told, **(once or {})})
     return found
 
 
@@ -68,13 +69,22 @@ def retained(context: MethodContext, updates: Mapping[str, Update]) -> Vector:
 
 
 def step(context: MethodContext, theta: Vector, updates: Mapping[str, Update]) -> Vector:
-    """What the forget clients changed, together, (p,): the sum, or the mean where all move away from the same class."""
+    """What the forget clients changed, together, (p,): the sum. Where they move away from the same classes it is divided by how
+    many of them know a class on average: each class is then moved away from once, whoever has it."""
     helping = [u for n, u in updates.items() if n in context.forget_clients]
     steps = [u.adapters - theta if u.step is None else u.step for u in helping]
     if not steps:
         return np.zeros_like(theta)
-    one_thing = context.forget is not None and context.forget.scenario == "class"
-    return np.asarray(np.mean(steps, axis=0) if one_thing else np.sum(steps, axis=0), dtype=np.float32)
+    return np.asarray(np.sum(steps, axis=0) / _times(context.forget, helping), dtype=np.float32)
+
+
+def _times(forget: ForgetSet | None, helping: Sequence[Update]) -> float:
+    """How often one thing is moved away from: by how many of these clients a class is known on average, or once."""
+    if forget is None or forget.scenario != "class":
+        return 1.0
+    classes = len(forget.targets)
+    known = [min(classes, max(1, int(u.metrics.get(LABELS, classes)))) for u in helping]
+    return max(1.0, sum(known) / classes)
 
 
 class AssistedParams(PhaseParams):

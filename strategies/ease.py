@@ -20,6 +20,7 @@ the same exchange. The lock also has the directions in which BKE has moved: what
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +35,7 @@ from strategies import gsd
 from strategies.assisted import beside, forget_job, retained, step
 from strategies.base import Method, MethodContext, Vector, on_numpy
 from strategies.gsd import GsdParams
+from strategies.ordinary import packed
 
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock
@@ -45,8 +47,8 @@ class BkeParams(Section):
 
     enabled: bool | None = None
     """Whether forget clients help by it; None: where nothing is excised."""
-    lr: float = Field(2e-3, gt=0)
-    """AdamW learning rate."""
+    rate: float = Field(0.4, gt=0)
+    """AdamW learning rate, as a share of the learn phase's."""
     epochs: int = Field(1, ge=1)
     """Local epochs in each round."""
     batch: int = Field(64, ge=2)
@@ -62,12 +64,12 @@ class BkeParams(Section):
     way: float = Field(0.5, gt=0, le=1)
     """How far each tower is displaced by itself: .5 is half-way, 1 the full way (too far, both move)."""
     sides: Literal["both", "joint", "visual", "text"] = "both"
-    """Which towers are displaced by themselves, beside the joint term."""
+    """Which terms of the loss are used: all three, the joint one alone, or that of one tower alone."""
 
     @property
     def options(self) -> dict[str, float | str]:
         """What the loss is told."""
-        return self.model_dump(exclude={"enabled", "lr", "epochs", "batch"})
+        return self.model_dump(exclude={"enabled", "rate", "epochs", "batch"})
 
 
 class LockParams(Section):
@@ -78,6 +80,8 @@ class LockParams(Section):
     directions."""
     share: float = Field(0.1, ge=0, le=1)
     """Server's half: the share of the drift along locked directions that is taken back after each round."""
+    inside: bool = False
+    """Whether retained clients hold it in the forget phase too, as published; it needs a strength."""
     halving: int = Field(0, ge=0)
     """Rounds of the continuation after which both halves of the lock are half as strong, again and again; 0 never."""
     release: int = Field(0, ge=0)
@@ -160,10 +164,12 @@ class Ease(Method):
         return after
 
     def requests(self, round: int) -> dict[str, Request]:
-        p, requests = self.params, self.learners(round)
+        p, held = self.params, self.gap if self.params.lock.inside else None
+        name, once = packed(held)
+        requests = {n: replace(r, once=once) for n, r in self.learners(round, lock=name).items()}
         if not self.snapshot:
             return requests
-        train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.lr)
+        train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.rate * self.context.experiment.learn.lr)
         job = forget_job(self.context, round, "bilateral", train, p.bke.options)
         return beside(self.context, requests, job, self.snapshot)
 

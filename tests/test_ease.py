@@ -106,11 +106,11 @@ def test_rounds_add_the_forgotten_step_project_and_lock_it(tmp_path):
 
 def test_retained_clients_learn_slower_and_forget_clients_do_bke():
     who = context(np.zeros(12), BLOCKS, experiment=Experiment(learn=TrainConfig(lr=0.1)))
-    method = ease(None, who=who, rounds=5, lr_end=0.2, gsd={"source": "none"}, bke={"lr": 0.03, "sides": "joint"})
+    method = ease(None, who=who, rounds=5, lr_end=0.2, gsd={"source": "none"}, bke={"rate": 0.3, "sides": "joint"})
     method.prepare(np.ones(12, np.float32), None)
     assert [method.requests(r)["client-1"].instruction.train.lr for r in (1, 3, 5)] == pytest.approx([0.1, 0.06, 0.02])
     job = method.requests(3)["client-0"].instruction
-    assert (job.objective, job.train.lr, job.train.epochs) == ("bilateral", 0.03, 1)
+    assert (job.objective, job.train.lr, job.train.epochs) == ("bilateral", pytest.approx(0.03), 1)
     assert list(job.options) == ["weight", "margin", "evidence", "target", "way", "sides"]
     assert job.options["sides"] == "joint"
     assert list(method.requests(3)["client-0"].once) == ["request"]
@@ -162,9 +162,9 @@ def test_an_old_setting_is_answered_with_its_new_name(name, old, new):
 
 
 def test_sections_of_today_are_no_old_settings():
-    settings = {"gsd": {"source": "none", "tau": 0.3}, "bke": {"lr": 1e-3}, "lock": {"strength": 0}}
+    settings = {"gsd": {"source": "none", "tau": 0.3}, "bke": {"rate": 0.2}, "lock": {"strength": 0}}
     params = Ease.check("ease", Experiment(strategies={"ease": {"bke": {"epochs": 1}}}, strategy=settings), "sample")
-    assert (params.gsd.source, params.bke.lr, params.bke.epochs, params.lock.strength) == ("none", 1e-3, 1, 0)
+    assert (params.gsd.source, params.bke.rate, params.bke.epochs, params.lock.strength) == ("none", 0.2, 1, 0)
 
 
 def test_measured_angles_need_no_run():

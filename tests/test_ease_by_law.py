@@ -15,6 +15,7 @@ from tests.server_half import Clients, context, run, update
 from tests.test_ease import BLOCKS, SAMPLE, ease, history
 
 CLASS = ForgetSet(scenario="class", targets=("ann",))
+CLASSES = ForgetSet(scenario="class", targets=("ann", "bob"))
 NAMES = ("client-0", "client-1", "client-2")
 
 
@@ -82,11 +83,19 @@ def test_a_client_that_has_left_without_help_is_sent_nothing(tmp_path):
 
 def test_the_weights_of_bke_travel_as_they_are_set():
     settings = {"weight": 7.0, "margin": 3.0, "evidence": 0.25, "target": "unseen", "way": 0.75, "sides": "text"}
-    method = ease(np.zeros(12), gsd={"source": "none"}, bke={**settings, "batch": 9, "epochs": 4, "lr": 0.01})
+    method = ease(np.zeros(12), gsd={"source": "none"}, bke={**settings, "batch": 9, "epochs": 4, "rate": 2.0})
     method.prepare(np.ones(12, np.float32), None)
     job = method.requests(1)["client-0"].instruction
     assert job.options == settings
     assert (job.train.batch, job.train.epochs, job.train.lr) == (9, 4, 0.01)
+
+
+def test_the_lock_goes_to_retained_clients_in_the_forget_phase_where_that_is_asked_for(tmp_path):
+    for inside in (True, False):
+        method = Ease(context(np.zeros(12), BLOCKS), Ease.Params(lock={"inside": inside, "strength": 9}))
+        method.prepare(np.ones(12, np.float32), history(tmp_path / str(inside)))
+        for request in method.requests(1).values():
+            assert (list(request.once), len(request.instruction.lock)) == ((["lock"], 64) if inside else ([], 0))
 
 
 # ---- what is learnt meanwhile ----------------------------------------------------------------------------------------------
@@ -127,13 +136,26 @@ def test_a_short_phase_is_averaged_over_its_second_half_at_most(rounds, set_to, 
 # ---- what the server makes of it -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scenario", "expected"), [(SAMPLE, 3 + 5), (CLASS, (3 + 5) / 2)])
-def test_steps_away_from_different_things_are_added_and_from_one_thing_averaged(scenario, expected):
+@pytest.mark.parametrize(
+    ("scenario", "labels", "expected"),
+    [
+        (SAMPLE, (1, 1), 3 + 5),
+        (CLASS, (None, None), (3 + 5) / 2),  # whoever does not say it knows all
+        (CLASSES, (2, 2), (3 + 5) / 2),
+        (CLASSES, (1, 1), 3 + 5),  # each knows another one of two
+        (CLASSES, (1, 2), (3 + 5) / 1.5),
+        (CLASSES, (0, 9), (3 + 5) / 1.5),  # what cannot be is taken for the nearest that can
+    ],
+)
+def test_each_class_is_moved_away_from_once(scenario, labels, expected):
     who = context(np.zeros(12), BLOCKS, scenario, forget_clients=("client-1", "client-2"))
     method = ease(None, who=who, gsd={"source": "none"})
     theta = method.prepare(np.ones(12, np.float32), None)
     stay = theta + np.float32(0.25)  # what they learn besides
-    updates = {n: update(n, stay, step=s * np.eye(12, dtype=np.float32)[4]) for n, s in (("client-1", 3), ("client-2", 5))}
+    steps = {"client-1": 3, "client-2": 5}
+    updates = {n: update(n, stay, step=s * np.eye(12, dtype=np.float32)[4]) for n, s in steps.items()}
+    for known, own in zip(labels, updates.values(), strict=True):
+        own.metrics.update({} if known is None else {"labels": known})
     assert method.combine(1, theta, updates) - stay == pytest.approx(expected * np.eye(12)[4])
 
 

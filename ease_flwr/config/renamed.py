@@ -8,7 +8,7 @@ from typing import Any
 from ease_flwr.config.section import ConfigError
 
 _GSD = ("reference", "tau", "energy", "subspace")
-_BKE = ("lr", "epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
+_BKE = ("epochs", "batch", "weight", "margin", "evidence", "target", "way", "sides")
 EASE = {
     "gsd": "gsd.source",
     **{name: f"gsd.{name}" for name in _GSD},

@@ -18,8 +18,10 @@ from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unp
 
 MANY = 2**62
 Numbers = tuple[FiniteFloat, ...]
-MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds"))
+MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds", "labels"))
 """Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
+LABELS = "labels"
+"""Metric of every training that forgets: how many labels the pairs have that this client is forgetting."""
 OWN = 32
 """An objective may have so many of its own."""
 PUSH = "lock_push"
@@ -251,17 +253,17 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
     sent: the adapters it started from, (p,).  most: pairs the client has, so many examples it can have trained on.
     """
     two = isinstance(asked, Learn) and asked.beside is not None
-    keys, kind = (ADAPTERS, STEP) if two else (ADAPTERS,), np.dtype(np.float16 if asked.half else np.float32)
+    kinds = {ADAPTERS: np.dtype(np.float16 if asked.half else np.float32), **({STEP: np.dtype(np.float16)} if two else {})}
     records = list(reply.content.array_records.values())
-    if len(records) != 1 or tuple(records[0]) != keys:
-        raise ValueError(f"expected one record of {', '.join(keys)}, got {[list(a) for a in records]}")
+    if len(records) != 1 or tuple(records[0]) != tuple(kinds):
+        raise ValueError(f"expected one record of {', '.join(kinds)}, got {[list(a) for a in records]}")
     try:
         arrays = unpack(records[0])
     except Exception as error:  # whatever NumPy makes of bytes that are not an array
         raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
     for name, values in arrays.items():
-        if values.shape != sent.shape or values.dtype != kind:
-            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {sent.shape} {kind}")
+        if values.shape != sent.shape or values.dtype != kinds[name]:
+            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {sent.shape} {kinds[name]}")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} not finite")
     metrics = _metrics(reply)
