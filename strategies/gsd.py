@@ -50,7 +50,7 @@ class GsdParams(Section):
     source: Literal["auto", "history", "none"] = "auto"
     """Where the unique subspace comes from: the updates of the learn phase, or nowhere (no excision). auto: history where
     clients leave, none where a class or single pairs are withdrawn."""
-    fill: float = Field(0.5, gt=0, le=1)
+    fill: float = Field(0.8, gt=0, le=1)
     """Neighbouring tensors of a tower are one block until all clients' updates fill at most this share of its dimensions."""
     tau: float = Field(1.0, ge=0, le=1)
     """Directions of the forget subspace whose cosine to the retained subspace is at most tau are excised."""
