@@ -257,7 +257,7 @@ def noise(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="startup, round, step, gsd, large, caching, frameworks, mutants, swap: a file in benchmarks/.")
+        str, typer.Argument(help="startup, round, step, gsd, large, caching, frameworks, mutants, swap, cells: a file in benchmarks/.")
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
