@@ -179,7 +179,7 @@ def forget(trained, name, memory, round=1, snapshot=True, **options):
     e, world, known = trained
     strategy = load(STRATEGY.get(name, name))
     own = strategy.Params().model_dump()
-    shared = {"rounds", "lr", "epochs", "batch"}
+    shared = {"rounds", "lr_end", "lr", "epochs", "batch"}
     told = {k: v for k, v in own.items() if k not in shared} if name not in STRATEGY else {}
     train = TrainConfig(epochs=2, batch=48, lr=1e-3)
     job = Forget(phase="forget", round=round, objective=name, train=train, forget=LEAVES, options={**told, **options})

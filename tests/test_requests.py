@@ -155,7 +155,7 @@ def test_a_request_that_comes_while_the_run_is_dead(whole, tmp_path, monkeypatch
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     run_config = settings(tmp_path / "run", **{"evaluation.every": 1, "continuation.rounds": 0})
     assert die(run_config, lives)
-    enqueue(tmp_path / "run", leaves("client-1"), "ease", **{"rounds": 2, "bke": {"epochs": 1}})
+    enqueue(tmp_path / "run", leaves("client-1"), "ease", rounds=2, bke={"enabled": True}, lock={"strength": 20})
     queue.append(tmp_path / "run", Step(kind="continuation", rounds=2))
     launcher.resume(tmp_path / "run", SIMULATION)
     assert hashes(tmp_path / "run") == hashes(whole)

@@ -75,7 +75,7 @@ def test_cells_run_side_by_side_give_the_same(asked, tmp_path):
 
 
 def test_a_wrong_setting_of_any_cell_is_said_before_anything_runs(asked, tmp_path):
-    with pytest.raises(ConfigError, match=r"strategy finetune: unknown key gsd \(known: rounds\)"):
+    with pytest.raises(ConfigError, match=r"strategy finetune: unknown key gsd \(known: rounds, lr_end\)"):
         cells.run(Sweep("personas", [0], tmp_path), [*VARIANTS, Variant("wrong", "finetune", {"strategy.gsd.tau": 1})])
     with pytest.raises(ConfigError, match="strategy federaser cannot forget a class, only: client"):
         cells.run(Sweep("personas_class", [0], tmp_path), [Variant("federaser", "federaser")])
@@ -94,7 +94,7 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     labels = [(label, seed) for label, seed, _ in asked]
     assert labels == [
         *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
-        *(("retrain, 4 exchanges", 0), ("retrain, 4 exchanges", 2)),  # EASE's own budget is the equal one: not run twice
+        *(("retrain, 7 exchanges", 0), ("retrain, 7 exchanges", 2)),  # EASE's own budget is the equal one: not run twice
     ]
     assert tables["equal"]["ease"] is tables["own"]["ease"]
     own = comparison.table(tables["own"])
@@ -109,20 +109,20 @@ def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     assert all("evaluation.references=2" in assignments for _, _, assignments in asked)
     lines = comparison.rows(tables).splitlines()
     assert lines[0].startswith("budget,strategy,seed,forget_exclusive minus retrain")
-    assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,4,40,24,16," in lines
+    assert "equal,retrain,2,2.0,2.0,2.0,2.0,0.12,7,70,42,28," in lines
     assert len(lines) == 1 + 2 * 2 * 2
 
 
 def test_photographs_always_have_their_ceiling(asked, tmp_path):
     """At the equal number of exchanges and with its own; said in the table as it is, beside the difference."""
     tables = comparison.compare(Sweep("flickr8k", [0], tmp_path), ["ease"])
-    assert [label for label, _, _ in asked] == ["ease", "finetune", "finetune, 9 exchanges"]
+    assert [label for label, _, _ in asked] == ["ease", "finetune"]
     text = comparison.table(tables["equal"])
     assert "| finetune (ceiling of what is kept) | +0.0 |" in text
-    assert "\n- ceiling, finetune after 9 exchanges: retain 10.0, test 10.0\n" in text
+    assert "\n- ceiling, finetune after 8 exchanges: retain 10.0, test 10.0\n" in text
     asked.clear()
     comparison.compare(Sweep("flickr8k", [0], tmp_path / "named"), ["finetune", "ease"])
-    assert [label for label, _, _ in asked] == ["finetune", "ease", "finetune, 9 exchanges"]
+    assert [label for label, _, _ in asked] == ["finetune", "ease"]
     assert "ceiling" not in comparison.table({"npo": {0: results(0, 10.0)}})
 
 
@@ -136,7 +136,7 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
     comparison.compare(Sweep("personas", [0], tmp_path), ["ease", "npo"], budget="bytes")
-    assert asked == ["ease", "npo", "npo, 1 exchanges"]  # four times ten bytes, at thirty an exchange
+    assert asked == ["ease", "npo", "npo, 2 exchanges"]  # seven times ten bytes, at thirty an exchange
 
 
 def test_differences_are_marked_where_they_are_worse():

@@ -257,7 +257,8 @@ def noise(
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="startup, round, step, gsd, large, caching, frameworks, mutants, swap, cells: a file in benchmarks/.")
+        str,
+        typer.Argument(help="cells, startup, round, step, gsd, large, caching, frameworks, mutants, swap: see benchmarks/."),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
