@@ -17,6 +17,7 @@ ABLATION: dict[str, Sequence[Variant]] = {
         Variant("full projection", settings={"strategy.projection": 1}),
         Variant("no lock", settings={"strategy.lock.share": 0}),
         Variant("lock on clients too", settings={"strategy.lock.strength": 20}),
+        Variant("lock inside the forget phase", settings={"strategy.lock.strength": 20, "strategy.lock.inside": True}),
         Variant("constant learning rate", settings={"strategy.lr_end": 1}),
         Variant("fine-tuning", "finetune"),
     ),
