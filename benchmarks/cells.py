@@ -200,10 +200,13 @@ def main() -> None:
     parser.add_argument("--variants", default="EASE,no projection,whole forget subspace,with BKE,random subspace")
     parser.add_argument("--device", default="cpu")
     told = parser.parse_args()
+    wanted, known = told.variants.split(","), [v.label for group in ABLATION.values() for v in group]
+    if wrong := [label for label in wanted if label not in known]:
+        parser.error(f"no variant {wrong[0]!r}: there are {', '.join(known)}")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     found = []
     for seed in told.seeds:
-        found.append(one(told.experiment, seed, told.variants.split(","), told.device))
+        found.append(one(told.experiment, seed, wanted, told.device))
         told.file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -120,7 +120,8 @@ class LoraClient(NumPyClient):
         more: dict[str, Any] = {}
         if isinstance(instruction, Forget):
             self._choose_forgotten(instruction)
-            more[LABELS] = len(set(self.data.train.about[self.masks[0]].tolist()))
+            if instruction.forget.scenario == "class":
+                more[LABELS] = len(set(self.data.train.about[self.masks[0]].tolist()))
         else:
             self._choose_learnt(instruction)
             held, tensors, proximal = self._held(instruction, extras), instruction.tensors, instruction.proximal
@@ -143,7 +144,7 @@ class LoraClient(NumPyClient):
         """Judge this client's own pairs as an Evaluate says. Returns 0, the number of image queries, and an Evaluation as JSON
         under `answer`."""
         instruction: Evaluate = read_instruction(config)
-        theta = parameters[0].astype(np.float32)  # candidates travel in half precision
+        theta = parameters[0]
         self.model.set(theta)
         sets = {}
         for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():

@@ -70,7 +70,7 @@ def retained(context: MethodContext, updates: Mapping[str, Update]) -> Vector:
 
 def step(context: MethodContext, theta: Vector, updates: Mapping[str, Update]) -> Vector:
     """What the forget clients changed, together, (p,): the sum. Where they move away from the same classes it is divided by how
-    many of them know a class on average: each class is then moved away from once, whoever has it."""
+    many of them know a class on average, so that a class is moved away from once on average."""
     helping = [u for n, u in updates.items() if n in context.forget_clients]
     steps = [u.adapters - theta if u.step is None else u.step for u in helping]
     if not steps:

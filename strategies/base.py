@@ -70,7 +70,7 @@ class MethodContext:
 class PhaseParams(Section):
     """What every method says of its forget phase."""
 
-    rounds: int | None = Field(None, ge=0)
+    rounds: int | None = Field(None, ge=1)
     """Exchanges of the forget phase, all of them; None: one for seven rounds of the learn phase."""
     lr_end: float = Field(0.25, gt=0, le=1)
     """Learning rate of the retained clients in the last round, as a share of the learn phase's, with which they begin; it falls
@@ -106,8 +106,8 @@ class Method:
         """What `prepare` has spent on exchanges of its own."""
         self.failures: list[dict[str, Any]] = []
         """Answers that did not come in them, or were not fit to be used, see training.Trained."""
-        self.average = context.experiment.learn.average
-        """A phase ends with the mean of the global adapters of its last so many rounds."""
+        self.average = max(1, min(context.experiment.learn.average, self.rounds // 2))
+        """A phase ends with the mean of the global adapters of its last so many rounds, half a short forget phase at most."""
 
     @classmethod
     def check(cls, name: str, experiment: Experiment, scenario: str) -> Section:

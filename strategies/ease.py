@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from ease_flwr.config import ConfigError, Section, TrainConfig, searched
+from ease_flwr.config import ConfigError, Experiment, Section, TrainConfig, searched
 from ease_flwr.config.renamed import EASE
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
@@ -124,6 +124,22 @@ class Ease(Method):
     renamed: ClassVar[Mapping[str, str]] = EASE
 
     @classmethod
+    def check(cls, name: str, experiment: Experiment, scenario: str) -> Section:
+        params: Any = super().check(name, experiment, scenario)
+        source = gsd.source(scenario, params.gsd)
+        if source == "none" and not cls.bke(params, source):
+            raise ConfigError(f"strategy {name}: nothing forgets a {scenario} without GSD and BKE: leave one on")
+        if params.lock.inside and not params.lock.strength:
+            raise ConfigError(f"strategy {name}: lock.inside=true holds nothing at lock.strength=0: give it a strength")
+        return params
+
+    @classmethod
+    def bke(cls, params: Any, source: str) -> bool:
+        """Whether forget clients are asked for BKE."""
+        wanted = source == "none" if params.bke.enabled is None else params.bke.enabled
+        return bool(wanted) and cls.forget_clients != "not asked"
+
+    @classmethod
     def needs_help(cls, params: Any, scenario: str) -> bool:
         """Without help there is what the recorded updates tell; of clients that stay they tell nothing."""
         source = params.gsd.source
@@ -131,7 +147,6 @@ class Ease(Method):
 
     def __init__(self, context: MethodContext, params: Any, lock: ForgetLock | None = None) -> None:
         super().__init__(context, params, lock)
-        self.average = max(1, min(self.average, self.rounds // 2))
         self.snapshot: dict[str, Vector] = {}
         """What forget clients get with their first message; empty where they do no BKE."""
         self.steps: list[Vector] = []
@@ -141,8 +156,9 @@ class Ease(Method):
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         p, context = self.params, self.context
-        source = gsd.source(context, p.gsd)
-        bke = (source == "none" if p.bke.enabled is None else p.bke.enabled) and bool(context.forget_clients)
+        assert context.forget is not None
+        source = gsd.source(context.forget.scenario, p.gsd)
+        bke = self.bke(p, source) and bool(context.forget_clients)
         if source == "none" and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
         self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}
@@ -158,18 +174,20 @@ class Ease(Method):
         self.spans, unique = measured.spans, gsd.bases(p, measured.angles, context.experiment.seed)
         self.gap = self.around(context.theta_0 if p.reference == "start" else theta, unique)
         after = on_numpy(self.gap.project, theta)
-        self.facts |= gsd.facts(context, p.tau, measured, unique, theta, after)
+        names = [*context.leaving, *gsd.took_part(context, history)]
+        self.facts |= {"tau": p.tau, **gsd.facts(context, names, measured, unique, theta, after)}
         if not all((towers := self.facts["unique"]).values()):
             context.federation.say(f"[{context.phase}] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
         return after
 
     def requests(self, round: int) -> dict[str, Request]:
-        p, held = self.params, self.gap if self.params.lock.inside else None
-        name, once = packed(held)
+        p = self.params
+        name, once = packed(replace(self.gap, halving=0, release=0) if self.gap and p.lock.inside else None)
         requests = {n: replace(r, once=once) for n, r in self.learners(round, lock=name).items()}
         if not self.snapshot:
             return requests
-        train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.rate * self.context.experiment.learn.lr)
+        learn = self.context.experiment.learn
+        train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.rate * learn.lr, clip=learn.clip)
         job = forget_job(self.context, round, "bilateral", train, p.bke.options)
         return beside(self.context, requests, job, self.snapshot)
 

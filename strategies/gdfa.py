@@ -11,7 +11,7 @@ then the retained clients go on. Our re-implementation from the published descri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -42,6 +42,11 @@ class Gdfa(Method):
         """AdamW learning rate of the forget clients."""
 
     forget_clients: ClassVar[Literal["not asked", "help", "needed"]] = "needed"
+
+    @classmethod
+    def rounds_of(cls, params: Any, learnt: int) -> int:
+        """As many to repair as other methods have, after the probes."""
+        return super().rounds_of(params, learnt) + (params.probes if params.rounds is None else 0)
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         self.request, self.vectors = theta, list[Vector]()

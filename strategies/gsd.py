@@ -79,12 +79,11 @@ class Measured(NamedTuple):
     """Mean over the blocks of what every two clients' subspaces have in common; those who leave come first."""
 
 
-def source(context: MethodContext, params: GsdParams) -> Literal["history", "none"]:
-    """Where this request's updates come from. Raises ConfigError for a source that cannot tell."""
-    staying = context.forget is not None and context.forget.scenario != "client"
+def source(scenario: str, params: GsdParams) -> Literal["history", "none"]:
+    """Where the updates for such a request come from. Raises ConfigError for a source that cannot tell."""
     if params.source == "auto":
-        return "none" if staying else "history"
-    if params.source == "history" and staying:
+        return "history" if scenario == "client" else "none"
+    if params.source == "history" and scenario != "client":
         raise ConfigError(
             "strategy.gsd.source=history: the updates of clients that stay contain what is to be forgotten, so nothing would "
             "be unique: use none or auto"
@@ -93,8 +92,13 @@ def source(context: MethodContext, params: GsdParams) -> Literal["history", "non
 
 
 def recorded(context: MethodContext, history: History) -> Columns:
-    """The learn phase's updates, of those who leave and of the others."""
-    return Columns(*([partial(history.columns, n) for n in who] for who in (context.leaving, context.clients)))
+    """The learn phase's updates, of those who leave and of the others that took part in it."""
+    return Columns(*([partial(history.columns, n) for n in who] for who in (context.leaving, took_part(context, history))))
+
+
+def took_part(context: MethodContext, history: History) -> list[str]:
+    """The retained clients that have updates: with a share of the clients in a round some may never have been drawn."""
+    return [n for n in context.clients if history.knows(n)]
 
 
 def blocks_of(blocks: Sequence[Block], updates: int, fill: float) -> Spans:
@@ -177,21 +181,26 @@ def around(reference: Vector, spans: Spans, directions: Sequence[Tensor], *rules
 
 
 def facts(
-    context: MethodContext, tau: float, measured: Measured, unique: Sequence[Tensor], theta: Vector, start: Vector
+    context: MethodContext,
+    names: Sequence[str],
+    measured: Measured,
+    unique: Sequence[Tensor],
+    theta: Vector,
+    start: Vector,
 ) -> dict[str, Any]:
-    """What was found and cut, in all and block by block. start: theta after the excision."""
-    towers = [{b.tower for b in context.blocks if i <= b.start < j} for i, j in measured.spans]
-    count = {t: sum(u.shape[1] for u, w in zip(unique, towers, strict=True) if t in w) for t in ("visual", "text")}
+    """What was found and cut, in all and block by block. names: clients in the order of what any two share.  start: theta after
+    the excision."""
+    towers = [next(b.tower for b in context.blocks if b.start == i) for i, _ in measured.spans]
+    count = {t: sum(u.shape[1] for u, w in zip(unique, towers, strict=True) if t == w) for t in ("visual", "text")}
     blocks = [
         {
-            "tower": " and ".join(sorted(tower)),
+            "tower": tower,
             "cosines": [round(c, 3) for c in a.cosines.tolist()],
             "moved": round(float(np.linalg.norm((theta - context.theta_0)[i:j])), 4),
             "excised": round(float(np.linalg.norm((theta - start)[i:j])), 4),
         }
         for a, tower, (i, j) in zip(measured.angles, towers, measured.spans, strict=True)
     ]
-    names = [*context.leaving, *context.clients]
     order = np.argsort(names)
     overlap = {"clients": sorted(names), "matrix": measured.shared[np.ix_(order, order)].round(3).tolist()}
-    return {"tau": tau, "unique": count, "blocks": blocks, "overlap": overlap}
+    return {"unique": count, "blocks": blocks, "overlap": overlap}

@@ -25,6 +25,7 @@ class Learning(Method):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context, Method.Params(lr_end=1))
+        self.average = context.experiment.learn.average
         self.aggregator = aggregator(context.experiment.learn)
 
     def requests(self, round: int) -> dict[str, Request]:
@@ -44,6 +45,7 @@ class Continuing(Method):
     def __init__(self, context: MethodContext, lock: ForgetLock | None, returning: Returning | None) -> None:
         """returning: pairs about forgotten knowledge that the first client meets."""
         super().__init__(context, Method.Params(lr_end=1), lock)
+        self.average = context.experiment.learn.average
         self.returning = returning
 
     def requests(self, round: int) -> dict[str, Request]:

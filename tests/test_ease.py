@@ -145,11 +145,49 @@ def test_a_foil_has_its_own_defaults_whatever_else_is_set(name, subspace, tmp_pa
 
 
 def test_a_source_that_cannot_tell_is_refused():
-    who = context(np.zeros(12), BLOCKS, SAMPLE)
-    with pytest.raises(ConfigError, match=r"strategy.gsd.source=history: the updates of clients that stay contain"):
-        gsd.source(who, GsdParams(source="history"))
-    assert gsd.source(who, GsdParams()) == "none"
-    assert gsd.source(context(np.zeros(12), BLOCKS), GsdParams()) == "history"
+    for scenario in ("class", "sample"):
+        with pytest.raises(ConfigError, match=r"strategy.gsd.source=history: the updates of clients that stay contain"):
+            gsd.source(scenario, GsdParams(source="history"))
+        assert gsd.source(scenario, GsdParams()) == "none"
+    assert gsd.source("client", GsdParams()) == "history"
+
+
+@pytest.mark.parametrize(
+    ("name", "scenario", "settings", "why"),
+    [
+        (
+            "ease",
+            "client",
+            {"gsd": {"source": "none"}, "bke": {"enabled": False}},
+            "nothing forgets a client without GSD and BKE",
+        ),
+        (
+            "ease",
+            "class",
+            {"bke": {"enabled": False}},
+            "nothing forgets a class without GSD and BKE: leave one on",
+        ),
+        ("ease", "class", {"gsd": {"source": "history"}}, "the updates of clients that stay contain"),
+        ("ease", "client", {"lock": {"inside": True}}, "lock.inside=true holds nothing at lock.strength=0: give it a strength"),
+        ("excise_all", "client", {"gsd": {"source": "none"}, "bke": {"enabled": True}}, "without GSD and BKE"),
+        ("ease", "client", {"rounds": 0}, "rounds"),
+    ],
+)
+def test_what_cannot_forget_is_refused_before_anything_runs(name, scenario, settings, why):
+    with pytest.raises(ConfigError, match=why):
+        load(name).check(name, Experiment(strategy=settings), scenario)
+
+
+def test_a_foil_asks_nobody_for_bke(tmp_path):
+    foil = load("excise_all")(context(np.zeros(12), BLOCKS), load("excise_all").Params(bke={"enabled": True}))
+    foil.prepare(np.ones(12, np.float32), history(tmp_path))
+    assert foil.facts["bke"] == "param"
+
+
+def test_a_retained_client_that_never_took_part_supports_nothing(tmp_path):
+    who = context(np.zeros(12), BLOCKS, clients=("client-1", "client-2", "client-3"))
+    found = ease(None, who=who).prepare(np.ones(12, np.float32), history(tmp_path))
+    assert np.array_equal(found, ease(np.zeros(12)).prepare(np.ones(12, np.float32), history(tmp_path)))
 
 
 @pytest.mark.parametrize(("old", "new"), EASE.items())

@@ -84,7 +84,7 @@ def test_drift_bound(strength, lr, seed):
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_two_locks_together_hold_what_each_held(seed):
-    """Same blocks are joined; a lock on other blocks (another scope) is held beside. Either way both directions are held."""
+    """Same blocks are joined; a lock on other blocks is held beside. Either way both directions are held."""
     first, reference = make_lock(seed)
     g = torch.Generator().manual_seed(seed + 1)
     second = ForgetLock.around(reference, [0, 8], [torch.linalg.qr(torch.randn(n, 2, generator=g).double())[0] for n in (8, 5)])

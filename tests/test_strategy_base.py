@@ -23,7 +23,7 @@ def counting(theta, requests):
 def ordinary(clients=("a", "b"), kind=Method, experiment=None, phase="learn", **learn):
     experiment = experiment or Experiment(learn=TrainConfig(**{"average": 1, **learn}))
     who = context(np.zeros(2), forget=None, experiment=experiment, clients=clients, forget_clients=(), phase=phase)
-    return kind(who, Method.Params()) if kind is Method else kind(who)
+    return kind(who, Method.Params(rounds=20)) if kind is Method else kind(who)
 
 
 def continuing(lock=None, returning=None):

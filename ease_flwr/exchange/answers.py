@@ -18,10 +18,10 @@ from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unp
 
 MANY = 2**62
 Numbers = tuple[FiniteFloat, ...]
-MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds", "labels"))
-"""Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
 LABELS = "labels"
-"""Metric of every training that forgets: how many labels the pairs have that this client is forgetting."""
+"""Metric of every training that forgets classes: how many of them this client knows."""
+MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds", LABELS))
+"""Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
 OWN = 32
 """An objective may have so many of its own."""
 PUSH = "lock_push"

@@ -84,7 +84,7 @@ class Learn(Training):
     without: Union = ()
     """Pairs to leave out. A client that holds none of them is told nothing."""
     only: Union = ()
-    """Train on these pairs alone (probe rounds); none: on all that stay."""
+    """Train on these pairs alone (gdfa); none: on all that stay."""
     returning: Returning | None = None
     """Further pairs to train on."""
     lock: str = ""

@@ -61,6 +61,10 @@ class History:
                 parts.append(f.get_slice("columns")[start:stop].T.float())
         return torch.cat(parts).numpy().T
 
+    def knows(self, client: str) -> bool:
+        """Whether there are updates of a client: in a small enough share of the rounds it may never have taken part."""
+        return any((self.folder / client).glob("*.safetensors"))
+
     def rounds(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Round by round, the weighted update (p,) of each client that took part, by name.
 

@@ -24,7 +24,7 @@ ABLATION: dict[str, Sequence[Variant]] = {
     "foils": (
         Variant("random subspace", settings={"strategy.gsd.subspace": "random"}),
         Variant("whole forget subspace", settings={"strategy.gsd.subspace": "whole"}),
-        Variant("whole forget subspace, with BKE", settings={**BKE, "strategy.gsd.subspace": "whole"}),
+        Variant("whole forget subspace with BKE", settings={**BKE, "strategy.gsd.subspace": "whole"}),
         Variant("reference theta_T", settings={"strategy.gsd.reference": "request"}),
     ),
     "bke": (

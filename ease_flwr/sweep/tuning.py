@@ -1,6 +1,6 @@
 """`ease tune`: the same small search for every method, on validation pairs of seeds that no result is reported for.
 
-A field declares what may be tried (config/section.py: searched), in nested sections too (`bke.lr`). The first trial is the
+A field declares what may be tried (config/section.py: searched), in nested sections too. The first trial is the
 defaults, the others are drawn from all combinations, by the method's name.
 """
 
