@@ -75,17 +75,24 @@ class BkeParams(Section):
 class LockParams(Section):
     """The forget lock in later rounds."""
 
-    strength: float = Field(0.0, ge=0)
+    strength: float | None = Field(None, ge=0)
     """lambda of the clients' half of the lock in the continuation. At 0 there is the server's alone, and no client is sent the
-    directions."""
-    share: float = Field(0.1, ge=0, le=1)
-    """Server's half: the share of the drift along locked directions that is taken back after each round."""
+    directions. None: 20 where BKE works, which moves pairs away and does not undo what was learnt; elsewhere 0."""
+    share: float | None = Field(None, ge=0, le=1)
+    """Server's half: the share of the drift along locked directions that is taken back after each round. None: .5 where BKE
+    works, elsewhere .1."""
     inside: bool = False
     """Whether retained clients hold it in the forget phase too, as published; it needs a strength."""
     halving: int = Field(0, ge=0)
     """Rounds of the continuation after which both halves of the lock are half as strong, again and again; 0 never."""
     release: int = Field(0, ge=0)
     """Rounds of the continuation after which the lock is released; 0 never."""
+
+    def rules(self, bke: bool) -> tuple[float, float, int, int]:
+        """Strength, share, halving and release. bke: whether BKE works."""
+        strength, share = (20.0, 0.5) if bke else (0.0, 0.1)
+        strength = strength if self.strength is None else self.strength
+        return strength, share if self.share is None else self.share, self.halving, self.release
 
 
 SAID = frozenset(("exclusive", "pairs", "share", "partner_loss", "goal"))
@@ -153,12 +160,14 @@ class Ease(Method):
         """The way BKE went, round by round."""
         self.spans: gsd.Spans = [(b.start, b.stop) for b in context.blocks]
         self.gap: ForgetLock | None = None
+        self.works = False
+        """Whether BKE works."""
 
     def prepare(self, theta: Vector, history: History) -> Vector:
         p, context = self.params, self.context
         assert context.forget is not None
         source = gsd.source(context.forget.scenario, p.gsd)
-        bke = self.bke(p, source) and bool(context.forget_clients)
+        bke = self.works = self.bke(p, source) and bool(context.forget_clients)
         if source == "none" and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
         self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}
@@ -233,5 +242,4 @@ class Ease(Method):
 
     def around(self, reference: Vector, directions: list[Any]) -> ForgetLock:
         """These directions, locked at `reference` by the settings of the lock."""
-        lock = self.params.lock
-        return gsd.around(reference, self.spans, directions, lock.strength, lock.share, lock.halving, lock.release)
+        return gsd.around(reference, self.spans, directions, *self.params.lock.rules(self.works))

@@ -179,6 +179,21 @@ def test_only_what_retained_clients_learn_is_averaged():
     assert method.combine(1, theta, {n: updates[n] for n in NAMES[1:]}) == pytest.approx([1.5] * 12)
 
 
+@pytest.mark.parametrize(
+    ("bke", "settings", "rules"),
+    [
+        (True, {}, (20, 0.5)),
+        (False, {}, (0, 0.1)),
+        (True, {"strength": 0, "share": 0}, (0, 0)),
+        (False, {"strength": 3, "share": 1}, (3, 1)),
+    ],
+)
+def test_the_lock_is_strong_where_bke_works_unless_it_is_set(bke, settings, rules, tmp_path):
+    method = Ease(context(np.zeros(12), BLOCKS), Ease.Params(bke={"enabled": bke}, lock=settings))
+    lock = method.lock_after(method.prepare(np.ones(12, np.float32), history(tmp_path)))
+    assert (lock.strength, lock.share) == rules
+
+
 # ---- the lock --------------------------------------------------------------------------------------------------------------
 
 
