@@ -25,6 +25,7 @@ from ease_flwr import config, data
 from ease_flwr.config import ForgetSet
 from ease_flwr.exchange import messages
 from ease_flwr.exchange.answers import MemberHits
+from ease_flwr.exchange.evaluation import judge
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.messages import Returning
 from ease_flwr.exchange.roll_call import Roster
@@ -34,7 +35,7 @@ from ease_flwr.store.cost import Cost
 from ease_flwr.store.history import History
 from ease_flwr.sweep.ablation import ABLATION
 from strategies import load
-from strategies.base import MethodContext, Vector
+from strategies.base import Method, MethodContext, Vector
 from strategies.ordinary import Continuing, Learning
 from tests.in_process_grid import InProcessGrid, at_once
 
@@ -104,26 +105,19 @@ class Cell:
 
     def measured(self, theta: Vector) -> Numbers:
         """R@1 by set, after relearning, and the similarities of exclusive pairs."""
-        hits: dict[str, list[int]] = {}
-        similarity: list[float] = []
+        judged = judge(self.context("cells").federation, {"": theta}, (self.forget,))[""]
         probes: dict[str, list[float]] = {"re1": [], "xv": [], "xt": []}
         asked = messages.Audit(forget=(self.forget,), split="test", probes=(), train=self.experiment.learn)
-        for name, client in self.clients.items():
+        for client in (self.clients[name] for name in self.concerned):
             sets = client.data.evaluation("test", (self.forget,))
-            self.model.set(theta)
-            for key, chosen in sets.items():
-                i2t, t2i, cosines = client.judged(chosen, theta)
-                now = [int((i2t == 1).sum()), len(i2t), int((t2i == 1).sum()), len(t2i)]
-                hits[key] = [a + b for a, b in zip(hits.get(key, [0] * 4), now, strict=True)]
-                similarity += cosines.tolist() if key == "forget_exclusive" else []
-            if name in self.concerned:
-                subject = Subject(client._forgotten(client.named((self.forget,))), sets, asked, None, None)
-                probes["re1"].append(recall(client.relearning(theta, subject)["relearn"], 1))
-                cross = client.cross_modal(theta, subject)["cross"]
-                probes["xv"].append(recall(cross["visual"], 0))
-                probes["xt"].append(recall(cross["text"], 0))
-                client._free(())
-        found: Numbers = {key: 50 * (a / b + c / d) for key, (a, b, c, d) in sorted(hits.items())}
+            subject = Subject(client._forgotten(client.named((self.forget,))), sets, asked, None, None)
+            probes["re1"].append(recall(client.relearning(theta, subject)["relearn"], 1))
+            cross = client.cross_modal(theta, subject)["cross"]
+            probes["xv"].append(recall(cross["visual"], 0))
+            probes["xt"].append(recall(cross["text"], 0))
+            client._free(())
+        found: Numbers = {name: judged.r1(name) for name in judged.sets}
+        similarity = judged.similarity.get("forget_exclusive", np.empty(0)).tolist()
         return found | {key: float(np.mean(values)) for key, values in probes.items()} | {"similarity": similarity}
 
 
@@ -163,7 +157,7 @@ def one(name: str, seed: int, labels: Sequence[str], device: str) -> Numbers:
     for k, again in enumerate(("retrain", "retrain_2")):
         context = cell.context("learn", order=k)
         learnt = cell.learn(context, start, Plan("learn", rounds))
-        equal = cell.learn(context, learnt.theta, Plan("learn", max(1, rounds // 7), first=rounds + 1))
+        equal = cell.learn(context, learnt.theta, Plan("learn", Method.rounds_of(Method.Params(), rounds), first=rounds + 1))
         costs["retrain"] = learnt.cost
         models[again] = cell.measured(learnt.theta)
         models[again.replace("retrain", "retrain_continued")] = cell.measured(cell.go_on(equal.theta, None))
