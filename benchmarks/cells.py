@@ -1,10 +1,10 @@
 """EASE and its foils against two retrainings, all from one learnt federation, without Ray: a cell of docs/results.md.
 
-    python -m benchmarks.cells FILE.json SEED... [--experiment personas] [--variants LABEL,...] [--device cpu]
+    python -m benchmarks.cells FILE.json SEED... [--experiment personas] [--variants LABEL,...] [--device cpu] [--set KEY=VALUE]
 
 Prints model minus the mean of two retrainings: R@1 on every set of the test split, after one relearning step (re1), after two
 steps of one tower alone (xv, xt), and how far each pair's similarity is away (distance). Where clients leave it is
-client-(SEED mod 4). LABEL is a variant of `ease ablate`.
+client-(SEED mod 4). LABEL is a variant of `ease ablate`. The learn phase has learn.rounds rounds, without early stopping.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Memory(dict[str, Any]):
 class Cell:
     """One experiment with one seed and one request, in this process."""
 
-    def __init__(self, name: str, seed: int, device: str) -> None:
+    def __init__(self, name: str, seed: int, device: str, more: Sequence[str] = ()) -> None:
         leaves = config.load(name).forget.scenario == "client"
         told = {"model.device": device, **({"forget.targets": f"client-{seed % LEAVERS}"} if leaves else {})}
+        told |= config.parse_assignments(more)
         self.experiment = config.load(name, told).model_copy(update={"seed": seed})
         self.run_config = {"experiment": name, "strategy": "ease", "seed": seed, "run-dir": "", "fresh": False}
         self.run_config |= {"set": " ".join(f"{k}={v}" for k, v in told.items())}
@@ -148,9 +149,9 @@ def line(name: str, found: Mapping[str, float]) -> str:
     )
 
 
-def one(name: str, seed: int, labels: Sequence[str], device: str) -> Numbers:
-    """All numbers of a cell, printed on the way."""
-    cell = Cell(name, seed, device)
+def one(name: str, seed: int, labels: Sequence[str], device: str, more: Sequence[str] = ()) -> Numbers:
+    """All numbers of a cell, printed on the way. more: settings, KEY=VALUE."""
+    cell = Cell(name, seed, device, more)
     rounds, start = cell.experiment.learn.rounds, cell.model.initial
     models: dict[str, Numbers] = {}
     costs: dict[str, Cost] = {}
@@ -160,6 +161,7 @@ def one(name: str, seed: int, labels: Sequence[str], device: str) -> Numbers:
         equal = cell.learn(context, learnt.theta, Plan("learn", Method.rounds_of(Method.Params(), rounds), first=rounds + 1))
         costs["retrain"] = learnt.cost
         models[again] = cell.measured(learnt.theta)
+        models[again.replace("retrain", "retrain_equal")] = cell.measured(equal.theta)
         models[again.replace("retrain", "retrain_continued")] = cell.measured(cell.go_on(equal.theta, None))
     with tempfile.TemporaryDirectory() as folder:
         history = History(Path(folder))
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="personas")
     parser.add_argument("--variants", default="EASE,no projection,whole forget subspace,with BKE,random subspace")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the experiment")
     told = parser.parse_args()
     wanted, known = told.variants.split(","), [v.label for group in ABLATION.values() for v in group]
     if wrong := [label for label in wanted if label not in known]:
@@ -200,7 +203,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     found = []
     for seed in told.seeds:
-        found.append(one(told.experiment, seed, wanted, told.device))
+        found.append(one(told.experiment, seed, wanted, told.device, told.set))
         told.file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
