@@ -3,7 +3,8 @@
 arXiv 2605.00733, from its published description; where that is silent the choice is ours. U_u is the unique subspace that
 strategies/gsd.py finds, block by block of the adapter vector.
 
-    theta_E = theta_T - U_u U_u^T (theta_T - theta_0)               excision
+    theta_E = theta_T - U_u U_u^T (theta_T - theta_0)               excision, where clients leave
+    theta_E = theta_T - c (theta_T - theta_0)                       elsewhere shrinking, with c = `shrink`
     rounds: theta <- theta + sum_r a_r D_r + sum_f D_f              retained clients InfoNCE, forget clients BKE
             theta <- theta - s U_u U_u^T (theta - theta_0)          projection (PFL), with s = `projection`
 
@@ -11,6 +12,9 @@ strategies/gsd.py finds, block by block of the adapter vector.
 
 The reference of the excision is theta_0: with the adapters at the request as reference it would remove nothing that was learnt.
 What retained clients learn again along U_u is not forbidden, it is damped: a retrained model goes there a little too.
+
+Where a class or single pairs are withdrawn nothing is unique. There a share of everything learnt is taken back, as by
+interpolation with theta_0 (Wortsman et al., arXiv 2109.01903). The repair brings back what retained pairs teach, and only that.
 
 Where clients leave nobody has to help. BKE (clients/bilateral.py) works where nothing is excised, unless `bke.enabled` says
 otherwise: where a class or single pairs are withdrawn. There forget clients stay. They train on what they keep and do BKE in
@@ -124,6 +128,9 @@ class Ease(Method):
         lock: LockParams = LockParams()
         projection: float = searched(0.1, (0.05, 0.1, 0.25), ge=0, le=1)
         """Share of what came back along the unique subspace that the server takes away after each round of the forget phase."""
+        shrink: float | None = Field(None, ge=0, lt=1)
+        """Share of everything learnt that the server takes back before the repair, where nothing is excised. None: .25 where a
+        class is withdrawn, which is learnt from many clients, elsewhere .1."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "bilateral")
     history: ClassVar[Literal["", "updates", "rounds"]] = "updates"
@@ -134,8 +141,8 @@ class Ease(Method):
     def check(cls, name: str, experiment: Experiment, scenario: str) -> Section:
         params: Any = super().check(name, experiment, scenario)
         source = gsd.source(scenario, params.gsd)
-        if source == "none" and not cls.bke(params, source):
-            raise ConfigError(f"strategy {name}: nothing forgets a {scenario} without GSD and BKE: leave one on")
+        if source == "none" and not cls.bke(params, source) and params.shrink == 0:
+            raise ConfigError(f"strategy {name}: nothing forgets a {scenario} without GSD, BKE and shrinking: leave one on")
         if params.lock.inside and not params.lock.strength:
             raise ConfigError(f"strategy {name}: lock.inside=true holds nothing at lock.strength=0: give it a strength")
         return params
@@ -167,11 +174,12 @@ class Ease(Method):
         p, context = self.params, self.context
         assert context.forget is not None
         source = gsd.source(context.forget.scenario, p.gsd)
-        bke = self.works = self.bke(p, source) and bool(context.forget_clients)
-        if source == "none" and not bke:
+        wanted = self.bke(p, source)
+        bke = self.works = wanted and bool(context.forget_clients)
+        if source == "none" and wanted and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
         self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}
-        start = self.cut(theta, history) if source == "history" else theta
+        start = self.cut(theta, history) if source == "history" else self.shrunk(theta)
         if bke:
             self.snapshot = {"request": theta} | ({} if self.gap is None else {"teacher": start})
         return start
@@ -188,6 +196,15 @@ class Ease(Method):
         if not all((towers := self.facts["unique"]).values()):
             context.federation.say(f"[{context.phase}] nothing unique in the {min(towers, key=towers.__getitem__)} tower")
         return after
+
+    def shrunk(self, theta: Vector) -> Vector:
+        """theta a share nearer to theta_0, but not along what an older lock holds."""
+        assert self.context.forget is not None
+        share = self.params.shrink
+        if share is None:
+            share = 0.25 if self.context.forget.scenario == "class" else 0.1
+        start: Vector = theta - np.float32(share) * (theta - self.context.theta_0)
+        return start if self.lock is None else theta + on_numpy(self.lock.project, start) - on_numpy(self.lock.project, theta)
 
     def requests(self, round: int) -> dict[str, Request]:
         p = self.params

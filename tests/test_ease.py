@@ -129,8 +129,7 @@ def test_foils(tmp_path):
     assert np.linalg.norm(whole) < np.linalg.norm(start()) < np.linalg.norm(theta)
     random = start(subspace="random")
     assert not np.allclose(random, start())
-    with pytest.raises(ConfigError, match=r"without GSD and without forget clients that help there is nothing to forget by"):
-        start(source="none")
+    assert np.allclose(start(source="none"), 0.9 * theta)  # shrinking alone
 
 
 @pytest.mark.parametrize(("name", "subspace"), [("excise_all", "whole"), ("excise_random", "random")])
@@ -158,18 +157,18 @@ def test_a_source_that_cannot_tell_is_refused():
         (
             "ease",
             "client",
-            {"gsd": {"source": "none"}, "bke": {"enabled": False}},
-            "nothing forgets a client without GSD and BKE",
+            {"gsd": {"source": "none"}, "bke": {"enabled": False}, "shrink": 0},
+            "nothing forgets a client without GSD, BKE and shrinking",
         ),
         (
             "ease",
             "class",
-            {"bke": {"enabled": False}},
-            "nothing forgets a class without GSD and BKE: leave one on",
+            {"bke": {"enabled": False}, "shrink": 0},
+            "nothing forgets a class without GSD, BKE and shrinking: leave one on",
         ),
         ("ease", "class", {"gsd": {"source": "history"}}, "the updates of clients that stay contain"),
         ("ease", "client", {"lock": {"inside": True}}, "lock.inside=true holds nothing at lock.strength=0: give it a strength"),
-        ("excise_all", "client", {"gsd": {"source": "none"}, "bke": {"enabled": True}}, "without GSD and BKE"),
+        ("excise_all", "client", {"gsd": {"source": "none"}, "bke": {"enabled": True}, "shrink": 0}, "without GSD, BKE"),
         ("ease", "client", {"rounds": 0}, "rounds"),
     ],
 )

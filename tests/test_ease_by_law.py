@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ease_flwr.config import Experiment, ForgetSet, TrainConfig
+from ease_flwr.config import ConfigError, Experiment, ForgetSet, TrainConfig
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.model.adapters import Block
 from ease_flwr.model.lock import ForgetLock
@@ -65,6 +65,31 @@ def test_the_teacher_is_the_model_after_the_excision_and_sent_once(tmp_path):
     assert start[8] == 0.5  # orthogonal to everything: back to where learning began
     assert start[0] == 1
     assert all(not method.requests(1)[n].once for n in ("client-1", "client-2"))
+
+
+@pytest.mark.parametrize(
+    ("forget", "shrink", "share"), [(CLASS, 0, 0), (SAMPLE, 0.9, 0.9), (CLASS, None, 0.25), (SAMPLE, None, 0.1)]
+)
+def test_where_nothing_is_excised_a_share_of_everything_learnt_is_taken_back(forget, shrink, share):
+    theta_0, theta = np.linspace(-1, 1, 12), np.linspace(3, 7, 12).astype(np.float32)
+    method = ease(theta_0, who=context(theta_0, BLOCKS, forget=forget), shrink=shrink)
+    assert np.allclose(method.prepare(theta, None), share * theta_0 + (1 - share) * theta)
+    assert np.array_equal(method.requests(1)["client-0"].once["request"], theta)  # BKE is told what the model was
+
+
+def test_shrinking_moves_nothing_that_an_older_lock_holds():
+    """What was pushed away for an earlier request would come back by a share otherwise."""
+    theta_0, theta = np.zeros(12), np.full(12, 4, np.float32)
+    lock = ForgetLock.around(torch.ones(12), (0,), [torch.eye(12)[:, [2, 7]]])  # theta has drifted since
+    who = context(theta_0, BLOCKS, forget=CLASS)
+    found = Ease(who, Ease.Params(shrink=0.5), lock).prepare(theta, None)
+    assert np.allclose(found, np.where(np.isin(range(12), (2, 7)), 4, 2))
+
+
+def test_forgetting_that_is_to_have_help_is_refused_without_any():
+    who = context(np.zeros(12), BLOCKS, forget=CLASS, forget_clients=())
+    with pytest.raises(ConfigError, match=r"without GSD and without forget clients that help there is nothing to forget by"):
+        ease(None, who=who).prepare(np.ones(12, np.float32), None)
 
 
 def test_where_clients_leave_nobody_has_to_help(tmp_path):
@@ -205,7 +230,7 @@ def older(where, *rules):
 
 
 def test_an_older_lock_binds_in_the_rounds_of_a_later_request():
-    method = ease(np.zeros(12), older(6, 0.0, 0.75), gsd={"source": "none"})
+    method = ease(np.zeros(12), older(6, 0.0, 0.75), gsd={"source": "none"}, shrink=0)
     theta = method.prepare(np.full(12, 2.0, np.float32), None)
     after = method.combine(1, theta, {n: update(n, theta + np.float32(4)) for n in NAMES[1:]})
     expected = np.full(12, 6.0)

@@ -13,6 +13,8 @@ ABLATION: dict[str, Sequence[Variant]] = {
         Variant("EASE"),
         Variant("with BKE", settings=BKE),
         Variant("BKE in place of GSD", settings={"strategy.gsd.source": "none"}),
+        Variant("no shrinking", settings={"strategy.shrink": 0}),
+        Variant("shrinking alone", settings={"strategy.gsd.source": "none", "strategy.bke.enabled": False}),
         Variant("no projection", settings={"strategy.projection": 0}),
         Variant("full projection", settings={"strategy.projection": 1}),
         Variant("no lock", settings={"strategy.lock.share": 0}),
