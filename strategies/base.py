@@ -104,6 +104,8 @@ class Method:
         """What the method decided by itself, for results.json."""
         self.meter = Meter()
         """What `prepare` has spent on exchanges of its own."""
+        self.reads_history = bool(self.history)
+        """Whether the recorded updates are needed: they are part of what the server has to keep."""
         self.failures: list[dict[str, Any]] = []
         """Answers that did not come in them, or were not fit to be used, see training.Trained."""
         self.average = max(1, min(context.experiment.learn.average, self.rounds // 2))

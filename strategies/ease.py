@@ -128,9 +128,8 @@ class Ease(Method):
         lock: LockParams = LockParams()
         projection: float = searched(0.1, (0.05, 0.1, 0.25), ge=0, le=1)
         """Share of what came back along the unique subspace that the server takes away after each round of the forget phase."""
-        shrink: float | None = Field(None, ge=0, lt=1)
-        """Share of everything learnt that the server takes back before the repair, where nothing is excised. None: .25 where a
-        class is withdrawn, which is learnt from many clients, elsewhere .1."""
+        shrink: float = Field(0.25, ge=0, lt=1)
+        """Share of everything learnt that the server takes back before the repair, where nothing is excised."""
 
     objectives: ClassVar[tuple[str, ...]] = ("contrastive", "bilateral")
     history: ClassVar[Literal["", "updates", "rounds"]] = "updates"
@@ -141,7 +140,7 @@ class Ease(Method):
     def check(cls, name: str, experiment: Experiment, scenario: str) -> Section:
         params: Any = super().check(name, experiment, scenario)
         source = gsd.source(scenario, params.gsd)
-        if source == "none" and not cls.bke(params, source) and params.shrink == 0:
+        if source == "none" and not cls.bke(params, source) and not params.shrink:
             raise ConfigError(f"strategy {name}: nothing forgets a {scenario} without GSD, BKE and shrinking: leave one on")
         if params.lock.inside and not params.lock.strength:
             raise ConfigError(f"strategy {name}: lock.inside=true holds nothing at lock.strength=0: give it a strength")
@@ -178,7 +177,8 @@ class Ease(Method):
         bke = self.works = wanted and bool(context.forget_clients)
         if source == "none" and wanted and not bke:
             raise ConfigError("strategy ease: without GSD and without forget clients that help there is nothing to forget by")
-        self.facts |= {"gsd": source, "bke": "loss" if bke else "param", **({} if source == "history" else {"server_bytes": 0})}
+        self.reads_history = source == "history"
+        self.facts |= {"gsd": source, "bke": "loss" if bke else "param"}
         start = self.cut(theta, history) if source == "history" else self.shrunk(theta)
         if bke:
             self.snapshot = {"request": theta} | ({} if self.gap is None else {"teacher": start})
@@ -199,11 +199,7 @@ class Ease(Method):
 
     def shrunk(self, theta: Vector) -> Vector:
         """theta a share nearer to theta_0, but not along what an older lock holds."""
-        assert self.context.forget is not None
-        share = self.params.shrink
-        if share is None:
-            share = 0.25 if self.context.forget.scenario == "class" else 0.1
-        start: Vector = theta - np.float32(share) * (theta - self.context.theta_0)
+        start: Vector = theta - np.float32(self.params.shrink) * (theta - self.context.theta_0)
         return start if self.lock is None else theta + on_numpy(self.lock.project, start) - on_numpy(self.lock.project, theta)
 
     def requests(self, round: int) -> dict[str, Request]:

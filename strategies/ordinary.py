@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock
 
 
-class Learning(Method):
+class Ordinary(Method):
+    """At a constant rate, and as long a mean at the end as the experiment says."""
+
+    def __init__(self, context: MethodContext, lock: ForgetLock | None = None) -> None:
+        super().__init__(context, Method.Params(lr_end=1), lock)
+        self.average = context.experiment.learn.average
+
+
+class Learning(Ordinary):
     """The learn phase: everybody trains, and the aggregator that the experiment names combines."""
 
     def __init__(self, context: MethodContext) -> None:
-        super().__init__(context, Method.Params(lr_end=1))
-        self.average = context.experiment.learn.average
+        super().__init__(context)
         self.aggregator = aggregator(context.experiment.learn)
 
     def requests(self, round: int) -> dict[str, Request]:
@@ -39,13 +46,12 @@ class Learning(Method):
         return mean(updates, self.aggregator, round)
 
 
-class Continuing(Method):
+class Continuing(Ordinary):
     """The continuation: those who stay go on learning under the forget lock, both halves of it."""
 
     def __init__(self, context: MethodContext, lock: ForgetLock | None, returning: Returning | None) -> None:
         """returning: pairs about forgotten knowledge that the first client meets."""
-        super().__init__(context, Method.Params(lr_end=1), lock)
-        self.average = context.experiment.learn.average
+        super().__init__(context, lock)
         self.returning = returning
 
     def requests(self, round: int) -> dict[str, Request]:

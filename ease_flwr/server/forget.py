@@ -84,7 +84,7 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     outcome = run_rounds(reporter.federation, method, start, plan)
     with method.meter.on_server():
         lock = method.lock_after(outcome.theta)
-    server_bytes = (history.nbytes if kind.history else 0) + (lock.nbytes if lock else 0)
+    server_bytes = (history.nbytes if method.reads_history else 0) + (lock.nbytes if lock else 0)
     said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": method.rounds}
     facts = {
         "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
