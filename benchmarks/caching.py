@@ -23,8 +23,8 @@ import numpy as np
 def one(folder: Path, cached: bool) -> dict[str, float]:
     """Seconds until all images of the set are there, and then until they are through the frozen trunk."""
     import torch
+    from ease_flwr.clients.contrastive import Contrastive
 
-    from clients.contrastive import Contrastive
     from ease_flwr import config
     from ease_flwr.data import photographs
 

@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ease_flwr.clients.audit import Audit, Subject
+from ease_flwr.strategies import load
+from ease_flwr.strategies.base import Method, MethodContext, Vector
+from ease_flwr.strategies.ordinary import Continuing, Learning
 
-from clients.audit import Audit, Subject
 from ease_flwr import config, data
 from ease_flwr.config import ForgetSet
 from ease_flwr.exchange import messages
@@ -34,9 +37,6 @@ from ease_flwr.model import adapters
 from ease_flwr.store.cost import Cost
 from ease_flwr.store.history import History
 from ease_flwr.sweep.ablation import ABLATION
-from strategies import load
-from strategies.base import Method, MethodContext, Vector
-from strategies.ordinary import Continuing, Learning
 from tests.in_process_grid import InProcessGrid, at_once
 
 Numbers = dict[str, Any]

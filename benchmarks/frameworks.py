@@ -47,10 +47,10 @@ def prepare(folder: Path, clients: int) -> None:
     """Images, model and, for the other frameworks, every client's tensors."""
     import open_clip
     import torch
+    from ease_flwr.clients.encoding import encode
     from safetensors.torch import save_file
 
     from benchmarks import generated
-    from clients.encoding import encode
     from ease_flwr import config, data
     from ease_flwr.model import adapters
 

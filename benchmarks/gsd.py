@@ -37,10 +37,11 @@ def one(clients: int, rounds: int, layers: int, rank: int) -> dict[str, float]:
     """Write a history and decompose it; the first client leaves."""
     from functools import partial
 
+    from ease_flwr.strategies.gsd import Columns, GsdParams, measure
+
     from ease_flwr.config import HistoryConfig
     from ease_flwr.store.cost import peak_memory
     from ease_flwr.store.history import History
-    from strategies.gsd import Columns, GsdParams, measure
 
     tensors = blocks(layers)
     p = tensors[-1].stop

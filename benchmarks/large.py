@@ -26,10 +26,10 @@ GPU_BATCH = 32  # times as many pairs
 def one(name: str, batch: int, precision: str, checkpointing: bool) -> dict[str, Any]:
     """Seconds of a step, and what they are made of."""
     import torch
+    from ease_flwr.clients.contrastive import Contrastive, info_nce
+    from ease_flwr.clients.encoding import Encoded
     from torch.utils.flop_counter import FlopCounterMode
 
-    from clients.contrastive import Contrastive, info_nce
-    from clients.encoding import Encoded
     from ease_flwr import config
     from ease_flwr.model import adapters, towers
     from ease_flwr.store.cost import peak_memory

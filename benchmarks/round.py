@@ -28,9 +28,9 @@ WARM = 2
 def bare(share: int, rounds: int, together: Any, seconds: Any) -> None:
     """Train every second client, `rounds` times; puts the seconds of each round into the queue."""
     import torch
+    from ease_flwr.clients.encoding import encode
     from torch.nn import functional as F
 
-    from clients.encoding import encode
     from ease_flwr import config, data
     from ease_flwr.model import adapters, towers
 

@@ -96,12 +96,15 @@ CASES = {f"{name} {scenario}": own for name, own in STRATEGIES.items() for scena
 
 def adapters(case: str, folder: Path) -> dict[str, str] | None:
     """Run a case in the checkout that is the working directory: sha256 of each model, None if the scenario is not served."""
+    from importlib import import_module
+
     from flwr.app import Context, RecordDict
 
-    import strategies
+    import ease_flwr
     from ease_flwr import server_app
     from tests.in_process_grid import InProcessGrid
 
+    strategies = import_module("ease_flwr.strategies" if len(ease_flwr.__path__) > 1 else "strategies")  # the old layout
     strategy, scenario = case.split()[:2]
     if scenario not in strategies.load(strategy).scenarios:
         return None

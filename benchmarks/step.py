@@ -28,9 +28,9 @@ STEPS = {"personas": 24, "ViT-B-32": 3}
 def one(case: str) -> float:
     """Seconds of CPU a step, after a first pass."""
     import torch
+    from ease_flwr.clients.contrastive import Contrastive
+    from ease_flwr.clients.encoding import Encoded, encode
 
-    from clients.contrastive import Contrastive
-    from clients.encoding import Encoded, encode
     from ease_flwr import config, data
     from ease_flwr.model import adapters
 

@@ -3,12 +3,9 @@ opened."""
 
 from __future__ import annotations
 
-import pkgutil
+from ease_flwr.clients.base import LoraClient
 
-from clients.base import LoraClient
 from ease_flwr.config import halves
-
-__path__ = pkgutil.extend_path(__path__, __name__)
 
 SHARED = ("base", "encoding", "forgetting", "judging", "locking", "probing")
 """Modules that objectives are made of, and that are no objectives."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ease_flwr.clients.contrastive import Contrastive
+from ease_flwr.clients.locking import received
+from ease_flwr.clients.probing import MOST, augmented, by_member, captions_of, enough, linear_cka, numbered, separating, some
 from numpy.typing import NDArray
 
-from clients.contrastive import Contrastive
-from clients.locking import received
-from clients.probing import MOST, augmented, by_member, captions_of, enough, linear_cka, numbered, separating, some
 from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs
 from ease_flwr.exchange import messages

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import psutil
+from ease_flwr.clients.encoding import Encoded, embedded, encoded
+from ease_flwr.clients.judging import counts
+from ease_flwr.clients.locking import Held, received
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
-from clients.encoding import Encoded, embedded, encoded
-from clients.judging import counts
-from clients.locking import Held, received
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn

@@ -37,10 +37,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.forgetting import Forgetting
 from torch.nn import functional as F
 
-from clients.base import Batch
-from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 from ease_flwr.model.retrieval import Embedded, partner_cross_entropy, partner_losses
 

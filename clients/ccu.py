@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.forgetting import Forgetting
 from torch.nn import functional as F
 
-from clients.base import Batch
-from clients.forgetting import Forgetting
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

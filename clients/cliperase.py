@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clients.base import Batch
-from clients.contrastive import info_nce
-from clients.forgetting import Forgetting, apart
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.contrastive import info_nce
+from ease_flwr.clients.forgetting import Forgetting, apart
+
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

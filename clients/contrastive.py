@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from ease_flwr.clients.base import Batch, LoraClient
 from torch.nn import functional as F
-
-from clients.base import Batch, LoraClient
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from ease_flwr.clients.base import LoraClient
+from ease_flwr.clients.encoding import Encoded
 
-from clients.base import LoraClient
-from clients.encoding import Encoded
 from ease_flwr.config import Section
 from ease_flwr.exchange.messages import Forget
 

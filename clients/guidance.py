@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.forgetting import Forgetting
 from torch.nn import functional as F
-
-from clients.base import Batch
-from clients.forgetting import Forgetting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ease_flwr.exchange.answers import PUSH
 
 if TYPE_CHECKING:
+    from ease_flwr.clients.base import State
     from torch import Tensor
 
-    from clients.base import State
     from ease_flwr.model.lock import ForgetLock
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ease_flwr.clients.contrastive import Contrastive
 
-from clients.contrastive import Contrastive
 from ease_flwr.config import Section
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-import clients
-from clients.base import LoraClient
-from ease_flwr import config, data
+from ease_flwr import clients, config, data
+from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation

@@ -14,6 +14,7 @@ from typing import Any
 from ease_flwr import config, data
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
+from ease_flwr.hosts import app
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where, submit
 from ease_flwr.server import admission, submission
@@ -49,8 +50,7 @@ def run(new: NewRun, where: Where) -> int:
     submission.steps(checked, config.Submission(strategy=new.strategy))
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
-    if not (config.APP / "pyproject.toml").is_file():
-        raise ConfigError(f"no pyproject.toml in {config.APP}: install the checkout with `pip install -e .`")
+    app.folder()
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")

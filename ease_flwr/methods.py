@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 
-import clients
-import strategies
+from ease_flwr import clients, strategies
 from ease_flwr.config import halves
-from strategies.base import Method
+from ease_flwr.strategies.base import Method
 
 READS = {"": "nothing", "updates": "every client's updates", "rounds": "every client's updates, round by round"}
 
@@ -35,4 +34,5 @@ def source(name: str) -> str:
     """Both halves of a method: its strategy, and the objectives that this asks of clients. Raises ConfigError."""
     kind = strategies.load(name)
     modules = [sys.modules[half.__module__] for half in (kind, *(clients.load(o) for o in kind.objectives))]
-    return "\n\n".join(f"# ---- {m.__name__.replace('.', '/')}.py ----\n{inspect.getsource(m)}" for m in modules)
+    files = ("/".join(m.__name__.split(".")[1:]) for m in modules)
+    return "\n\n".join(f"# ---- {file}.py ----\n{inspect.getsource(m)}" for file, m in zip(files, modules, strict=True))

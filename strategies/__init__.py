@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
+from ease_flwr.strategies.base import Method
 
 from ease_flwr.config import halves
-from strategies.base import Method
-
-__path__ = pkgutil.extend_path(__path__, __name__)
 
 SHARED = ("assisted", "base", "gsd", "ordinary")
 """Modules that methods are made of, and that are no methods."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ease_flwr.strategies.assisted import Assisted, AssistedParams
 from pydantic import Field
 
 from ease_flwr.config import searched
-from strategies.assisted import Assisted, AssistedParams
 
 
 class Ascent(Assisted):

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.base import Method, MethodContext, PhaseParams, Vector, mean
 from pydantic import Field
 
 from ease_flwr.config import ForgetSet, TrainConfig, Union
 from ease_flwr.exchange.answers import LABELS, Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import Forget, Learn
-from strategies.base import Method, MethodContext, PhaseParams, Vector, mean
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

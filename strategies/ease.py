@@ -29,17 +29,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies import gsd
+from ease_flwr.strategies.assisted import beside, forget_job, retained, step
+from ease_flwr.strategies.base import Method, MethodContext, Vector, on_numpy
+from ease_flwr.strategies.gsd import GsdParams
+from ease_flwr.strategies.ordinary import packed
 from pydantic import Field
 
 from ease_flwr.config import ConfigError, Experiment, Section, TrainConfig, searched
 from ease_flwr.config.renamed import EASE
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies import gsd
-from strategies.assisted import beside, forget_job, retained, step
-from strategies.base import Method, MethodContext, Vector, on_numpy
-from strategies.gsd import GsdParams
-from strategies.ordinary import packed
 
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock

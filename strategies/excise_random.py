@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from strategies.ease import Ease
-from strategies.gsd import GsdParams
+from ease_flwr.strategies.ease import Ease
+from ease_flwr.strategies.gsd import GsdParams
 
 
 class Random(GsdParams):

@@ -15,14 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.assisted import AssistedParams, beside, forget_job, step
+from ease_flwr.strategies.base import Method, Vector
 from numpy.typing import NDArray
 from pydantic import Field
 
 from ease_flwr.config import searched
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies.assisted import AssistedParams, beside, forget_job, step
-from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.base import Method, PhaseParams, Vector
 from pydantic import Field
 
 from ease_flwr.config import searched
-from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

@@ -5,7 +5,7 @@ The weakest baseline of machine unlearning, and the control that shows what forg
 
 from __future__ import annotations
 
-from strategies.base import Method
+from ease_flwr.strategies.base import Method
 
 
 class Finetune(Method):

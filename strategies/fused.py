@@ -12,11 +12,11 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ease_flwr.strategies.base import Method, PhaseParams, Vector
 
 from ease_flwr.config import searched
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

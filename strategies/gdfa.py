@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.assisted import AssistedParams, learn_forgotten
+from ease_flwr.strategies.base import Method, Vector, mean
 from pydantic import Field
 
 from ease_flwr.config import searched
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
-from strategies.assisted import AssistedParams, learn_forgotten
-from strategies.base import Method, Vector, mean
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

@@ -26,11 +26,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from ease_flwr.strategies.base import MethodContext, Vector
 from numpy.typing import NDArray
 from pydantic import Field
 
 from ease_flwr.config import ConfigError, Section
-from strategies.base import MethodContext, Vector
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,14 +16,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.assisted import AssistedParams, beside, forget_job, retained, step
+from ease_flwr.strategies.base import Method, Vector
 from pydantic import Field
 
 from ease_flwr.config import searched
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import ADAPTERS
-from strategies.assisted import AssistedParams, beside, forget_job, retained, step
-from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

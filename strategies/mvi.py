@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from ease_flwr.strategies.assisted import Assisted, AssistedParams
 from pydantic import Field
 
 from ease_flwr.config import searched
-from strategies.assisted import Assisted, AssistedParams
 
 
 class Mvi(Assisted):

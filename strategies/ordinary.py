@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ease_flwr.strategies.base import Method, MethodContext, Vector, mean
 from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
@@ -14,7 +15,6 @@ from ease_flwr.config import ConfigError, TrainConfig
 from ease_flwr.exchange.answers import PUSH, Update
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.messages import ADAPTERS, Returning, pack
-from strategies.base import Method, MethodContext, Vector, mean
 
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock

@@ -16,12 +16,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.assisted import AssistedParams, beside, forget_job
+from ease_flwr.strategies.base import Method, Vector
 from pydantic import Field
 
 from ease_flwr.config import searched
 from ease_flwr.exchange.federation import Request
-from strategies.assisted import AssistedParams, beside, forget_job
-from strategies.base import Method, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

@@ -17,9 +17,8 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from ease_flwr.strategies.base import Method, PhaseParams, Vector
 from pydantic import Field
-
-from strategies.base import Method, PhaseParams, Vector
 
 if TYPE_CHECKING:
     from ease_flwr.store.history import History

@@ -18,7 +18,12 @@ from ease_flwr.config import APP, code_of
 from ease_flwr.config.request import now
 
 RESULTS = APP / "tests" / "long_results"
-RUN = ("ease_flwr.server_app", "ease_flwr.client_app", "ease_flwr.data.personas", "clients.contrastive")
+RUN = ("ease_flwr.server_app", "ease_flwr.client_app", "ease_flwr.data.personas", "ease_flwr.clients.contrastive")
+
+
+def halves(strategy: str, objective: str) -> tuple[str, str]:
+    """Modules of a method."""
+    return f"ease_flwr.strategies.{strategy}", f"ease_flwr.clients.{objective}"
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,12 @@ CHECKS = {
     "sequences": Check(
         "random sequences of requests, crashes, departures and purges",
         ("-m", "pytest", "-q", "-m", "long", "tests/test_sequences.py"),
-        (*RUN, "ease_flwr.launcher", "ease_flwr.store.purge", "ease_flwr.audit.receipt", "strategies.npo", "clients.npo"),
+        (*RUN, "ease_flwr.launcher", "ease_flwr.store.purge", "ease_flwr.audit.receipt", *halves("npo", "npo")),
     ),
     "kills": Check(
         "SIGKILL at twenty random moments, resumed to the same bits",
         ("-m", "tests.kill_9", "FOLDER", "20"),
-        (*RUN, "strategies.ease", "clients.bilateral"),
+        (*RUN, *halves("ease", "bilateral")),
     ),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ease_flwr.strategies.base import Method, MethodContext
 from flwr.supercore.task_identity import TaskIdentity
 
 from ease_flwr.config import Experiment, ForgetConfig, ForgetSet
@@ -15,7 +16,6 @@ from ease_flwr.exchange import rounds
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.training import Trained
 from ease_flwr.store.cost import Cost
-from strategies.base import Method, MethodContext
 
 TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # without it Flower refuses to make a Message
 

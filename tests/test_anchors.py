@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.audit import Audit, Subject
+from ease_flwr.clients.contrastive import Contrastive
+from ease_flwr.strategies.base import MethodContext
+from ease_flwr.strategies.ordinary import Continuing
 
-from clients.audit import Audit, Subject
-from clients.contrastive import Contrastive
 from ease_flwr import data
 from ease_flwr.audit import anchors, examination, intervals, measures, report
 from ease_flwr.config import TrainConfig
@@ -18,8 +20,6 @@ from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits, Upd
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.model import adapters
 from ease_flwr.model.lock import ForgetLock
-from strategies.base import MethodContext
-from strategies.ordinary import Continuing
 from tests.in_process_grid import InProcessGrid, submit
 from tests.small import TINY, plain, settings, small_experiment
 from tests.test_bilateral import Memory

@@ -8,9 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.judging import counts
+from ease_flwr.clients.probing import by_member, enough, linear_cka, separating
 
-from clients.judging import counts
-from clients.probing import by_member, enough, linear_cka, separating
 from ease_flwr.audit import examination, figures, intervals, measures, report
 from ease_flwr.config import ConfigError
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs

@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+from ease_flwr.clients.ascent import Ascent
+from ease_flwr.clients.audit import Audit
+from ease_flwr.clients.contrastive import Contrastive
+from ease_flwr.clients.probing import MOST
+from ease_flwr.strategies.base import MethodContext
+from ease_flwr.strategies.ordinary import Learning
 
-from clients.ascent import Ascent
-from clients.audit import Audit
-from clients.contrastive import Contrastive
-from clients.probing import MOST
 from ease_flwr import data
 from ease_flwr.audit import examination, figures, measures, report, verdict
 from ease_flwr.config import AuditConfig, ConfigError, TrainConfig
@@ -18,8 +20,6 @@ from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.exchange.roll_call import roll_call
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.model import adapters
-from strategies.base import MethodContext
-from strategies.ordinary import Learning
 from tests.in_process_grid import InProcessGrid, at_once, submit
 from tests.small import RUN_CONFIG, SMALL, small_experiment
 from tests.test_audit import browse

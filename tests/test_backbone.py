@@ -6,9 +6,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from ease_flwr.clients.encoding import encode
 from safetensors.torch import save_file
 
-from clients.encoding import encode
 from ease_flwr.config import APP, ConfigError, DataConfig, LoraConfig, ModelConfig
 from ease_flwr.data import make_base, personas
 from ease_flwr.data.pairs import Pairs

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from ease_flwr.clients.bilateral import Bilateral
+from ease_flwr.strategies.ease import SAID, BkeParams
 
-from clients.bilateral import Bilateral
 from ease_flwr import data
 from ease_flwr.config import ForgetSet, TrainConfig
 from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.model import adapters
-from strategies.ease import SAID, BkeParams
 from tests.small import small_experiment
 
 OPTIONS = BkeParams().options
@@ -23,7 +23,7 @@ class Memory(dict):
 @pytest.fixture(scope="module")
 def trained():
     """A client, adapters that know its pairs, and adapters that know nothing (a teacher that has forgotten all)."""
-    from clients.contrastive import Contrastive
+    from ease_flwr.clients.contrastive import Contrastive
 
     e = small_experiment()
     world = data.load(e.data, e.seed)

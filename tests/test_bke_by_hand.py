@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.bilateral import LANDED, Bilateral
+from ease_flwr.clients.encoding import Encoded
+from ease_flwr.strategies.ease import BkeParams
 
-from clients.base import Batch
-from clients.bilateral import LANDED, Bilateral
-from clients.encoding import Encoded
 from ease_flwr.model.retrieval import partner_cross_entropy
-from strategies.ease import BkeParams
 
 UNSEEN = (0.1, 0.2, 0.3)
 """Similarities of public pairs: u = .2, d = .1."""

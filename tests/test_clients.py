@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.encoding import Encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.encoding import Encoded
 from ease_flwr.config import ConfigError, ForgetSet, TrainConfig
 from ease_flwr.data.pairs import withdrawn
 from ease_flwr.exchange.federation import Federation, Request

@@ -2,8 +2,7 @@
 
 import pytest
 
-import strategies
-from ease_flwr import config
+from ease_flwr import config, strategies
 from ease_flwr.config import ConfigError, Experiment, halves, identity, renamed
 from ease_flwr.config.section import leaves
 
@@ -153,6 +152,7 @@ def test_the_code_of_a_module_is_all_that_it_imports(tmp_path, monkeypatch):
     }.items():
         (tmp_path / "ease_flwr").mkdir(exist_ok=True)
         (tmp_path / "ease_flwr" / f"{name}.py").write_text(text)
+    monkeypatch.setattr("ease_flwr.config.identity.PACKAGE", tmp_path / "ease_flwr")
     monkeypatch.setattr("ease_flwr.config.identity.APP", tmp_path)
     identity.imported.cache_clear()
     assert sorted(p.stem for p in identity.imported("ease_flwr.a")) == ["__init__", "a", "b", "c"]

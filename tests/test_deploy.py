@@ -12,10 +12,10 @@ import torch
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from ease_flwr.clients.contrastive import Contrastive
 from PIL import Image
 from typer.testing import CliRunner
 
-from clients.contrastive import Contrastive
 from ease_flwr import cli
 from ease_flwr.client_app import on_host
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from ease_flwr.clients.audit import Audit
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.encoding import Encoded
+from ease_flwr.clients.forgetting import Forgetting
+from ease_flwr.clients.locking import Held
 from open_clip.model import CLIP
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import clients
-from clients.audit import Audit
-from clients.base import Batch
-from clients.encoding import Encoded
-from clients.forgetting import Forgetting
-from clients.locking import Held
+from ease_flwr import clients
 from ease_flwr.config import LoraConfig, halves, load
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.model import adapters, backbone, retrieval

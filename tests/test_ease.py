@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ease_flwr.strategies import gsd, load
+from ease_flwr.strategies.ease import Ease
+from ease_flwr.strategies.gsd import Columns, GsdParams
 
 from ease_flwr.config import ConfigError, Experiment, ForgetSet, TrainConfig
 from ease_flwr.config.renamed import EASE
 from ease_flwr.model.adapters import Block
 from ease_flwr.store.history import History
-from strategies import gsd, load
-from strategies.ease import Ease
-from strategies.gsd import Columns, GsdParams
 from tests.server_half import context, update
 
 BLOCKS = (Block("visual.a", "visual", (4,), 0), Block("visual.b", "visual", (2, 2), 4), Block("text.a", "text", (4,), 8))

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from ease_flwr.strategies import gsd
+from ease_flwr.strategies.ease import Ease
+from ease_flwr.strategies.gsd import Columns, GsdParams
 
 from ease_flwr.config import ConfigError, Experiment, ForgetSet, TrainConfig
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.model.adapters import Block
 from ease_flwr.model.lock import ForgetLock
-from strategies import gsd
-from strategies.ease import Ease
-from strategies.gsd import Columns, GsdParams
 from tests.server_half import Clients, context, run, update
 from tests.test_ease import BLOCKS, SAMPLE, ease, history
 

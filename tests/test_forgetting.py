@@ -5,23 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients import mvi
+from ease_flwr.clients.ascent import Ascent
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.ccu import RARE, inverse_contrast, separation
+from ease_flwr.clients.cliperase import ClipErase
+from ease_flwr.clients.contrastive import Contrastive
+from ease_flwr.clients.guidance import match
+from ease_flwr.clients.multidelete import decoupling
+from ease_flwr.clients.npo import negative_preference
+from ease_flwr.clients.uce import unlearning_cross_entropy
+from ease_flwr.strategies import load
 
-import clients
-from clients import mvi
-from clients.ascent import Ascent
-from clients.base import Batch
-from clients.ccu import RARE, inverse_contrast, separation
-from clients.cliperase import ClipErase
-from clients.contrastive import Contrastive
-from clients.guidance import match
-from clients.multidelete import decoupling
-from clients.npo import negative_preference
-from clients.uce import unlearning_cross_entropy
-from ease_flwr import data
+from ease_flwr import clients, data
 from ease_flwr.config import ForgetSet, TrainConfig
 from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.model import adapters
-from strategies import load
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
 from tests.test_objectives import angle

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ease_flwr.clients.locking import Held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from clients.locking import Held
 from ease_flwr.model.lock import ForgetLock
 
 

@@ -10,16 +10,16 @@ from inspect import getsource
 
 import numpy as np
 import pytest
+from ease_flwr.strategies import load
+from ease_flwr.strategies.assisted import step
+from ease_flwr.strategies.base import Method
+from ease_flwr.strategies.fedosd import conflict_free
+from ease_flwr.strategies.sfu import leading
 
-import strategies
+from ease_flwr import strategies
 from ease_flwr.config import APP, ConfigError, ForgetSet, HistoryConfig, halves
 from ease_flwr.model.adapters import Block
 from ease_flwr.store.history import History
-from strategies import load
-from strategies.assisted import step
-from strategies.base import Method
-from strategies.fedosd import conflict_free
-from strategies.sfu import leading
 from tests.server_half import LEAVES, context, update
 
 BLOCKS = (
@@ -264,7 +264,8 @@ def test_forget_clients_that_stay_do_both_in_one_exchange_and_leave_out_what_was
 
 
 GUIDE = """
-import clients, numpy as np, strategies
+import numpy as np
+from ease_flwr import clients, strategies
 from tests.server_half import context, update
 kind = strategies.load("shuffle")
 method = kind(context(np.zeros(2)), kind.Params(weight=0.5))

@@ -45,7 +45,7 @@ def test_what_becomes_of_a_mutant(instead, expected, tmp_path):
 
 def test_tests_in_a_copy_look_at_the_copy(tmp_path):
     folder = mutants.copy(tmp_path)
-    look = "import clients, ease_flwr, strategies\n\n\ndef test_here():\n"
+    look = "import ease_flwr\nfrom ease_flwr import clients, strategies\n\n\ndef test_here():\n"
     look += f"    assert all(str(m.__path__[0]).startswith({str(folder)!r}) for m in (clients, ease_flwr, strategies))\n"
     (folder / "tests" / "test_here.py").write_text(look)
     said = mutants.test(folder, ["tests/test_here.py", "tests/test_lock.py"])

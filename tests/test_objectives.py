@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from ease_flwr.clients.bilateral import bilateral_loss
+from ease_flwr.clients.contrastive import info_nce
 
-from clients.bilateral import bilateral_loss
-from clients.contrastive import info_nce
 from ease_flwr.model.retrieval import partner_cross_entropy
 
 

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
+from ease_flwr.clients.contrastive import Contrastive
 from typer.testing import CliRunner
 
-from clients.contrastive import Contrastive
 from ease_flwr import data, launcher
 from ease_flwr.audit import noise
 from ease_flwr.audit.retrieval import signed

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from ease_flwr.clients.judging import counts
 
-from clients.judging import counts
 from ease_flwr.exchange.judgement import SetCounts
 from ease_flwr.model.retrieval import ranks
 

@@ -5,9 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-import clients
-import strategies
-from ease_flwr import config
+from ease_flwr import clients, config, strategies
 from ease_flwr.config import ConfigError, halves
 from ease_flwr.model.lock import ForgetLock
 from tests.in_process_grid import InProcessGrid, submit

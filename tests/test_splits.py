@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.audit import Audit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clients.audit import Audit
 from ease_flwr import config
 from ease_flwr.config import DataConfig, ForgetSet
 from ease_flwr.data import photographs

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from ease_flwr.strategies.base import Method
+from ease_flwr.strategies.ordinary import Continuing, Learning
 
 from ease_flwr.config import ConfigError, Experiment, FederationConfig, ForgetSet, TrainConfig
 from ease_flwr.exchange.federation import Request
@@ -10,8 +12,6 @@ from ease_flwr.exchange.messages import Returning
 from ease_flwr.exchange.rounds import Plan, drawn, sendable
 from ease_flwr.model.lock import ForgetLock
 from ease_flwr.store.history import History
-from strategies.base import Method
-from strategies.ordinary import Continuing, Learning
 from tests.server_half import LEAVES, Clients, context, run, update
 
 

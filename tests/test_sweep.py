@@ -4,12 +4,12 @@ import json
 from operator import attrgetter
 
 import pytest
+from ease_flwr.strategies import load
 
 from ease_flwr import config
 from ease_flwr.config import ConfigError
 from ease_flwr.sweep import ablation, cells, comparison, tuning
 from ease_flwr.sweep.cells import Sweep, Variant
-from strategies import load
 
 
 def results(seed, value, rounds=8):

@@ -5,18 +5,18 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.ascent import Ascent
+from ease_flwr.clients.base import Batch
+from ease_flwr.clients.bilateral import Bilateral
+from ease_flwr.clients.contrastive import Contrastive
+from ease_flwr.strategies.ease import BkeParams
 from safetensors.torch import load, save
 
-from clients.ascent import Ascent
-from clients.base import Batch
-from clients.bilateral import Bilateral
-from clients.contrastive import Contrastive
 from ease_flwr import data
 from ease_flwr.config import ForgetSet, TrainConfig
 from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.model import adapters
 from ease_flwr.model.lock import ForgetLock
-from strategies.ease import BkeParams
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
 

@@ -3,14 +3,14 @@
 import json
 
 import pytest
+from ease_flwr.clients.bilateral import Bilateral
+from ease_flwr.strategies.ease import SAID, Ease, together
 from flwr.app import MetricRecord
 
-from clients.bilateral import Bilateral
 from ease_flwr.audit import report
 from ease_flwr.config import TrainConfig
 from ease_flwr.exchange.answers import read_update
 from ease_flwr.exchange.messages import Learn, pack
-from strategies.ease import SAID, Ease, together
 from tests.in_process_grid import submit
 from tests.server_half import context
 from tests.small import settings

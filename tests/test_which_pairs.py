@@ -5,13 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ease_flwr.clients.base import LoraClient
+from ease_flwr.clients.encoding import Encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-import clients
-from clients.base import LoraClient
-from clients.encoding import Encoded
-from ease_flwr import data
+from ease_flwr import clients, data
 from ease_flwr.config import ForgetSet, TrainConfig, told
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.exchange.messages import Forget, Hello, Learn, Returning

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.audit import FEATURES, FORGET_SETS
 from ease_flwr.audit.intervals import Numbers
+from ease_flwr.clients.audit import FEATURES, FORGET_SETS
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits

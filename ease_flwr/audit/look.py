@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clients.base import LoraClient
 from ease_flwr import data
 from ease_flwr.audit.summary import read_results
+from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Experiment, union
 from ease_flwr.model import adapters
 from ease_flwr.store import queue

@@ -11,10 +11,10 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.audit import FORGET_SETS
 from ease_flwr.audit import intervals
 from ease_flwr.audit.examination import Answers, Probed
 from ease_flwr.audit.intervals import Estimate, Measure, Numbers, compared, members
+from ease_flwr.clients.audit import FORGET_SETS
 from ease_flwr.exchange.answers import STEPS
 from ease_flwr.exchange.judgement import KS, PARTS
 

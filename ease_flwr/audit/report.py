@@ -1,6 +1,6 @@
 """One self-contained page about a run (or a comparison, see ease_flwr/sweep/comparison.py): no network, no file beside it.
 
-The figures are matplotlib's, the page is the template report.html. `write` also leaves each figure as SVG and PNG, with its
+The figures are matplotlib's, the page is the template of page.py. `write` also leaves each figure as SVG and PNG, with its
 data as CSV, in the folder `figures`.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from ease_flwr import config
 from ease_flwr.audit import anchors, figures
+from ease_flwr.audit.page import PAGE
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
@@ -21,7 +22,6 @@ from ease_flwr.exchange.judgement import SETS
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
 
-TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN_NUMBERS = (
     *("people", "wording", "backdoor", "distance", "correlation", "ks", "membership", "probe", "cka", "relearn", "cross"),
     *("swap", "median_rank"),
@@ -127,7 +127,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
     environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
     empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": []}
     text = template.render({**empty, **page}, drawings=drawings)

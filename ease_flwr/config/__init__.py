@@ -5,10 +5,12 @@ from ease_flwr.config.experiment import AuditConfig, Experiment, FederationConfi
 from ease_flwr.config.identity import (
     ADAPTERS,
     APP,
+    PACKAGE,
     code_hash,
     code_of,
     digest,
     file_sha256,
+    named_file,
     named_file_sha256,
     weights_sha256,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "ADAPTERS",
     "APP",
     "NAME",
+    "PACKAGE",
     "AuditConfig",
     "BackdoorConfig",
     "ConfigError",
@@ -57,6 +60,7 @@ __all__ = [
     "file_sha256",
     "from_run_config",
     "load",
+    "named_file",
     "named_file_sha256",
     "operational",
     "parse_assignments",

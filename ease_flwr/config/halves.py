@@ -6,7 +6,10 @@ A file in any folder `strategies` or `clients` on Python's path counts: a method
 from __future__ import annotations
 
 import pkgutil
+import sys
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from ease_flwr.config.section import ConfigError
@@ -14,26 +17,36 @@ from ease_flwr.config.section import ConfigError
 T = TypeVar("T")
 
 
-def names(package: str) -> list[str]:
-    """Modules of `package` that hold a method: all but those it calls SHARED, and what starts with an underscore."""
-    home = import_module(package)
-    places = pkgutil.extend_path(list(home.__path__), package)
-    return sorted({m.name for m in pkgutil.iter_modules(places) if m.name not in home.SHARED and m.name[0] != "_"})
+def names(half: str) -> list[str]:
+    """Modules of a half, "strategies" or "clients", that hold a method: all but those it calls SHARED, and what starts with an
+    underscore."""
+    home = _home(half)
+    return sorted({m.name for m in pkgutil.iter_modules(home.__path__) if m.name not in home.SHARED and m.name[0] != "_"})
 
 
-def find(package: str, name: str, base: type[T]) -> type[T]:
-    """The one class of `package`/`name`.py that extends `base`. Raises ConfigError for an unknown name."""
-    check(package, name)
-    module = import_module(f"{package}.{name}")
+def find(half: str, name: str, base: type[T]) -> type[T]:
+    """The one class of `half`/`name`.py that extends `base`. Raises ConfigError for an unknown name."""
+    check(half, name)
+    module = import_module(f"ease_flwr.{half}.{name}")
     found = [
         c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ConfigError(f"{package}/{name}.py must define one class that extends {base.__name__}, it has {len(found)}")
+        raise ConfigError(f"{half}/{name}.py must define one class that extends {base.__name__}, it has {len(found)}")
     return found[0]
 
 
-def check(package: str, name: str) -> None:
+def check(half: str, name: str) -> None:
     """Raises ConfigError if there is no such method."""
-    if name not in names(package):
-        raise ConfigError(f"no {name!r} in {package}/: there are {', '.join(names(package))}")
+    if name not in names(half):
+        raise ConfigError(f"no {name!r} in {half}/: there are {', '.join(names(half))}")
+
+
+def _home(half: str) -> ModuleType:
+    """The package of a half, its path extended by the folders of that name on Python's path. Ours come first: a file of the
+    same name does not replace a method of ours."""
+    home = import_module(f"ease_flwr.{half}")
+    known = {Path(place).resolve() for place in home.__path__}
+    found = [folder for entry in sys.path if (folder := Path(entry) / half).is_dir() and folder.resolve() not in known]
+    home.__path__ += dict.fromkeys(map(str, found))
+    return home

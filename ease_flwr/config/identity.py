@@ -15,13 +15,16 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from ease_flwr.config.model import ModelConfig
 
-APP = Path(__file__).resolve().parents[2]
-"""The folder that holds conf/, strategies/ and clients/: a checkout, or the unpacked app on a Flower host."""
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of ease_flwr itself."""
+APP = PACKAGE if (PACKAGE / "strategies").is_dir() else PACKAGE.parent
+"""The folder that holds conf/, strategies/ and clients/: the package as a wheel installs it, a checkout, or the unpacked app on
+a Flower host."""
 ADAPTERS = 2
 """Number of the function that an adapter vector means. 1 (ease_flwr 0.1) is that of the attention layer of peft 0.21,
 which applies the adapter of out_proj twice. 2 is LoRA, see ease_flwr/model/lora.py."""
-PACKAGES = ("ease_flwr", "strategies", "clients")
-"""The project's own code."""
+HALVES = ("strategies", "clients")
+"""Packages inside ease_flwr that lie in APP."""
 
 
 def digest(*parts: Any) -> str:
@@ -37,9 +40,13 @@ def file_sha256(file: Path) -> str:
 
 
 def named_file_sha256(file: str) -> str:
-    """Of a file named by a setting, by its absolute path or inside the app; "" where there is none."""
-    path = APP / file  # of an absolute path, that path
-    return file_sha256(path) if file and path.is_file() else ""
+    """Of a file named by a setting; "" where there is none."""
+    return file_sha256(named_file(file)) if file and named_file(file).is_file() else ""
+
+
+def named_file(file: str) -> Path:
+    """A file named by a setting: by its absolute path, or as ease_flwr/..., which is the package."""
+    return PACKAGE.parent / file  # of an absolute path, that path
 
 
 def weights_sha256(model: ModelConfig) -> str:
@@ -49,7 +56,7 @@ def weights_sha256(model: ModelConfig) -> str:
 
 def code_hash() -> str:
     """sha256 over the project's own Python files: the two halves of a run must agree on it."""
-    return _hash(p for package in PACKAGES for p in (APP / package).rglob("*.py"))
+    return _hash(p for folder in (PACKAGE, *(APP / name for name in HALVES)) for p in folder.rglob("*.py"))
 
 
 def code_of(*modules: str) -> str:
@@ -77,9 +84,10 @@ def imported(*modules: str) -> frozenset[Path]:
 
 
 def _file(module: str) -> Path | None:
-    path = APP.joinpath(*module.split("."))
-    if path.parts[len(APP.parts)] not in PACKAGES:
+    first, *inside = module.split(".")
+    if first != PACKAGE.name:
         return None
+    path = (APP if inside[:1] and inside[0] in HALVES else PACKAGE).joinpath(*inside)
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
@@ -99,6 +107,12 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _hash(files: Iterable[Path]) -> str:
     h = hashlib.sha256()
-    for path in sorted(set(files)):
-        h.update(path.relative_to(APP).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(set(files), key=_name):
+        h.update(_name(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()
+
+
+def _name(path: Path) -> str:
+    """The same for a file wherever strategies/ and clients/ lie."""
+    half = next((h for h in HALVES if path.is_relative_to(APP / h)), None)
+    return (path.relative_to(APP) if half else Path(PACKAGE.name) / path.relative_to(PACKAGE)).as_posix()

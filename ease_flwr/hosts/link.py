@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ease_flwr import config
-from ease_flwr.hosts import processes
+from ease_flwr.hosts import app, processes
 
 
 class Link:
@@ -33,7 +32,7 @@ class Link:
         """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
         pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
         federation = ("--federation-config", nodes) if nodes else ()
-        said = self._flwr("run", str(config.APP), self.name, "--format", "json", "--run-config", pairs, *federation)
+        said = self._flwr("run", str(app.folder()), self.name, "--format", "json", "--run-config", pairs, *federation)
         try:
             answer = json.loads(said[said.index("{") :])
             if not answer["success"]:

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from ease_flwr.config import APP, ConfigError, ModelConfig
+from ease_flwr.config import ConfigError, ModelConfig, named_file
 
 FORMAT = "ease-base-model/1"
 
@@ -167,7 +167,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
     name, weights = config.name, config.weights
     from_file = weights.endswith(".safetensors")
     if from_file:
-        path = APP / weights  # of an absolute path, that path
+        path = named_file(weights)
         if not path.is_file():
             raise ConfigError(f"model.weights: no file {path}: give the absolute path of a .safetensors or .json file")
         if not name:
@@ -225,6 +225,6 @@ def load(config: ModelConfig) -> Backbone:
 
     A process has one copy, shared by all clients that run in it: whoever attaches adapters must set all of them.
     """
-    backbone = read_base(APP / config.weights) if config.weights.endswith(".json") else _open_clip(config)
+    backbone = read_base(named_file(config.weights)) if config.weights.endswith(".json") else _open_clip(config)
     backbone.model.eval().requires_grad_(False)
     return backbone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import strategies
+from ease_flwr import strategies
 from ease_flwr.config import ConfigError, Experiment, ForgetRequest, Section
 from ease_flwr.store import phases
 from ease_flwr.store.layout import RunLayout

@@ -25,7 +25,7 @@ from ease_flwr.store import phases, queue
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.run import Run
-from strategies.ordinary import packed
+from ease_flwr.strategies.ordinary import packed
 
 if TYPE_CHECKING:
     from ease_flwr.model.lock import ForgetLock

@@ -10,7 +10,7 @@ from ease_flwr.exchange.rounds import Plan
 from ease_flwr.server.learn import context, ordinary
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.queue import Step
-from strategies.ordinary import Continuing
+from ease_flwr.strategies.ordinary import Continuing
 
 
 def continuation(server: Server, state: FederationState, step: Step, name: str) -> FederationState:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import strategies
+from ease_flwr import strategies
 from ease_flwr.config import ConfigError, ForgetRequest
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds

@@ -16,8 +16,8 @@ from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server, Vector
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
-from strategies.base import Method, MethodContext
-from strategies.ordinary import Learning
+from ease_flwr.strategies.base import Method, MethodContext
+from ease_flwr.strategies.ordinary import Learning
 
 
 def learn(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
@@ -78,7 +78,7 @@ def _key(server: Server, method: Method, plan: Plan, theta: Vector, first: bool)
     files = [named_file_sha256(f) for f in (e.data.labels, e.data.parts, e.model.weights)]
     who = [c.clients, {n: [s.model_dump(mode="json") for s in sets] for n, sets in sorted(c.without.items())}]
     rounds = [plan.phase, plan.rounds, plan.first, first, _asked(method, plan.first)]
-    code = code_of("ease_flwr.server.learn", "ease_flwr.client_app", f"ease_flwr.data.{e.data.kind}", "clients.contrastive")
+    code = code_of(*(f"ease_flwr.{m}" for m in ("server.learn", "client_app", f"data.{e.data.kind}", "clients.contrastive")))
     return cache_key(chosen(e, "learning"), files, who, rounds, sha256(theta), code)
 
 

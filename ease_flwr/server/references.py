@@ -9,7 +9,7 @@ from ease_flwr.server.continuation import returning
 from ease_flwr.server.learn import context, ordinary
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.phases import PhaseResult
-from strategies.ordinary import Continuing, Learning
+from ease_flwr.strategies.ordinary import Continuing, Learning
 
 
 def references(server: Server, state: FederationState) -> FederationState:

@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import strategies
-from ease_flwr import config
+from ease_flwr import config, strategies
 from ease_flwr.audit.summary import read_results
 from ease_flwr.hosts.processes import Family
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-import strategies
-from ease_flwr import config
+from ease_flwr import config, strategies
 from ease_flwr.audit import noise, retrieval
 from ease_flwr.audit.retrieval import SIGN, references_of, signed
 from ease_flwr.audit.summary import AGAIN, cost_shares, limits_of, spread

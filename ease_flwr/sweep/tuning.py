@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-import strategies
-from ease_flwr import config
+from ease_flwr import config, strategies
 from ease_flwr.config.section import leaves
 from ease_flwr.sweep import cells
 from ease_flwr.sweep.cells import Found, Sweep, Variant

@@ -1,4 +1,6 @@
-<!doctype html>
+"""The page of a report, a jinja2 template. It is Python because an app that is published to Flower Hub has no HTML files."""
+
+PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -146,3 +148,4 @@ for (const [i, th] of document.querySelectorAll("#sortable th").entries()) {
 </main>
 </body>
 </html>
+"""

@@ -1,0 +1,120 @@
+"""Where the code may lie: in a checkout, in the app that Flower unpacks, in an installed wheel. It is the same everywhere."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ease_flwr.config import APP
+from ease_flwr.hosts import app
+from tests.test_simulation import ONE_ROUND, ease_run
+
+LOOK = """
+import json, sys
+import ease_flwr
+from ease_flwr import clients, config, strategies
+from ease_flwr.config import halves
+print(json.dumps({
+    "code": config.code_hash(),
+    "learning": config.code_of("ease_flwr.strategies.ordinary", "ease_flwr.clients.contrastive"),
+    "strategies": halves.names("strategies"),
+    "clients": halves.names("clients"),
+    "experiments": config.choices("experiment"),
+    "base": config.named_file_sha256(config.load("personas").model.weights),
+    "from": [m.__file__ for m in (ease_flwr, strategies, clients, sys.modules[strategies.load("ease").__module__])],
+    "on top": [name for name in ("strategies", "clients") if name in sys.modules],
+}))
+"""
+
+
+def built(command, folder, ending):
+    """What a build command leaves in `folder`, unpacked beside it."""
+    folder.mkdir()
+    environment = {**os.environ, "FLWR_HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (package,) = folder.glob(ending)
+    with zipfile.ZipFile(package) as z:
+        z.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    script = "import sys; from hatchling.builders.wheel import WheelBuilder as W; print(*W(sys.argv[1]).build(directory='.'))"
+    return built([sys.executable, "-c", script, str(APP)], tmp_path_factory.mktemp("packages") / "wheel", "*.whl")
+
+
+@pytest.fixture(scope="module")
+def fab(tmp_path_factory):
+    return built(["flwr", "build", "--app", str(APP)], tmp_path_factory.mktemp("packages") / "fab", "*.fab")
+
+
+def seen(place, folder):
+    """What Python finds in an empty folder with this place on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run([sys.executable, "-c", LOOK], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert all(Path(f).is_relative_to(place) for f in found.pop("from"))
+    assert found.pop("on top") == []  # names as common as these are nobody's
+    return found
+
+
+def test_checkout_app_and_wheel_are_the_same(wheel, fab, tmp_path):
+    here = seen(APP, tmp_path)
+    assert len(here["strategies"]) > 20
+    assert "personas" in here["experiments"]
+    assert len(here["base"]) == 64
+    assert seen(fab, tmp_path) == here
+    assert seen(wheel, tmp_path) == here
+
+
+def test_a_wheel_has_one_package_and_all_of_it(wheel):
+    (package,) = (p for p in wheel.iterdir() if not p.name.endswith(".dist-info"))
+    assert package.name == "ease_flwr"
+    ours = {p.relative_to(APP / "ease_flwr") for p in (APP / "ease_flwr").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert ours <= {p.relative_to(package) for p in package.rglob("*")}
+    assert {"strategies", "clients", "conf", "pyproject.toml", "README.md", "LICENSE", "py.typed"} <= set(os.listdir(package))
+
+
+def test_a_wheel_lays_itself_out_as_an_app(wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "APP", wheel / "ease_flwr")
+    monkeypatch.setattr(app, "PACKAGE", wheel / "ease_flwr")
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    found = app.folder()
+    assert found.parent == tmp_path / "home" / "apps"
+    assert set(os.listdir(found)) == {"ease_flwr", *app.ON_TOP}
+    assert not set(app.ON_TOP) & set(os.listdir(found / "ease_flwr"))
+    (found / "mark").write_text("")
+    assert app.folder() == found
+    assert (found / "mark").exists()  # laid out once
+    assert len(list(found.parent.iterdir())) == 1
+
+
+def test_an_installation_without_the_app_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "APP", tmp_path)
+    with pytest.raises(ValueError, match=rf"^no pyproject.toml in {tmp_path}: install the wheel, or the checkout"):
+        app.folder()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", ["wheel", "fab"])
+def test_a_run_from_what_was_packed_in_an_empty_folder(packed, request, tmp_path):
+    place, folder = request.getfixturevalue(packed), tmp_path / "empty"
+    folder.mkdir()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "EASE_FLWR_HOME": str(tmp_path / "runs"), "PATH": path, "PYTHONPATH": str(place)}
+    done = ease_run(environment, tmp_path / "run", ONE_ROUND, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| unlearned |" in done.stdout
+    assert not list(folder.iterdir())
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["code"] == seen(place, folder)["code"]
+    command = [sys.executable, "-m", "ease_flwr", "report", str(tmp_path / "run")]
+    told = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
