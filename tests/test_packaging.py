@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ease_flwr.config import APP
+from ease_flwr.config import APP, halves
 from ease_flwr.hosts import app
-from tests.test_simulation import ONE_ROUND, ease_run
+from tests.test_methods import write_guide
+from tests.test_simulation import ONE_ROUND
 
 LOOK = """
 import json, sys
@@ -83,6 +84,9 @@ def test_a_wheel_has_one_package_and_all_of_it(wheel):
 
 
 def test_a_wheel_lays_itself_out_as_an_app(wheel, tmp_path, monkeypatch):
+    for half in app.HALVES:
+        home = halves._home(half)
+        monkeypatch.setattr(home, "__path__", home.__path__[:1])
     monkeypatch.setattr(app, "APP", wheel / "ease_flwr")
     monkeypatch.setattr(app, "PACKAGE", wheel / "ease_flwr")
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
@@ -104,17 +108,24 @@ def test_an_installation_without_the_app_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", ["wheel", "fab"])
-def test_a_run_from_what_was_packed_in_an_empty_folder(packed, request, tmp_path):
-    place, folder = request.getfixturevalue(packed), tmp_path / "empty"
+def test_a_run_from_what_was_packed_with_an_experiment_and_a_method_of_ones_own(packed, request, tmp_path):
+    place, folder = request.getfixturevalue(packed), tmp_path / "mine"
     folder.mkdir()
+    write_guide(folder)
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "conf" / "experiment" / "mine.yaml").write_text("extends: personas\n")
+    before = sorted(folder.rglob("*"))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "EASE_FLWR_HOME": str(tmp_path / "runs"), "PATH": path, "PYTHONPATH": str(place)}
-    done = ease_run(environment, tmp_path / "run", ONE_ROUND, cwd=folder)
+
+    def ease(*words):
+        command = [sys.executable, "-m", "ease_flwr", *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    settings = [word for k, v in {**ONE_ROUND, "audit.level": "quick"}.items() for word in ("--set", f"{k}={v}")]
+    done = ease("run", "mine", "--strategy", "shuffle", "--run-dir", str(tmp_path / "run"), *settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| unlearned |" in done.stdout
-    assert not list(folder.iterdir())
-    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["code"] == seen(place, folder)["code"]
-    command = [sys.executable, "-m", "ease_flwr", "report", str(tmp_path / "run")]
-    told = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stderr
+    assert ease("report", str(tmp_path / "run")).returncode == 0
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert sorted(f for f in folder.rglob("*") if "__pycache__" not in f.parts) == before

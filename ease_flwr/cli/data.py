@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ease_flwr import config
-from ease_flwr.cli.shared import mistakes
+from ease_flwr.cli.shared import EXPERIMENT, mistakes
 
 if TYPE_CHECKING:
     from ease_flwr.data.photographs import Photographs
 
 data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machine.")
-EXPERIMENT = Annotated[str, typer.Argument(help="File in conf/experiment/, with photographs.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
 SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0)]
 

@@ -14,14 +14,31 @@ import typer
 from ease_flwr import config
 from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import operator as cli_operator
-from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, SUPERLINK, mistakes
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
+@app.callback()
+def own_files(
+    conf: Annotated[
+        Path | None,
+        typer.Option(envvar="EASE_FLWR_CONF", help="Folder with experiment/ and variant/ of your own; ./conf counts anyway."),
+    ] = None,
+) -> None:
+    """Take along what the user has here: conf/, strategies/ and clients/ in the working folder, and --conf."""
+    sys.path.append(str(Path.cwd()))
+    here = Path("conf")
+    with mistakes("--conf"):
+        if any((here / group).is_dir() for group in config.own.GROUPS):
+            config.own.add_folder(here)
+        if conf is not None:
+            config.own.add_folder(conf)
+
+
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="File in conf/experiment/.")] = "personas",
+    experiment: EXPERIMENT = "personas",
     strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
     seed: Annotated[int, typer.Option(help="Decides the world, the adapters at the start and all orders.", min=0)] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
@@ -99,7 +116,6 @@ SEEDS = Annotated[str, typer.Option(help="Seeds, with commas.")]
 STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas; all: each that can forget this.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]
 JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
-EXPERIMENT = Annotated[str, typer.Argument(help="File in conf/experiment/.")]
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,3 +25,15 @@ def mistakes(command: str) -> Iterator[None]:
     except config.ConfigError as error:
         print(f"ease {command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _named(context: typer.Context, experiment: str) -> str:
+    """The name of an experiment that is given by its file."""
+    first, *variants = experiment.split("+")
+    if not first.endswith((".yaml", ".yml")):
+        return experiment
+    with mistakes(context.info_name or ""):
+        return "+".join((config.own.add_experiment(Path(first)), *variants))
+
+
+EXPERIMENT = Annotated[str, typer.Argument(help="Name of a file in conf/experiment/, or a YAML file.", callback=_named)]

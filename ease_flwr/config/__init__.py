@@ -1,5 +1,6 @@
 """What a run is asked to be: settings, requests to forget, and the identity of both. Imports neither torch nor flwr."""
 
+from ease_flwr.config import halves, own
 from ease_flwr.config.data import BackdoorConfig, DataConfig
 from ease_flwr.config.experiment import AuditConfig, Experiment, FederationConfig, HistoryConfig
 from ease_flwr.config.identity import (
@@ -59,10 +60,12 @@ __all__ = [
     "digest",
     "file_sha256",
     "from_run_config",
+    "halves",
     "load",
     "named_file",
     "named_file_sha256",
     "operational",
+    "own",
     "parse_assignments",
     "read_yaml",
     "searched",

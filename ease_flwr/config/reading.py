@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from ease_flwr.config import own
 from ease_flwr.config.experiment import Experiment
 from ease_flwr.config.identity import APP
 from ease_flwr.config.renamed import refuse_old
@@ -21,14 +23,14 @@ from ease_flwr.config.section import ConfigError, Section, validate
 
 def choices(group: str) -> list[str]:
     """Names in a configuration group: "experiment" or "variant"."""
-    return sorted(p.stem for p in (APP / "conf" / group).glob("*.yaml"))
+    return sorted(_files(group))
 
 
 def read_yaml(group: str, name: str) -> dict[str, Any]:
     """conf/GROUP/NAME.yaml as a dictionary. Raises ConfigError if there is none or it is not a mapping."""
-    path = APP / "conf" / group / f"{name}.yaml"
     if name not in choices(group):
         raise ConfigError(f"no {group} {name!r}: there are {', '.join(choices(group))}")
+    path = _files(group)[name]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -36,6 +38,11 @@ def read_yaml(group: str, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
     return values
+
+
+def _files(group: str) -> dict[str, Path]:
+    """By name, those of the project and the user's own."""
+    return {p.stem: p for p in (APP / "conf" / group).glob("*.yaml")} | own.settings[group]
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
