@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -52,7 +53,14 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fab(tmp_path_factory):
-    return built(["flwr", "build", "--app", str(APP)], tmp_path_factory.mktemp("packages") / "fab", "*.fab")
+    """Flower wants a folder without an underscore in its name, and a checkout may be called ease_flwr."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in ("ease_flwr", *app.ON_TOP, "tests", "docs"):
+        if (APP / name).is_dir():
+            shutil.copytree(APP / name, folder / "ease-flwr" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(APP / name, folder / "ease-flwr" / name)
+    return built(["flwr", "build", "--app", str(folder / "ease-flwr")], folder / "fab", "*.fab")
 
 
 def seen(place, folder):
@@ -73,6 +81,14 @@ def test_checkout_app_and_wheel_are_the_same(wheel, fab, tmp_path):
     assert len(here["base"]) == 64
     assert seen(fab, tmp_path) == here
     assert seen(wheel, tmp_path) == here
+
+
+def test_an_app_has_what_a_run_needs_in_files_that_flower_hub_takes(fab):
+    """Publishing takes these endings alone, and LICENSE."""
+    taken = {".py", ".toml", ".md", ".yaml", ".json", ""}
+    files = {p.relative_to(fab) for p in fab.rglob("*") if p.is_file() and p.parts[-2] != ".info"}
+    assert {f.suffix for f in files} <= taken
+    assert {f.parts[0] for f in files} <= {"ease_flwr", *app.ON_TOP}
 
 
 def test_a_wheel_has_one_package_and_all_of_it(wheel):

@@ -179,25 +179,6 @@ def test_clients_run_the_submitted_code_and_not_that_of_the_daemons_folder(envir
         assert state["status"] == "finished", said.stdout + said.stderr
 
 
-def test_the_app_that_is_shipped_has_no_tests_and_no_runs(environment, tmp_path):
-    out = subprocess.run(
-        ["flwr", "build", "--app", str(APP)],
-        cwd=tmp_path,
-        env={**environment, "FLWR_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    (fab,) = tmp_path.glob("*.fab")
-    names = subprocess.run([sys.executable, "-m", "zipfile", "-l", str(fab)], capture_output=True, text=True).stdout
-    assert "ease_flwr/server_app.py" in names, out.stderr
-    assert "strategies/ease.py" in names
-    assert "clients/bilateral.py" in names
-    assert "conf/experiment/personas.yaml" in names
-    assert "personas-base.json" in names
-    assert "tests/" not in names
-    assert "results.json" not in names
-
-
 def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tmp_path):
     def ease(*arguments):
         command = [sys.executable, "-m", "ease_flwr", *arguments]
