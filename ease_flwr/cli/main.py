@@ -14,26 +14,12 @@ import typer
 from ease_flwr import config
 from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import operator as cli_operator
-from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, SUPERLINK, mistakes, own_files
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
-@app.callback()
-def own_files(
-    conf: Annotated[
-        Path | None,
-        typer.Option(envvar="EASE_FLWR_CONF", help="Folder with experiment/ and variant/ of your own; ./conf counts anyway."),
-    ] = None,
-) -> None:
-    """Take along what the user has here: conf/, strategies/ and clients/ in the working folder, and --conf."""
-    sys.path.append(str(Path.cwd()))
-    here = Path("conf")
-    with mistakes("--conf"):
-        if any((here / group).is_dir() for group in config.own.GROUPS):
-            config.own.add_folder(here)
-        if conf is not None:
-            config.own.add_folder(conf)
+app.callback()(own_files)
 
 
 @app.command()

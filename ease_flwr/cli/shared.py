@@ -37,3 +37,19 @@ def _named(context: typer.Context, experiment: str) -> str:
 
 
 EXPERIMENT = Annotated[str, typer.Argument(help="Name of a file in conf/experiment/, or a YAML file.", callback=_named)]
+
+
+def own_files(
+    conf: Annotated[
+        Path | None,
+        typer.Option(envvar="EASE_FLWR_CONF", help="Folder with experiment/ and variant/ of your own; ./conf counts anyway."),
+    ] = None,
+) -> None:
+    """Take along what the user has here: conf/, strategies/ and clients/ in the working folder, and --conf."""
+    sys.path.append(str(Path.cwd()))
+    here = Path("conf")
+    with mistakes("--conf"):
+        if any((here / group).is_dir() for group in config.own.GROUPS):
+            config.own.add_folder(here)
+        if conf is not None:
+            config.own.add_folder(conf)
