@@ -26,7 +26,9 @@ def test_papers_experiments_are_put_together(data, scenario, model):
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(ConfigError, match=r"^no variant 'l15': there are bf16, class, l14, sample, sharing, top6$"):
+    with pytest.raises(
+        ConfigError, match=r"^no variant 'l15': there are bf16, class, l14, sample, sharing, top6; one of your own lies in "
+    ):
         config.load("flickr30k+class+l15")
 
 
@@ -38,7 +40,10 @@ def test_an_experiment_extends_another_one(tmp_path, monkeypatch):
     found = config.load("two")
     assert (found.name, found.seed, found.learn.rounds, found.learn.lr) == ("two", 3, 9, 0.25)
     (tmp_path / "conf/experiment/two.yaml").write_text("extends: three")
-    with pytest.raises(ConfigError, match=r"^no experiment 'three': there are one, two$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^no experiment 'three': there are one, two; one of your own lies in ./conf/experiment/, or in experiment/ of ease --conf DIR$",
+    ):
         config.load("two")
 
 

@@ -37,10 +37,16 @@ def test_experiments_and_variants_of_ones_own_stand_beside_ours(tmp_path):
     written(tmp_path, "variant/short", "learn:\n  rounds: 3\n")
     own.add_folder(tmp_path / "conf")
     assert config.choices("experiment") == sorted([*ours, "mine"])
+    with pytest.raises(
+        ConfigError, match=r"^no experiment 'none': there are .*mine.*; one of your own lies in ./conf/experiment/"
+    ):
+        config.load("none")
     found = config.load("mine+short+sharing")
     assert (found.name, found.data.clients, found.learn.rounds) == ("mine+short+sharing", 4, 3)
     assert own.add_experiment(written(tmp_path, "elsewhere/other")) == "other"
     assert config.load("other").data.clients == 5
+    assert own.by_file("other+short") == f"{tmp_path}/conf/elsewhere/other.yaml+short"
+    assert own.by_file("personas+sharing") == "personas+sharing"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,3 +54,4 @@ def own_files(
             config.own.add_folder(here)
         if conf is not None:
             config.own.add_folder(conf)
+            os.environ["EASE_FLWR_CONF"] = str(conf.absolute())  # for the runs that a sweep starts

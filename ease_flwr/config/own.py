@@ -32,6 +32,12 @@ def add_experiment(file: Path) -> str:
     return file.stem
 
 
+def by_file(experiment: str) -> str:
+    """What names an experiment in another process: one of the user's own by its file."""
+    first, *variants = experiment.split("+")
+    return "+".join((str(settings["experiment"].get(first, first)), *variants))
+
+
 def _add(group: str, file: Path) -> None:
     file = file.absolute()
     for other in (APP / "conf" / group / f"{file.stem}.yaml", settings[group].get(file.stem)):

@@ -29,7 +29,8 @@ def choices(group: str) -> list[str]:
 def read_yaml(group: str, name: str) -> dict[str, Any]:
     """conf/GROUP/NAME.yaml as a dictionary. Raises ConfigError if there is none or it is not a mapping."""
     if name not in choices(group):
-        raise ConfigError(f"no {group} {name!r}: there are {', '.join(choices(group))}")
+        more = f"; one of your own lies in ./conf/{group}/, or in {group}/ of ease --conf DIR"
+        raise ConfigError(f"no {group} {name!r}: there are {', '.join(choices(group))}{more}")
     path = _files(group)[name]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

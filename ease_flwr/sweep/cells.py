@@ -103,7 +103,17 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
 
 
 def _run_cell(experiment: str, variant: Variant, seed: int, where: Path, assignments: list[str], family: Family) -> None:
-    command = [sys.executable, "-m", "ease_flwr", "run", experiment, "--strategy", variant.strategy, "--seed", str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "ease_flwr",
+        "run",
+        config.own.by_file(experiment),
+        "--strategy",
+        variant.strategy,
+        "--seed",
+        str(seed),
+    ]
     command += ["--run-dir", str(where)]
     for setting in (*assignments, *(f"{k}={v}" for k, v in variant.settings.items())):
         command += ["--set", setting]
