@@ -42,7 +42,7 @@ def test_an_experiment_extends_another_one(tmp_path, monkeypatch):
     (tmp_path / "conf/experiment/two.yaml").write_text("extends: three")
     with pytest.raises(
         ConfigError,
-        match=r"^no experiment 'three': there are one, two; one of your own lies in ./conf/experiment/, or in experiment/ of ease --conf DIR$",
+        match=r"^no experiment 'three': there are one, two; one of your own lies in ./conf/experiment/",
     ):
         config.load("two")
 

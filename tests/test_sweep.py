@@ -90,7 +90,9 @@ def test_every_variant_is_a_valid_setting_and_has_a_folder_of_its_own():
 
 
 def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
-    tables = comparison.compare(Sweep("personas", [0, 2], tmp_path), ["ease", "retrain"])
+    lines = []
+    tables = comparison.compare(Sweep("personas", [0, 2], tmp_path, say=lines.append), ["ease", "retrain"])
+    assert [line.split()[0] for line in lines] == [f"[{k}/6]" for k in range(1, 7)]  # both tables are counted together
     labels = [(label, seed) for label, seed, _ in asked]
     assert labels == [
         *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
@@ -135,7 +137,9 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
         asked.append(variant.label)
 
     monkeypatch.setattr(cells, "_run_cell", run_cell)
-    comparison.compare(Sweep("personas", [0], tmp_path), ["ease", "npo"], budget="bytes")
+    lines = []
+    comparison.compare(Sweep("personas", [0], tmp_path, say=lines.append), ["ease", "npo"], budget="bytes")
+    assert [line.split()[0] for line in lines] == ["[1/2]", "[2/2]", "[3/3]"]  # what fits is known when the bytes are
     assert asked == ["ease", "npo", "npo, 2 exchanges"]  # seven times ten bytes, at thirty an exchange
 
 

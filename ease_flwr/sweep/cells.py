@@ -51,6 +51,9 @@ class Sweep:
     say: Callable[[str], None] = print
     jobs: int = 1
     """Cells at a time."""
+    before: int = 0
+    after: int = 0
+    """Cells of the same command that are run before and after these, as far as they are known: all are counted together."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -72,7 +75,8 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
         settings = {**sweep.settings, **variant.settings}
         loaded = config.load(experiment, settings)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
-    total, spent, done, lock = len(seeds) * len(variants), list[float](), list[str](), threading.Lock()
+    total = sweep.before + len(seeds) * len(variants) + sweep.after
+    spent, done, lock = list[float](), [""] * sweep.before, threading.Lock()
 
     def cell(seed: int, variant: Variant) -> dict[str, Any]:
         where = folder / f"seed-{seed}" / variant.folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -46,8 +47,9 @@ def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", excha
     if loaded.data.kind == "photographs" and CEILING not in names:
         names = [*names, CEILING]
     exchanges = exchanges or own_rounds("ease", loaded)
-    own = cells.run(sweep, [Variant(n, n) for n in names])
     rounds = dict.fromkeys(names, exchanges)
+    after = 0 if budget == "bytes" else sum(own_rounds(n, loaded) != exchanges for n in names) * len(sweep.seeds)
+    own = cells.run(replace(sweep, after=after), [Variant(n, n) for n in names])
     if budget == "bytes":
         each = {n: bytes_of_exchange(own[n]) for n in names}
         limit = exchanges * (each["ease"] if "ease" in each else max(each.values()))
@@ -57,7 +59,7 @@ def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", excha
         for n in names
         if own_rounds(n, loaded) != rounds[n]
     ]
-    found = cells.run(sweep, shorter) if shorter else {}
+    found = cells.run(replace(sweep, before=len(names) * len(sweep.seeds)), shorter) if shorter else {}
     by_name = {v.strategy: found[v.label] for v in shorter}
     return {"equal": {n: by_name.get(n, own[n]) for n in names}, "own": own}
 
