@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ease_flwr import config, data
+from ease_flwr import config, data, strategies
 from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
 from ease_flwr.hosts import app
@@ -48,6 +48,8 @@ def run(new: NewRun, where: Where) -> int:
             overrides[key] = str(Path(value).absolute())
     checked = config.load(new.experiment, overrides)
     submission.steps(checked, config.Submission(strategy=new.strategy))
+    if note := misleading(checked, new.strategy):
+        print(f"note: {note}", flush=True)
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.folder()
@@ -63,6 +65,15 @@ def run(new: NewRun, where: Where) -> int:
         "set": " ".join(f"{k}={v}" for k, v in overrides.items()),
     }
     return submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where)
+
+
+def misleading(experiment: config.Experiment, strategy: str) -> str:
+    """Why the numbers of a run will say little, "" where they may say much."""
+    kind, learnt = strategies.load(strategy), experiment.learn.rounds
+    rounds = kind.rounds_of(kind.check(strategy, experiment, experiment.forget.scenario), learnt)
+    if strategy == "retrain" or rounds <= learnt:
+        return ""
+    return f"forgetting has {rounds} rounds after {learnt} of learning: it costs more than retraining, and teaches what is kept"
 
 
 def resume(folder: Path, where: Where) -> int:

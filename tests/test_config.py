@@ -2,7 +2,7 @@
 
 import pytest
 
-from ease_flwr import config, strategies
+from ease_flwr import config, launcher, strategies
 from ease_flwr.config import ConfigError, Experiment, halves, identity, renamed
 from ease_flwr.config.section import leaves
 
@@ -167,3 +167,22 @@ def test_the_code_of_a_module_is_all_that_it_imports(tmp_path, monkeypatch):
     (tmp_path / "ease_flwr" / "c.py").write_text("import numpy\n")
     assert config.code_of("ease_flwr.a") != before
     identity.imported.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "learnt", "rounds", "noted"),
+    [
+        ("ease", 3, 9, True),
+        ("ease", 9, 9, False),
+        ("ease", 50, None, False),
+        ("finetune", 3, 4, True),
+        ("retrain", 3, 9, False),
+    ],
+)
+def test_more_rounds_of_forgetting_than_of_learning_are_noted(strategy, learnt, rounds, noted):
+    settings = {"learn.rounds": learnt} | ({"strategy.rounds": rounds} if rounds else {})
+    said = launcher.misleading(config.load("personas", settings), strategy)
+    expected = (
+        f"forgetting has {rounds} rounds after {learnt} of learning: it costs more than retraining, and teaches what is kept"
+    )
+    assert said == (expected if noted else "")
