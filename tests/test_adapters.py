@@ -1,5 +1,6 @@
 """LoRA on both towers and the adapter vector."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -142,9 +143,9 @@ def embeddings(model, base, trunk=lambda x: x):
 def test_saved_folder_is_read_again_and_loads_with_peft_where_out_proj_is_doubled(adapted, tmp_path):
     """By peft alone it is the model with the adapter of every out_proj twice, as its README says."""
     vector = random_vector(adapted)
-    adapted.save(vector, tmp_path / "peft")
+    adapted.save(vector, tmp_path / "peft", "base")
     assert np.array_equal(adapters.read(tmp_path / "peft", adapted.blocks), vector)
-    assert "ease export" in (tmp_path / "peft" / "README.md").read_text()
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
     base = backbone.read_base(APP / BASE.weights)
     loaded = peft.PeftModel.from_pretrained(base.model.eval(), str(tmp_path / "peft")).base_model.model
     there = embeddings(loaded, base)
@@ -171,7 +172,7 @@ def rewrite(folder, **metadata):
 
 def test_folders_of_older_versions_mean_what_they_meant(adapted, tmp_path):
     vector = random_vector(adapted)
-    adapted.save(vector, tmp_path / "old")
+    adapted.save(vector, tmp_path / "old", "base")
     rewrite(tmp_path / "old")  # no format number, as of version 0.1
     found = adapters.read(tmp_path / "old", adapted.blocks)
     assert np.array_equal(found, doubled(adapted, vector))

@@ -96,9 +96,11 @@ def small_config(tmp_path):
     return model
 
 
-def test_own_configuration_and_weights_file(tmp_path):
+def test_own_configuration_and_weights_file(tmp_path, caplog):
     model = small_config(tmp_path)
+    caplog.clear()
     loaded = backbone.load(ModelConfig(weights=str(tmp_path / "own.safetensors")))
+    assert "No pretrained weights" not in caplog.text  # they come from the file
     expected, found = model.state_dict(), loaded.model.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[k], found[k]) for k in expected)

@@ -6,7 +6,9 @@ import shutil
 
 import numpy as np
 import open_clip
+import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -54,13 +56,16 @@ def test_a_checkpoint_loads_by_open_clip_alone_and_embeds_as_the_run_does(whole,
     assert {p.name for p in file.parent.iterdir()} == {"forgotten.safetensors", "forgotten.json"}
 
 
-def test_the_lines_of_the_readme_embed_a_picture(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("card", [False, True], ids=["README of the project", "README of the model"])
+def test_the_lines_of_the_readme_embed_a_picture(card, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert ease("export", whole, "unlearned", "--to", "forgotten.safetensors").exit_code == 0
+    name = "unlearned" if card else "forgotten"
+    assert ease("export", whole, "unlearned", "--to", f"{name}.safetensors").exit_code == 0
     experiment, _ = config.from_run_config(read_run_config(whole))
     pixels = data.load(experiment.data, experiment.seed).client("client-1").train.images[:1]
     Image.fromarray(pixels[0]).save("picture.png")
-    (code,) = [c for c in re.findall(r"```python\n(.*?)```", (config.APP / "README.md").read_text(), re.S) if "forgotten" in c]
+    readme = (whole / "adapters" / "unlearned" if card else config.APP) / "README.md"
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if name in c]
     found = {}
     exec(compile(code, "README.md", "exec"), found)
     adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)
@@ -68,6 +73,21 @@ def test_the_lines_of_the_readme_embed_a_picture(whole, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = adapted.embed_images(adapted.trunk(adapted.base.normalise(pixels)))
     assert torch.allclose(found["embedding"], expected, atol=1e-5)
+
+
+def test_the_card_of_a_model_says_what_it_is_and_what_it_has_forgotten(whole):
+    experiment, _ = config.from_run_config(read_run_config(whole))
+    cards = {name: (whole / "adapters" / name / "README.md").read_text() for name in ("original", "unlearned")}
+    for name, text in cards.items():
+        head = yaml.safe_load(text.split("---")[1])
+        assert (head["library_name"], head["base_model"]) == ("peft", "personas-base.json")
+        assert config.weights_sha256(experiment.model) in text
+        assert f"# {name}: " in text
+        assert "rank 16, alpha 32" in text
+        assert "$" not in text
+    assert "It has forgotten nothing." in cards["original"]
+    requests = json.loads((whole / "adapters" / "unlearned" / "provenance.json").read_text())["forgotten"]
+    assert f"It has forgotten what these requests name: {', '.join(requests)}." in cards["unlearned"]
 
 
 def test_a_folder_of_adapters_is_the_runs(whole, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError, Experiment, from_run_config, weights_sha256
 from ease_flwr.model import adapters, backbone
 from ease_flwr.model.adapters import AdaptedModel, Vector
-from ease_flwr.store.files import write_json
+from ease_flwr.model.card import card, named
+from ease_flwr.store.files import write_json, write_text
 from ease_flwr.store.layout import RunLayout
 
 CLOSE = 1e-5
@@ -92,6 +93,14 @@ def _compare(model: AdaptedModel, plain: backbone.Backbone, file: Path) -> None:
         raise ConfigError(f"{file.name}: its embeddings are {away:.1e} away from those of the run")
 
 
+def write_folder(experiment: Experiment, theta: Vector, folder: Path, name: str, forgotten: Sequence[str]) -> None:
+    """A model as a PEFT folder, with what it has forgotten (identifiers of requests), and a README that tells how to use it."""
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    model.save(theta, folder, named(experiment.model))
+    write_json(folder / "provenance.json", {"forgotten": list(forgotten)})
+    write_text(folder / "README.md", card(name, forgotten, experiment.model, experiment.lora, model.base))
+
+
 def _provenance(file: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -119,8 +128,7 @@ def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str
     if file.exists():
         raise ConfigError(f"--to {file}: it is there already: choose another, or remove it")
     try:
-        model.save(theta, file)
-        write_json(file / "provenance.json", provenance)
+        write_folder(experiment, theta, file, name, provenance["forgotten"])
     except OSError as error:
         raise ConfigError(f"--to {file}: {error}") from None
     return f"{file}: adapters {adapters.sha256(theta)}"

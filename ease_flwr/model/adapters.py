@@ -128,16 +128,18 @@ class AdaptedModel:
             raise ValueError(f"adapter vector of shape {vector.shape}, this model has ({self.size},)")
         self.theta.copy_(torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)))
 
-    def save(self, vector: Vector, folder: Path) -> None:
-        """Write a PEFT folder (adapter_config.json, adapter_model.safetensors) that PeftModel.from_pretrained loads."""
+    def save(self, vector: Vector, folder: Path, base: str) -> None:
+        """Write a PEFT folder (adapter_config.json, adapter_model.safetensors) that PeftModel.from_pretrained loads.
+
+        base: what the base model is called.
+        """
         if vector.shape != (self.size,):
             raise ValueError(f"adapter vector of shape {vector.shape}, this model has ({self.size},)")
         config = copy.copy(self.model.peft_config["default"])
-        config.inference_mode = True
+        config.inference_mode, config.base_model_name_or_path = True, base
         config.save_pretrained(str(folder))
         parts = {_key(b): vector[b.start : b.stop].reshape(b.shape).astype(np.float32) for b in self.blocks}
         save_file(parts, folder / "adapter_model.safetensors", {"format": "pt", "ease_flwr_adapters": str(ADAPTERS)})
-        (folder / "README.md").write_text(README, encoding="utf-8")
 
 
 def read(folder: Path, blocks: tuple[Block, ...]) -> Vector:
@@ -163,13 +165,6 @@ def read(folder: Path, blocks: tuple[Block, ...]) -> Vector:
 def _key(block: Block) -> str:
     """Name of a tensor in a PEFT folder."""
     return "base_model.model." + block.name.replace(".default", "")
-
-
-README = """LoRA adapters of ease_flwr, for its own attention layer, which is LoRA: W + (alpha / r) B A.
-
-peft 0.21 loads this folder, but its attention layer applies the adapter of out_proj twice: it is another model there.
-`ease export RUN MODEL --to FILE` writes the model as one open_clip checkpoint, which any program can load.
-"""
 
 
 def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:

@@ -6,7 +6,9 @@ import base64
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -163,6 +165,20 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+@contextmanager
+def no_false_alarm() -> Iterator[None]:
+    """open_clip warns of random weights where it has no pretrained tag. Here they come from a file, afterwards."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    logging.getLogger().addFilter(other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(other)
+
+
 def _open_clip(config: ModelConfig) -> Backbone:
     name, weights = config.name, config.weights
     from_file = weights.endswith(".safetensors")
@@ -186,7 +202,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
     tag = "" if from_file else weights
     published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     architecture = open_clip.get_model_config(name) | ({"quick_gelu": True} if published.get("quick_gelu") else {})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), no_false_alarm() if from_file else nullcontext():
         torch.manual_seed(0)
         try:
             quick, tower = bool(published.get("quick_gelu")), architecture["text_cfg"].get("hf_model_name")

@@ -15,7 +15,7 @@ from ease_flwr.server.audit import Audited, audit, held_in
 from ease_flwr.server.parties import holders
 from ease_flwr.server.references import references
 from ease_flwr.server.state import FederationState, Server
-from ease_flwr.store.files import write_json, write_text
+from ease_flwr.store.files import write_text
 
 ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued")
 """Models in tables; further retrainings, *retrain_2* and so on, stand behind the first, and earlier models of several requests,
@@ -78,9 +78,10 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
 
 def _save(server: Server, state: FederationState, names: list[str]) -> None:
     """The models as PEFT folders, each with what it has forgotten; folders of models that there are no more are removed."""
+    from ease_flwr.audit.export import write_folder
+
     folder = server.run.layout.adapters
     for stale in [p for p in folder.glob("*") if p.name not in names]:
         shutil.rmtree(stale)
     for name in names:
-        server.model.save(state.models[name].theta, folder / name)
-        write_json(folder / name / "provenance.json", {"forgotten": list(state.models[name].forgotten)})
+        write_folder(server.experiment, state.models[name].theta, folder / name, name, state.models[name].forgotten)
