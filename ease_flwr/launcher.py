@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data, strategies
-from ease_flwr.audit.summary import read_results, read_run_config
+from ease_flwr.audit.summary import current_audit, read_results, read_run_config
 from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
 from ease_flwr.hosts import app
 from ease_flwr.hosts.link import read_state
@@ -64,7 +64,19 @@ def run(new: NewRun, where: Where) -> int:
         "seed": int(overrides.pop("seed")),
         "set": " ".join(f"{k}={v}" for k, v in overrides.items()),
     }
-    return submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where)
+    return pictured(folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where))
+
+
+def pictured(run: Path, status: int) -> int:
+    """Write the report of a run that has ended well and has an audit. The exit status is as it was."""
+    if status == 0 and current_audit(run, read_results(run))[0] is not None:
+        from ease_flwr.audit import report
+
+        try:
+            print(f"report in {report.of_run(run)}", flush=True)
+        except (ConfigError, OSError) as error:
+            print(f"no report: {error}: `ease report {run}` tries again", flush=True)
+    return status
 
 
 def misleading(experiment: config.Experiment, strategy: str) -> str:
@@ -91,7 +103,7 @@ def resume(folder: Path, where: Where) -> int:
             print(f"{folder}: everything on its request queue is done")
             return 0
         write_json(layout.state, {"status": "submitted", "error": ""})
-    return submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where)
+    return pictured(folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where))
 
 
 @dataclass(frozen=True)
@@ -154,4 +166,4 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
     settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
-    return submit(settings, experiment, folder, where)
+    return pictured(finished, submit(settings, experiment, folder, where))

@@ -8,7 +8,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from ease_flwr import __version__
 from ease_flwr.cli import app
+from ease_flwr.config import code_hash
 from ease_flwr.hosts.simulation import SuperLink
 
 HEAVY = ("torch", "open_clip", "ray", "peft")
@@ -28,6 +30,15 @@ def test_help_is_light():
     assert done.returncode == 0
     assert "make-base" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_the_version_says_what_is_installed():
+    ours, others, heavy = ease("--version").stdout.splitlines()
+    assert re.fullmatch(
+        rf"ease_flwr {re.escape(__version__)}(, commit [0-9a-f]{{7,}}(-dirty)?)?, code {code_hash()[:12]}", ours
+    )
+    assert re.fullmatch(r"flwr \S+, ray \S+, torch \S+, open_clip_torch \S+, peft \S+", others)
+    assert heavy == "[]"
 
 
 def test_methods_are_listed_and_shown_without_anything_heavy():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ def read(folder: Path, name: str) -> Any:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / name}: {error}: a report needs it") from None
-
-
-def installed() -> None:
-    """Raises ConfigError where the extra `report` is not installed."""
-    if missing := [m for m in ("jinja2", "matplotlib") if find_spec(m) is None]:
-        raise ConfigError(f"a report needs {', '.join(missing)}: pip install 'ease-flwr[report]'")
 
 
 def of_run(folder: Path, pictures: bool = True) -> Path:

@@ -89,7 +89,6 @@ def report(
     with mistakes("report"):
         from ease_flwr.audit import report as pages
 
-        pages.installed()
         if (folder / "comparison.json").is_file():
             from ease_flwr.sweep import comparison
 

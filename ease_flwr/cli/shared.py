@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import Annotated
 
 import typer
 
-from ease_flwr import config
+from ease_flwr import __version__, config
 
 CPUS = Annotated[int, typer.Option(help="Simulation: CPU cores of one client.", min=1)]
 GPUS = Annotated[float, typer.Option(help="Simulation: share of a GPU that Ray reserves for one client.", min=0)]
@@ -40,7 +43,27 @@ def _named(context: typer.Context, experiment: str) -> str:
 EXPERIMENT = Annotated[str, typer.Argument(help="Name of a file in conf/experiment/, or a YAML file.", callback=_named)]
 
 
+def _version(wanted: bool) -> None:
+    """Print what is installed, and end."""
+    if wanted:
+        commit = f", commit {found}" if (found := _commit()) else ""
+        print(f"ease_flwr {__version__}{commit}, code {config.code_hash()[:12]}")
+        print(", ".join(f"{name} {version(name)}" for name in ("flwr", "ray", "torch", "open_clip_torch", "peft")))
+        raise typer.Exit
+
+
+def _commit() -> str:
+    """Of a checkout; with -dirty where files were changed since."""
+    if not (config.APP / ".git").exists() or which("git") is None:
+        return ""
+    command = ["git", "-C", str(config.APP), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def own_files(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions of this and of what it stands on.")
+    ] = False,
     conf: Annotated[
         Path | None,
         typer.Option(envvar="EASE_FLWR_CONF", help="Folder with experiment/ and variant/ of your own; ./conf counts anyway."),
