@@ -65,7 +65,7 @@ def test_the_lines_of_the_readme_embed_a_picture(card, whole, tmp_path, monkeypa
     pixels = data.load(experiment.data, experiment.seed).client("client-1").train.images[:1]
     Image.fromarray(pixels[0]).save("picture.png")
     readme = (whole / "adapters" / "unlearned" if card else config.APP) / "README.md"
-    (code,) = [c for c in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if name in c]
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if name in c and "open_clip" in c]
     found = {}
     exec(compile(code, "README.md", "exec"), found)
     adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)

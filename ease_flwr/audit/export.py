@@ -109,19 +109,25 @@ def _provenance(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: it does not say what the model has forgotten ({error}): restore it") from None
 
 
+def adapters_of(run: Path, name: str) -> tuple[Experiment, Vector]:
+    """The experiment of a run, and the adapters of one of its models. Raises ConfigError for an unknown name."""
+    layout = RunLayout(run)
+    names = [p.name for p in sorted(layout.adapters.glob("*"))]
+    if name not in names:
+        raise ConfigError(f"{run}: no model {name!r} there; there are: {', '.join(names) or 'none, it has not finished'}")
+    experiment, _ = from_run_config(read_run_config(run))
+    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    return experiment, adapters.read(layout.adapters / name, model.blocks)
+
+
 def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str:
     """Write a model of a run to a file as `export` does, or (form peft) its adapters to a PEFT folder; says what was written.
 
     Raises ConfigError, and leaves nothing half written.
     """
-    layout = RunLayout(run)
-    names = [p.name for p in sorted(layout.adapters.glob("*"))]
-    if name not in names:
-        raise ConfigError(f"{run}: no model {name!r} there; there are: {', '.join(names) or 'none, it has not finished'}")
-    experiment, submitted = from_run_config(read_run_config(run))
-    provenance = _provenance(layout.adapters / name / "provenance.json")
-    model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-    theta = adapters.read(layout.adapters / name, model.blocks)
+    experiment, theta = adapters_of(run, name)
+    _, submitted = from_run_config(read_run_config(run))
+    provenance = _provenance(RunLayout(run).adapters / name / "provenance.json")
     if form == "open_clip":
         facts = {"model": name, "strategy": submitted.strategy, "requests": json.dumps(provenance["forgotten"])}
         return f"{file}: sha256 {export(experiment, theta, file, facts)}"

@@ -39,15 +39,13 @@ def run(
 
     KEY of --set is the dotted path of a field, for example forget.targets=client-4, data.root=DIR, learn.rounds=3.
     """
-    from ease_flwr import launcher
+    from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("run"):
-        if until not in ("", "learn"):
-            raise config.ConfigError(f"--until {until!r}: expected learn")
         where = Where(superlink, client_cpus, client_gpus)
-        new = launcher.NewRun(experiment, strategy, seed, run_dir, fresh, set or (), until)
-        raise typer.Exit(launcher.run(new, where))
+        told = config.parse_assignments(set or [])
+        api.run(experiment, seed=seed, strategy=strategy, overrides=told, folder=run_dir, fresh=fresh, until=until, where=where)
 
 
 @app.command()
@@ -67,14 +65,13 @@ def audit(
     client_gpus: GPUS = 0.0,
 ) -> None:
     """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
-    from ease_flwr import launcher
+    from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("audit"):
-        if level not in ("quick", "full"):
-            raise config.ConfigError(f"--level {level!r}: expected quick or full")
         if not shadows:
-            raise typer.Exit(launcher.audit(run, level, Where(superlink, client_cpus, client_gpus), references))
+            api.Run(run.absolute()).audit(level, references, Where(superlink, client_cpus, client_gpus))
+            return
         from ease_flwr.sweep import shadows as federations
 
         print(f"{federations.attack(run, shadows, _say)}\nin {run}")

@@ -18,11 +18,11 @@ SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; 
 
 def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0) -> None:
     """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
-    from ease_flwr import launcher
+    from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("resume"):
-        raise typer.Exit(launcher.resume(run, Where(superlink, client_cpus, client_gpus)))
+        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus))
 
 
 def forget(
@@ -38,18 +38,15 @@ def forget(
     client_gpus: GPUS = 0.0,
 ) -> None:
     """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
-    from ease_flwr import launcher
+    from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("forget"):
-        asked = [("client", client or []), ("class", label or []), ("sample", _lines(ids) if ids else [])]
-        given = [(scenario, targets) for scenario, targets in asked if targets]
-        if len(given) != 1:
+        asked = {"client": client or (), "label": label or (), "pairs": _lines(ids) if ids else ()}
+        if sum(map(bool, asked.values())) != 1:
             raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
-        scenario, targets = given[0]
-        wanted = config.validate(config.ForgetConfig, {"scenario": scenario, "targets": tuple(targets)}, "request")
-        where = Where(superlink, client_cpus, client_gpus)
-        raise typer.Exit(launcher.forget(run, launcher.Asked(wanted, strategy, set or (), id), where))
+        how = api.Request(strategy, config.parse_assignments(set or []), id)
+        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus))
 
 
 def continue_(
@@ -60,11 +57,11 @@ def continue_(
     client_gpus: GPUS = 0.0,
 ) -> None:
     """Those who stay go on learning, under the forget lock."""
-    from ease_flwr import launcher
+    from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("continue"):
-        raise typer.Exit(launcher.continue_training(run, rounds, Where(superlink, client_cpus, client_gpus)))
+        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus))
 
 
 def purge(

@@ -23,12 +23,14 @@ SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a de
 
 @contextmanager
 def mistakes(command: str) -> Iterator[None]:
-    """One line and exit status 2 for a wrong setting."""
+    """One line and exit status 2 for a wrong setting; 1 where a run has stopped, which has said why."""
     try:
         yield
     except config.ConfigError as error:
         print(f"ease {command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except config.RunError:
+        raise typer.Exit(1) from None
 
 
 def _named(context: typer.Context, experiment: str) -> str:

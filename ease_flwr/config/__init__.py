@@ -28,7 +28,7 @@ from ease_flwr.config.reading import (
     strategy_values,
 )
 from ease_flwr.config.request import ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
-from ease_flwr.config.section import NAME, ConfigError, Section, chosen, operational, searched, validate
+from ease_flwr.config.section import NAME, ConfigError, RunError, Section, chosen, operational, searched, validate
 
 __all__ = [
     "ADAPTERS",
@@ -47,6 +47,7 @@ __all__ = [
     "HistoryConfig",
     "LoraConfig",
     "ModelConfig",
+    "RunError",
     "Section",
     "Submission",
     "TrainConfig",

@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used. The message is one line: what, where, what to do."""
 
 
+class RunError(RuntimeError):
+    """A run has stopped before its end; resuming it goes on, once the cause is mended."""
+
+
 class Section(BaseModel):
     """A frozen group of settings that refuses keys it does not know."""
 

@@ -1,0 +1,130 @@
+"""Runs in Python: the script of the README, and what each call says where it cannot do what is asked."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ease_flwr as ease
+from ease_flwr import api, config
+from ease_flwr.config import APP, ConfigError
+from tests.small import SMALL
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def test_importing_is_free():
+    look = "import sys, ease_flwr as ease; ease.__version__; before = len(sys.modules); ease.run; "
+    look += "print(before < 80, [m for m in ('torch', 'open_clip', 'ray', 'peft', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True []\n", done.stderr
+    with pytest.raises(AttributeError, match="module 'ease_flwr' has no attribute 'magic'"):
+        ease.magic  # noqa: B018
+
+
+def test_the_script_of_the_readme(home, monkeypatch, tmp_path, capsys):
+    """Twenty lines: learn, forget, print the table, load the model, find a picture by a caption."""
+    (script,) = [c for c in re.findall(r"```python\n(.*?)```", (APP / "README.md").read_text(), re.S) if "ease.run(" in c]
+    assert len(script.splitlines()) <= 20
+    run = ease.run
+    monkeypatch.setattr(
+        ease, "run", lambda *words, overrides, **more: run(*words, overrides={**SMALL, **overrides}, **more), False
+    )
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(script, "README.md", "exec"), found)
+    assert [row["model"] for row in found["run"].table()][:2] == ["original", "retrain"]
+    assert found["run"].results["requests"][0]["targets"] == ["client-0"]
+    assert len(found["best"]) == 5
+    assert (tmp_path / "forgotten.safetensors").is_file()
+    assert "unlearned" in capsys.readouterr().out
+
+
+def test_a_model_embeds_and_searches_as_the_run_does(whole, tmp_path):
+    run = ease.open_run(whole)
+    pairs, model = run.pairs("client-1"), run.model("original")
+    images, texts = model.images(pairs.images[:40]), model.texts([c[0] for c in pairs.captions[:40]])
+    for found in (images, texts):
+        assert found.shape[0] == 40
+        assert torch.allclose(found.norm(dim=1), torch.ones(40), atol=1e-5)
+    Image.fromarray(pairs.images[3]).save(tmp_path / "three.png")
+    same = model.images([tmp_path / "three.png", Image.fromarray(pairs.images[3]), pairs.images[3]])
+    assert torch.allclose(same, images[3].expand(3, -1), atol=1e-6)
+    order = (images @ texts[3]).argsort(descending=True).tolist()
+    assert model.search(pairs.captions[3][0], pairs.images[:40], best=7) == order[:7]
+    from ease_flwr.model import adapters
+
+    experiment = run.experiment
+    adapted = adapters.load(experiment.model, experiment.lora, experiment.seed)
+    adapted.set(adapters.read(whole / "adapters" / "original", adapted.blocks))
+    with torch.no_grad():
+        assert torch.allclose(adapted.embed_images(adapted.trunk(adapted.base.normalise(pairs.images[:40]))), images, atol=1e-5)
+    assert not np.allclose(images, run.model("unlearned").images(pairs.images[:40]), atol=1e-3)
+
+
+def test_a_run_shows_itself(whole):
+    run = ease.open_run(str(whole))
+    assert repr(run) == f"Run({str(whole)!r})"
+    assert run.models == tuple(run.results["models"])
+    rows = run.table()
+    assert rows[0]["retain"] == run.results["models"]["original"]["retain"]["r1"]
+    html = run._repr_html_()
+    assert html.count("<tr>") == len(rows) + 1
+    assert f"<td>{rows[0]['retain']:.1f}</td>" in html
+    assert run.experiment.name == "personas"
+
+
+def test_learning_now_and_forgetting_later(home):
+    run = ease.run(overrides={**SMALL, "evaluation.reference": "none"}, folder=home / "later", until="learn")
+    assert run.models == ("original",)
+    again = run.forget(client="client-0", request=ease.Request("finetune", {"rounds": 1}, "first")).continue_training(1)
+    assert again.folder == home / "later"
+    assert [q["id"] for q in run.results["requests"]] == ["first"]
+    assert run.resume().models[-1] == "continued"
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda run: ease.open_run(run.folder / "none"), "no readable results.json there"),
+        (lambda run: ease.run("persona"), "no experiment 'persona'"),
+        (lambda run: ease.run("none.yaml"), "no experiment file none.yaml"),
+        (lambda run: ease.run(overrides={"learn.round": 3}), "unknown key learn.round"),
+        (lambda run: ease.run(until="end"), "--until 'end': expected learn"),
+        (lambda run: run.audit("half"), "--level 'half': expected quick or full"),
+        (lambda run: run.forget(), "name one of client, label and pairs"),
+        (lambda run: run.forget(client="client-0", label="x"), "name one of client, label and pairs"),
+        (lambda run: run.model("best"), "no model 'best' there; there are: .*original"),
+        (lambda run: run.pairs("client-9"), "no client client-9: there are client-0"),
+        (lambda run: run.report(), "no audit of its models"),
+    ],
+)
+def test_what_cannot_be_done_is_said(call, why, whole):
+    with pytest.raises(ConfigError, match=why):
+        call(ease.open_run(whole))
+
+
+def test_a_run_that_stops_raises_what_it_says(home, monkeypatch):
+    from ease_flwr import launcher
+
+    monkeypatch.setattr(launcher, "submit", lambda settings, experiment, folder, where: 1)
+    with pytest.raises(ease.RunError, match="the run ended with status 1"):
+        ease.run(overrides=SMALL, folder=home / "stopped")
+
+
+def test_values_are_spelled_as_the_command_line_takes_them():
+    told = {
+        "learn.rounds": 3,
+        "data.names": ["a", "b"],
+        "fresh": True,
+        "lora.alpha": 0.5,
+        "strategy.bke.enabled": None,
+        "x": "y z",
+    }
+    expected = ["learn.rounds=3", "data.names=a,b", "fresh=true", "lora.alpha=0.5", "strategy.bke.enabled=null", "x=y z"]
+    assert api.assignments(told) == expected
+    assert config.load("personas", config.parse_assignments(["learn.rounds=3"])).learn.rounds == 3
