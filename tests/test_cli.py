@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from ease_flwr import __version__
-from ease_flwr.cli import app
+from ease_flwr.cli import app, main
 from ease_flwr.config import code_hash
 from ease_flwr.hosts.simulation import SuperLink
 
@@ -115,6 +116,13 @@ def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stdout.strip() == "[]"  # nothing heavy was imported
     assert not list(tmp_path.iterdir())
+
+
+def test_sweeps_lie_among_the_runs_but_where_a_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert main._cells(None, "comparison", "personas+sharing") == tmp_path / "home" / "comparison-personas+sharing"
+    assert main._cells(Path("mine"), "comparison", "personas") == tmp_path / "mine"
 
 
 def test_benchmarks_are_named(tmp_path):

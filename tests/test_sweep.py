@@ -58,10 +58,11 @@ def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_pa
     ]
     assert asked[0][2] == ("learn.rounds=2",)
     assert found["tau 0.7"][0] == {"failed": "failed: RuntimeError: full"}
-    assert lines[2].startswith("[3/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
+    assert lines[0] == f"6 cells, each a run of its own in {tmp_path}"
+    assert lines[3].startswith("[3/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
     cells.run(Sweep("personas", [0, 2], tmp_path, say=lines.append), VARIANTS)
     assert len(asked) == 6 + 2
-    assert lines[6] == "[1/6] seed 0, EASE: done (was there)"
+    assert lines[8] == "[1/6] seed 0, EASE: done (was there)"
     table = ablation.table(found)
     assert "| EASE | 11.0 ± 1.4 |" in table
     assert "| tau 0.7 | failed: RuntimeError: full |" in table
@@ -92,7 +93,7 @@ def test_every_variant_is_a_valid_setting_and_has_a_folder_of_its_own():
 def test_comparison_at_equal_traffic_and_with_own_budgets(asked, tmp_path):
     lines = []
     tables = comparison.compare(Sweep("personas", [0, 2], tmp_path, say=lines.append), ["ease", "retrain"])
-    assert [line.split()[0] for line in lines] == [f"[{k}/6]" for k in range(1, 7)]  # both tables are counted together
+    assert [line.split()[0] for line in lines[1:]] == [f"[{k}/6]" for k in range(1, 7)]  # both tables are counted together
     labels = [(label, seed) for label, seed, _ in asked]
     assert labels == [
         *(("ease", 0), ("ease", 2), ("retrain", 0), ("retrain", 2)),
@@ -139,7 +140,7 @@ def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_pa
     monkeypatch.setattr(cells, "_run_cell", run_cell)
     lines = []
     comparison.compare(Sweep("personas", [0], tmp_path, say=lines.append), ["ease", "npo"], budget="bytes")
-    assert [line.split()[0] for line in lines] == ["[1/2]", "[2/2]", "[3/3]"]  # what fits is known when the bytes are
+    assert [line.split()[0] for line in lines[1:]] == ["[1/2]", "[2/2]", "[3/3]"]  # what fits is known when the bytes are
     assert asked == ["ease", "npo", "npo, 2 exchanges"]  # seven times ten bytes, at thirty an exchange
 
 

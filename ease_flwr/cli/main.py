@@ -97,6 +97,10 @@ def report(
 SEEDS = Annotated[str, typer.Option(help="Seeds, with commas.")]
 STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas; all: each that can forget this.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]
+FOLDER = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the cells; finished ones are not run again. Default: WHAT-EXPERIMENT among the runs."),
+]
 JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
 
 
@@ -107,21 +111,22 @@ def ablate(
     groups: Annotated[
         str, typer.Option(help="Groups of variants: parts, foils, bke, gsd, lambda.")
     ] = "parts,foils,bke,gsd,lambda",
-    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("ablation"),
+    folder: FOLDER = None,
     set: SET = None,
     jobs: JOBS = 1,
 ) -> None:
     """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
     from ease_flwr.sweep import ablation, cells
 
+    to = _cells(folder, "ablation", experiment)
     with mistakes("ablate"):
         wanted = [g.strip() for g in groups.split(",")]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
             raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
         variants = [v for g in wanted for v in ablation.ABLATION[g]]
-        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
         found = cells.run(sweep, variants)
-    _finish(folder, "ablation", {"md": ablation.table(found)}, {"": found})
+    _finish(to, "ablation", {"md": ablation.table(found)}, {"": found})
 
 
 @app.command()
@@ -131,7 +136,7 @@ def compare(
     seeds: SEEDS = "0,1,2",
     budget: Annotated[str, typer.Option(help="What is equal in the first table: rounds or bytes.")] = "rounds",
     exchanges: Annotated[int, typer.Option(help="Exchanges of the equal budget; 0: as many as EASE has by itself.", min=0)] = 0,
-    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("comparison"),
+    folder: FOLDER = None,
     set: SET = None,
     jobs: JOBS = 1,
 ) -> None:
@@ -141,15 +146,16 @@ def compare(
     """
     from ease_flwr.sweep import cells, comparison
 
+    to = _cells(folder, "comparison", experiment)
     with mistakes("compare"):
         if budget not in ("rounds", "bytes"):
             raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
         equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
         names = _strategies(strategies, experiment, set or [])
-        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
         tables = comparison.compare(sweep, names, equal, exchanges)
     text = "\n".join(f"## {head}\n\n{comparison.table(tables[key])}" for key, head in comparison.HEADS.items())
-    _finish(folder, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
+    _finish(to, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
 
 
 @app.command()
@@ -158,18 +164,19 @@ def tune(
     strategies: STRATEGIES = "all",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas; keep them apart from those you report.")] = "3",
     budget: Annotated[int, typer.Option(help="Trials of each method, its defaults among them.", min=1)] = 4,
-    folder: Annotated[Path, typer.Option(help="Folder of the cells; finished ones are not run again.")] = Path("tuning"),
+    folder: FOLDER = None,
     set: SET = None,
     jobs: JOBS = 1,
 ) -> None:
     """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
     from ease_flwr.sweep import cells, tuning
 
+    to = _cells(folder, "tuning", experiment)
     with mistakes("tune"):
         names = _strategies(strategies, experiment, set or [])
-        sweep = cells.Sweep(experiment, _numbers(seeds), folder.absolute(), set or (), _say, jobs)
+        sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
         found = tuning.tune(sweep, names, budget)
-    _finish(folder, "tuning", {"md": tuning.table(found, budget)}, {"": found})
+    _finish(to, "tuning", {"md": tuning.table(found, budget)}, {"": found})
 
 
 @app.command()
@@ -183,6 +190,13 @@ def methods(show: Annotated[str, typer.Option(help="Name of one, to print both o
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _cells(folder: Path | None, what: str, experiment: str) -> Path:
+    """Where the cells of a sweep lie: a new one for each experiment, or what was typed."""
+    from ease_flwr.store.files import home
+
+    return (folder or home() / f"{what}-{experiment}").absolute()
 
 
 def _numbers(seeds: str) -> list[int]:

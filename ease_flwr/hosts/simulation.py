@@ -40,6 +40,7 @@ def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
         nodes += f" client-resources-num-gpus={where.client_gpus}"
+    print(f"starting Flower and Ray on this machine for {clients} clients, some ten seconds to half a minute", flush=True)
     with own_superlink(where.client_cpus, advice=lambda: _advice(folder)) as own:
         return own.follow(own.submit(settings, nodes), folder)
 

@@ -95,6 +95,8 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
             sweep.say(f"[{len(done)}/{total}] seed {seed}, {variant.label}: {outcome.get('failed', 'done')}{again}{eta}")
         return outcome
 
+    if not sweep.before:
+        sweep.say(f"{total} cells, each a run of its own in {folder}")
     first = [(seed, variants[0]) for seed in seeds]
     rest = [(seed, variant) for seed in seeds for variant in variants[1:]]
     with ThreadPoolExecutor(jobs) as pool, Family(lambda: "the same command goes on: finished cells are kept") as family:
