@@ -15,6 +15,7 @@ What retained clients learn again along U_u is not forbidden, it is damped: a re
 
 Where a class or single pairs are withdrawn nothing is unique. There a share of everything learnt is taken back, as by
 interpolation with theta_0 (Wortsman et al., arXiv 2109.01903). The repair brings back what retained pairs teach, and only that.
+How single pairs look to a model that never saw them tells the excision of their client: it is the teacher of BKE, and no more.
 
 Where clients leave nobody has to help. BKE (clients/bilateral.py) works where nothing is excised, unless `bke.enabled` says
 otherwise: where a class or single pairs are withdrawn. There forget clients stay. They train on what they keep and do BKE in
@@ -162,6 +163,8 @@ class Ease(Method):
         super().__init__(context, params, lock)
         self.snapshot: dict[str, Vector] = {}
         """What forget clients get with their first message; empty where they do no BKE."""
+        self.teachers: dict[str, Vector] = {}
+        """More of it for single clients."""
         self.steps: list[Vector] = []
         """The way BKE went, round by round."""
         self.spans: gsd.Spans = [(b.start, b.stop) for b in context.blocks]
@@ -182,12 +185,29 @@ class Ease(Method):
         start = self.cut(theta, history) if source == "history" else self.shrunk(theta)
         if bke:
             self.snapshot = {"request": theta} | ({} if self.gap is None else {"teacher": start})
+            self.teachers = self.without(theta, history) if source == "none" else {}
+            self.reads_history |= bool(self.teachers)
         return start
+
+    def without(self, theta: Vector, history: History) -> dict[str, Vector]:
+        """By forget client, theta after an excision as if this client left: how its single pairs look to a model without it.
+
+        Of a class there is none: others know it too. Nor is there one where the updates of the client are gone.
+        """
+        context, p = self.context, self.params.gsd
+        found: dict[str, Vector] = {}
+        if context.forget is None or context.forget.scenario != "sample" or self.params.bke.target != "excised":
+            return found
+        for name in filter(history.knows, context.forget_clients):
+            measured = gsd.measure(p, gsd.recorded(context, history, (name,)), context.blocks)
+            unique = gsd.bases(p, measured.angles, context.experiment.seed)
+            found[name] = on_numpy(gsd.around(context.theta_0, measured.spans, unique, 0.0).project, theta)
+        return found
 
     def cut(self, theta: Vector, history: History) -> Vector:
         """theta after the excision, and the gap that it leaves."""
         p, context = self.params.gsd, self.context
-        measured = gsd.measure(p, gsd.recorded(context, history), context.blocks)
+        measured = gsd.measure(p, gsd.recorded(context, history, context.leaving), context.blocks)
         self.spans, unique = measured.spans, gsd.bases(p, measured.angles, context.experiment.seed)
         self.gap = self.around(context.theta_0 if p.reference == "start" else theta, unique)
         after = on_numpy(self.gap.project, theta)
@@ -211,7 +231,9 @@ class Ease(Method):
         learn = self.context.experiment.learn
         train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.rate * learn.lr, clip=learn.clip)
         job = forget_job(self.context, round, "bilateral", train, p.bke.options)
-        return beside(self.context, requests, job, self.snapshot)
+        found = beside(self.context, requests, job, self.snapshot)
+        told = {n: {**found[n].once, "teacher": t} for n, t in self.teachers.items() if n in found and found[n].once}
+        return found | {n: replace(found[n], once=once) for n, once in told.items()}
 
     def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
         moved = retained(self.context, updates)

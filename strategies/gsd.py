@@ -91,9 +91,10 @@ def source(scenario: str, params: GsdParams) -> Literal["history", "none"]:
     return params.source
 
 
-def recorded(context: MethodContext, history: History) -> Columns:
-    """The learn phase's updates, of those who leave and of the others that took part in it."""
-    return Columns(*([partial(history.columns, n) for n in who] for who in (context.leaving, took_part(context, history))))
+def recorded(context: MethodContext, history: History, leaving: Sequence[str]) -> Columns:
+    """The learn phase's updates, of clients that leave, or are taken to, and of the others that took part in it."""
+    others = [n for n in took_part(context, history) if n not in leaving]
+    return Columns(*([partial(history.columns, n) for n in who] for who in (leaving, others)))
 
 
 def took_part(context: MethodContext, history: History) -> list[str]:

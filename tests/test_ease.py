@@ -53,7 +53,7 @@ def test_a_rest_that_is_too_small_joins_the_block_before_it():
 
 @pytest.mark.parametrize("most", [1, 40, 2**27])
 def test_blocks_read_at_once_are_the_blocks(most, tmp_path):
-    columns = gsd.recorded(context(np.zeros(12), BLOCKS), history(tmp_path))
+    columns = gsd.recorded(context(np.zeros(12), BLOCKS), history(tmp_path), ("client-0",))
     spans = [(b.start, b.stop) for b in BLOCKS]
     for (start, stop), (theirs, others) in zip(spans, gsd.at_once(spans, columns, most), strict=True):
         for who, read in ((columns.forget, theirs), (columns.retain, others)):

@@ -11,6 +11,7 @@ from ease_flwr.config import ConfigError, Experiment, ForgetSet, TrainConfig
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.model.adapters import Block
 from ease_flwr.model.lock import ForgetLock
+from ease_flwr.store.history import History
 from tests.server_half import Clients, context, run, update
 from tests.test_ease import BLOCKS, SAMPLE, ease, history
 
@@ -69,10 +70,10 @@ def test_the_teacher_is_the_model_after_the_excision_and_sent_once(tmp_path):
 
 @pytest.mark.parametrize("forget", [CLASS, SAMPLE])
 @pytest.mark.parametrize("shrink", [0, 0.25, 0.9])
-def test_where_nothing_is_excised_a_share_of_everything_learnt_is_taken_back(forget, shrink):
+def test_where_nothing_is_excised_a_share_of_everything_learnt_is_taken_back(forget, shrink, tmp_path):
     theta_0, theta = np.linspace(-1, 1, 12), np.linspace(3, 7, 12).astype(np.float32)
     method = ease(theta_0, who=context(theta_0, BLOCKS, forget=forget), shrink=shrink)
-    assert np.allclose(method.prepare(theta, None), shrink * theta_0 + (1 - shrink) * theta)
+    assert np.allclose(method.prepare(theta, History(tmp_path)), shrink * theta_0 + (1 - shrink) * theta)
     assert np.array_equal(method.requests(1)["client-0"].once["request"], theta)  # BKE is told what the model was
 
 
@@ -171,10 +172,10 @@ def test_a_short_phase_is_averaged_over_its_second_half_at_most(rounds, set_to, 
         (CLASSES, (0, 9), (3 + 5) / 1.5),  # what cannot be is taken for the nearest that can
     ],
 )
-def test_each_class_is_moved_away_from_once(scenario, labels, expected):
+def test_each_class_is_moved_away_from_once(scenario, labels, expected, tmp_path):
     who = context(np.zeros(12), BLOCKS, scenario, forget_clients=("client-1", "client-2"))
     method = ease(None, who=who, gsd={"source": "none"})
-    theta = method.prepare(np.ones(12, np.float32), None)
+    theta = method.prepare(np.ones(12, np.float32), History(tmp_path))
     stay = theta + np.float32(0.25)  # what they learn besides
     steps = {"client-1": 3, "client-2": 5}
     updates = {n: update(n, stay, step=s * np.eye(12, dtype=np.float32)[4]) for n, s in steps.items()}
