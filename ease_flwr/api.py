@@ -10,13 +10,14 @@ Nothing heavy is imported before a model is asked for.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ease_flwr import config, data, launcher
-from ease_flwr.audit.summary import current_audit, read_results, read_run_config
+from ease_flwr.audit.summary import read_results, read_run_config
 from ease_flwr.config import ConfigError, Experiment, RunError
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.exchange.judgement import SETS
@@ -57,9 +58,8 @@ def run(
     """
     if until not in ("", "learn"):
         raise ConfigError(f"--until {until!r}: expected learn")
-    first, *variants = experiment.split("+")
-    if first.endswith((".yaml", ".yml")):
-        experiment = "+".join((config.own.add_experiment(Path(first)), *variants))
+    config.own.take_along()
+    experiment = config.own.named(experiment)
     said = assignments(overrides or {})
     loaded = config.load(experiment, {"seed": seed, **config.parse_assignments(said)})
     to = Path(folder).absolute() if folder is not None else default_folder(loaded, strategy)
@@ -131,15 +131,17 @@ class Run:
         """
         if level not in ("quick", "full"):
             raise ConfigError(f"--level {level!r}: expected quick or full")
-        _ended(self, launcher.audit(self.folder, level, where or Where(), references))
-        return current_audit(self.folder, self.results)[1]
+        to = self.folder / f"audit-{level}"
+        _ended(Run(to), launcher.audit(self.folder, level, where or Where(), references))
+        found: dict[str, Any] = json.loads((to / "audit.json").read_text(encoding="utf-8"))
+        return found
 
     def forget(
         self,
         *,
         client: str | Sequence[str] = (),
         label: str | Sequence[str] = (),
-        pairs: Sequence[str] = (),
+        pairs: str | Sequence[str] = (),
         request: Request | None = None,
         where: Where | None = None,
     ) -> Run:
@@ -147,7 +149,7 @@ class Run:
 
         Asked twice it is done once. Raises ConfigError for a request that cannot be served, RunError where it stops.
         """
-        asked = {"client": _several(client), "class": _several(label), "sample": tuple(pairs)}
+        asked = {"client": _several(client), "class": _several(label), "sample": _several(pairs)}
         given = [(scenario, targets) for scenario, targets in asked.items() if targets]
         if len(given) != 1:
             raise ConfigError("name one of client, label and pairs: what is to be forgotten")
@@ -190,7 +192,10 @@ class Run:
         world = data.load(experiment.data, experiment.seed)
         if client not in world.clients:
             raise ConfigError(f"no client {client}: there are {', '.join(world.clients)}")
-        return world.client(client).train
+        try:
+            return world.client(client).train
+        except KeyError:
+            raise ConfigError(f"the pairs of {client} are on its host, not here") from None
 
 
 class Request:
@@ -206,11 +211,13 @@ def assignments(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _spelled(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        raise ConfigError(f'{dict(value)!r}: give fields by their dotted paths, {{"learn.rounds": 3}}')
     if isinstance(value, (list, tuple)):
         return ",".join(map(_spelled, value))
-    return json.dumps(value)
+    return json.dumps(value.item() if hasattr(value, "item") else value)  # of numpy
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -48,8 +48,6 @@ def run(new: NewRun, where: Where) -> int:
             overrides[key] = str(Path(value).absolute())
     checked = config.load(new.experiment, overrides)
     submission.steps(checked, config.Submission(strategy=new.strategy))
-    if note := misleading(checked, new.strategy):
-        print(f"note: {note}", flush=True)
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.folder()
@@ -63,19 +61,25 @@ def run(new: NewRun, where: Where) -> int:
         "fresh": new.fresh,
         "seed": int(overrides.pop("seed")),
         "set": " ".join(f"{k}={v}" for k, v in overrides.items()),
+        "own": config.own.spelled(config.parts(new.experiment)),
     }
-    return pictured(folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where))
+    if not new.until and (note := misleading(checked, new.strategy)):
+        print(f"note: {note}", flush=True)
+    return pictured(folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), where)
 
 
-def pictured(run: Path, status: int) -> int:
-    """Write the report of a run that has ended well and has an audit. The exit status is as it was."""
-    if status == 0 and current_audit(run, read_results(run))[0] is not None:
-        from ease_flwr.audit import report
+def pictured(run: Path, status: int, where: Where) -> int:
+    """Write the report of a run that has ended well and has an audit. The exit status is as it was, whatever becomes of it.
 
-        try:
-            print(f"report in {report.of_run(run)}", flush=True)
-        except (ConfigError, OSError) as error:
-            print(f"no report: {error}: `ease report {run}` tries again", flush=True)
+    On a deployed federation the pictures are on the hosts, and the report has none.
+    """
+    try:
+        if status == 0 and current_audit(run, read_results(run))[0] is not None:
+            from ease_flwr.audit import report
+
+            print(f"report in {report.of_run(run, pictures=not where.superlink)}", flush=True)
+    except Exception as error:  # the run itself has ended well
+        print(f"no report: {error}: `ease report {run}` tries again", flush=True)
     return status
 
 
@@ -103,7 +107,7 @@ def resume(folder: Path, where: Where) -> int:
             print(f"{folder}: everything on its request queue is done")
             return 0
         write_json(layout.state, {"status": "submitted", "error": ""})
-    return pictured(folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where))
+    return pictured(folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where), where)
 
 
 @dataclass(frozen=True)
@@ -166,4 +170,4 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
     settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
-    return pictured(finished, submit(settings, experiment, folder, where))
+    return pictured(finished, submit(settings, experiment, folder, where), where)

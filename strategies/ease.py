@@ -157,7 +157,7 @@ class Ease(Method):
     def needs_help(cls, params: Any, scenario: str) -> bool:
         """Without help there is what the recorded updates tell; of clients that stay they tell nothing."""
         source = params.gsd.source
-        return source == "none" or (source == "auto" and scenario != "client")
+        return (source == "none" or (source == "auto" and scenario != "client")) and cls.bke(params, "none")
 
     def __init__(self, context: MethodContext, params: Any, lock: ForgetLock | None = None) -> None:
         super().__init__(context, params, lock)
@@ -199,7 +199,10 @@ class Ease(Method):
         if context.forget is None or context.forget.scenario != "sample" or self.params.bke.target != "excised":
             return found
         for name in filter(history.knows, context.forget_clients):
-            measured = gsd.measure(p, gsd.recorded(context, history, (name,)), context.blocks)
+            columns = gsd.recorded(context, history, (name,))
+            if not columns.retain:
+                continue
+            measured = gsd.measure(p, columns, context.blocks)
             unique = gsd.bases(p, measured.angles, context.experiment.seed)
             found[name] = on_numpy(gsd.around(context.theta_0, measured.spans, unique, 0.0).project, theta)
         return found

@@ -99,6 +99,8 @@ def test_learning_now_and_forgetting_later(home):
         (lambda run: run.forget(), "name one of client, label and pairs"),
         (lambda run: run.forget(client="client-0", label="x"), "name one of client, label and pairs"),
         (lambda run: run.model("best"), "no model 'best' there; there are: .*original"),
+        (lambda run: run.forget(pairs="client-9/0"), "client-9"),
+        (lambda run: ease.run(overrides={"learn": {"rounds": 3}}), "give fields by their dotted paths"),
         (lambda run: run.pairs("client-9"), "no client client-9: there are client-0"),
         (lambda run: run.report(), "no audit of its models"),
     ],
@@ -116,6 +118,22 @@ def test_a_run_that_stops_raises_what_it_says(home, monkeypatch):
         ease.run(overrides=SMALL, folder=home / "stopped")
 
 
+def test_a_report_that_fails_does_not_fail_the_run(whole, monkeypatch, capsys):
+    from ease_flwr import launcher
+    from ease_flwr.audit import report
+    from ease_flwr.hosts.simulation import Where
+
+    asked = []
+    monkeypatch.setattr(launcher, "current_audit", lambda run, results: (run, {}))
+    monkeypatch.setattr(report, "of_run", lambda run, pictures: asked.append(pictures) or run / "report.html")
+    assert launcher.pictured(whole, 0, Where()) == launcher.pictured(whole, 0, Where("hospitals")) == 0
+    assert asked == [True, False]  # of a deployed federation the pictures are elsewhere
+    assert launcher.pictured(whole, 1, Where()) == 1
+    monkeypatch.setattr(report, "of_run", lambda run, pictures: {}["val"])
+    assert launcher.pictured(whole, 0, Where()) == 0
+    assert f"no report: 'val': `ease report {whole}` tries again" in capsys.readouterr().out
+
+
 def test_values_are_spelled_as_the_command_line_takes_them():
     told = {
         "learn.rounds": 3,
@@ -127,4 +145,5 @@ def test_values_are_spelled_as_the_command_line_takes_them():
     }
     expected = ["learn.rounds=3", "data.names=a,b", "fresh=true", "lora.alpha=0.5", "strategy.bke.enabled=null", "x=y z"]
     assert api.assignments(told) == expected
+    assert api.assignments({"data.root": APP, "seed": np.int64(3)}) == [f"data.root={APP}", "seed=3"]
     assert config.load("personas", config.parse_assignments(["learn.rounds=3"])).learn.rounds == 3

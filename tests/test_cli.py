@@ -121,8 +121,10 @@ def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):
 def test_sweeps_lie_among_the_runs_but_where_a_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert main._cells(None, "comparison", "personas+sharing") == tmp_path / "home" / "comparison-personas+sharing"
-    assert main._cells(Path("mine"), "comparison", "personas") == tmp_path / "mine"
+    assert main._cells(None, "comparison", "personas+sharing", None) == tmp_path / "home" / "comparison-personas+sharing"
+    assert main._cells(Path("mine"), "comparison", "personas", ["seed=1"]) == tmp_path / "mine"
+    others = {main._cells(None, "comparison", "personas", told) for told in (["learn.rounds=3"], ["learn.rounds=4"], None)}
+    assert len(others) == 3  # cells of other settings are other cells
 
 
 def test_benchmarks_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """What a user brings along: experiments and methods beside ours, and shipped with the app."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -8,9 +9,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 from ease_flwr.strategies.base import Method
 
-from ease_flwr import config, strategies
+from ease_flwr import config, methods, strategies
 from ease_flwr.config import APP, ConfigError, halves, own
 from ease_flwr.hosts import app
+from tests.small import RUN_CONFIG
 from tests.test_methods import write_guide
 
 
@@ -18,6 +20,7 @@ from tests.test_methods import write_guide
 def nobody_else(monkeypatch, tmp_path):
     """This process knows of nobody's files but the test's."""
     monkeypatch.setattr(own, "settings", {group: {} for group in own.GROUPS})
+    monkeypatch.setattr(own, "clashes", {})
     for half in ("strategies", "clients"):
         home = halves._home(half)
         monkeypatch.setattr(home, "__path__", home.__path__[:1])
@@ -43,28 +46,43 @@ def test_experiments_and_variants_of_ones_own_stand_beside_ours(tmp_path):
         config.load("none")
     found = config.load("mine+short+sharing")
     assert (found.name, found.data.clients, found.learn.rounds) == ("mine+short+sharing", 4, 3)
-    assert own.add_experiment(written(tmp_path, "elsewhere/other")) == "other"
+    assert own.named(f"{written(tmp_path, 'elsewhere/other')}+short") == "other+short"
     assert config.load("other").data.clients == 5
     assert own.by_file("other+short") == f"{tmp_path}/conf/elsewhere/other.yaml+short"
     assert own.by_file("personas+sharing") == "personas+sharing"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "why"),
-    [
-        (
-            "experiment/personas",
-            "data:\n  clients: 5\n",
-            r"there is another experiment 'personas', .*personas.yaml: rename yours",
-        ),
-        ("variant/sharing", "", r"there is another variant 'sharing', .*: rename yours"),
-        ("experiments/mine", "", r"conf: no experiment/NAME.yaml and no variant/NAME.yaml in it"),
-    ],
-)
-def test_own_files_that_hide_ours_or_are_nowhere_are_refused(name, text, why, tmp_path):
-    written(tmp_path, name, text)
-    with pytest.raises(ConfigError, match=why):
+@pytest.mark.parametrize(("group", "name"), [("experiment", "personas"), ("variant", "sharing")])
+def test_own_files_that_hide_ours_are_refused_where_they_are_asked_for(group, name, tmp_path):
+    written(tmp_path, f"{group}/{name}", "seed: 7\n")
+    own.add_folder(tmp_path / "conf")
+    assert config.load("personas_class").seed == 0  # who asks for another one is not stopped
+    with pytest.raises(ConfigError, match=rf"there is another {group} '{name}', .*{name}.yaml: rename yours"):
+        config.load("personas+sharing")
+
+
+def test_a_folder_without_experiments_is_refused(tmp_path):
+    written(tmp_path, "experiments/mine")
+    with pytest.raises(ConfigError, match=r"conf: no experiment/NAME.yaml and no variant/NAME.yaml in it"):
         own.add_folder(tmp_path / "conf")
+
+
+def test_a_run_is_told_the_texts_of_its_own_experiment_and_no_other(tmp_path, monkeypatch):
+    """So that it can be resumed and asked when the files are gone, changed, or never were on this machine."""
+    written(tmp_path, "experiment/mine")
+    written(tmp_path, "experiment/secret", "seed: 1\n")
+    written(tmp_path, "variant/short", "learn:\n  rounds: 3\n")
+    own.add_folder(tmp_path / "conf")
+    expected = config.load("mine+short")
+    told = own.spelled(config.parts("mine+short"))
+    assert re.fullmatch(r"[\w-]+", told)  # nothing that a command line could split
+    assert own.read(told).keys() == {"experiment/mine", "variant/short"}
+    assert own.spelled(config.parts("personas+sharing")) == ""
+    monkeypatch.setattr(own, "settings", {group: {} for group in own.GROUPS})
+    run_config = {**RUN_CONFIG, "experiment": "mine+short", "set": "", "own": told}
+    assert config.from_run_config(run_config)[0] == expected
+    with pytest.raises(ConfigError, match=r"^own: not what `ease run` writes .*: submit the run again"):
+        config.from_run_config({**run_config, "own": "bm90IEpTT04"})
 
 
 def test_a_copy_of_ours_is_ours(tmp_path):
@@ -81,7 +99,7 @@ def test_methods_of_ones_own_are_found_and_do_not_replace_ours(tmp_path, monkeyp
     assert "shuffle" in halves.names("strategies")
     assert "shuffle" in halves.names("clients")
     assert strategies.load("ease").__name__ == "Ease"
-    assert [f.name for f in halves.own_files("strategies")] == ["shuffle.py"]
+    assert list(halves.own_files("strategies")) == ["shuffle"]
 
 
 class Declared(Method):
@@ -100,19 +118,23 @@ def test_methods_of_installed_packages_are_found_by_their_entry_points(monkeypat
         strategies.load("wrong")
 
 
-def test_what_is_ones_own_is_shipped_with_the_app(tmp_path, monkeypatch):
-    assert app.folder() == APP
+def test_a_method_of_ones_own_is_shipped_where_it_is_used_and_nothing_else_is(tmp_path, monkeypatch):
     write_guide(tmp_path)
+    (tmp_path / "strategies" / "mybot.py").write_text("KEY = 'secret'\nraise RuntimeError('it was run')\n")
+    (tmp_path / "strategies" / "_shared.py").write_text("HALF = 0.5\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    file = written(tmp_path, "experiment/mine")
-    own.add_folder(tmp_path / "conf")
-    found = app.folder()
+    assert "mybot" not in halves.names("strategies")
+    assert methods.listing().count("\nshuffle ") == 1
+    assert app.folder(["ease"]) == APP
+    found = app.folder(["ease", "shuffle"])
     assert found.parent == tmp_path / "home" / "apps"
-    for name in ("strategies/shuffle.py", "clients/shuffle.py", "conf/experiment/mine.yaml", "strategies/ease.py"):
-        assert (found / name).is_file()
-    assert app.folder() == found
-    file.write_text("extends: personas\n")
-    assert app.folder() != found  # another file, another app
+    more = {"strategies/shuffle.py", "strategies/_shared.py", "clients/shuffle.py"}
+    there = {p.relative_to(found).as_posix() for p in found.rglob("*.py")}
+    ours = {p.relative_to(APP).as_posix() for top in ("ease_flwr", "strategies", "clients") for p in (APP / top).rglob("*.py")}
+    assert there == ours | more
+    assert app.folder(["shuffle"]) == found
+    (tmp_path / "strategies" / "_shared.py").write_text("HALF = 0.25\n")
+    assert app.folder(["shuffle"]) != found  # another file, another app
 
 
 def test_the_command_line_takes_along_what_lies_in_the_working_folder(tmp_path):

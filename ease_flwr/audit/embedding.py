@@ -18,6 +18,8 @@ from ease_flwr.audit.export import adapters_of, merged
 from ease_flwr.model import adapters, backbone
 from ease_flwr.model.backbone import Backbone
 
+BATCH = 64
+"""Pictures or captions that go through a tower at once."""
 Picture = Image.Image | str | Path | NDArray[np.uint8]
 
 
@@ -43,12 +45,15 @@ class Model:
     @torch.no_grad()
     def images(self, pictures: Sequence[Picture] | NDArray[np.uint8]) -> Tensor:
         """Embeddings of pictures, (n, d), unit-length. A picture is a file, of PIL, or uint8 (height, width, 3)."""
-        return F.normalize(self.clip.encode_image(torch.cat([self.base.normalise(_pixels(p)) for p in pictures])), dim=-1)
+        batches = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
+        found = [self.clip.encode_image(torch.cat([self.base.normalise(_pixels(p)) for p in batch])) for batch in batches]
+        return F.normalize(torch.cat(found), dim=-1)
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Embeddings of captions, (n, d), unit-length."""
-        return F.normalize(self.clip.encode_text(self.base.tokenize(list(captions))), dim=-1)
+        tokens = self.base.tokenize(list(captions))
+        return F.normalize(torch.cat([self.clip.encode_text(batch) for batch in tokens.split(BATCH)]), dim=-1)
 
     def search(self, caption: str, pictures: Sequence[Picture] | NDArray[np.uint8], best: int = 5) -> list[int]:
         """Positions of the pictures that fit a caption best, the best first."""

@@ -118,7 +118,7 @@ def ablate(
     """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
     from ease_flwr.sweep import ablation, cells
 
-    to = _cells(folder, "ablation", experiment)
+    to = _cells(folder, "ablation", experiment, set)
     with mistakes("ablate"):
         wanted = [g.strip() for g in groups.split(",")]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
@@ -146,7 +146,7 @@ def compare(
     """
     from ease_flwr.sweep import cells, comparison
 
-    to = _cells(folder, "comparison", experiment)
+    to = _cells(folder, "comparison", experiment, set)
     with mistakes("compare"):
         if budget not in ("rounds", "bytes"):
             raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
@@ -171,7 +171,7 @@ def tune(
     """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
     from ease_flwr.sweep import cells, tuning
 
-    to = _cells(folder, "tuning", experiment)
+    to = _cells(folder, "tuning", experiment, set)
     with mistakes("tune"):
         names = _strategies(strategies, experiment, set or [])
         sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
@@ -192,11 +192,11 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _cells(folder: Path | None, what: str, experiment: str) -> Path:
-    """Where the cells of a sweep lie: a new one for each experiment, or what was typed."""
+def _cells(folder: Path | None, what: str, experiment: str, told: list[str] | None) -> Path:
+    """Where the cells of a sweep lie: in a folder for each experiment with these settings, or where it was typed."""
     from ease_flwr.store.files import home
 
-    return (folder or home() / f"{what}-{experiment}").absolute()
+    return (folder or home() / "-".join((what, experiment, *([config.digest(sorted(told))[:8]] if told else [])))).absolute()
 
 
 def _numbers(seeds: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,11 +34,8 @@ def mistakes(command: str) -> Iterator[None]:
 
 def _named(context: typer.Context, experiment: str) -> str:
     """The name of an experiment that is given by its file."""
-    first, *variants = experiment.split("+")
-    if not first.endswith((".yaml", ".yml")):
-        return experiment
     with mistakes(context.info_name or ""):
-        return "+".join((config.own.add_experiment(Path(first)), *variants))
+        return config.own.named(experiment)
 
 
 EXPERIMENT = Annotated[str, typer.Argument(help="Name of a file in conf/experiment/, or a YAML file.", callback=_named)]
@@ -72,11 +68,5 @@ def own_files(
     ] = None,
 ) -> None:
     """Take along what the user has here: conf/, strategies/ and clients/ in the working folder, and --conf."""
-    sys.path.append(str(Path.cwd()))
-    here = Path("conf")
     with mistakes("--conf"):
-        if any((here / group).is_dir() for group in config.own.GROUPS):
-            config.own.add_folder(here)
-        if conf is not None:
-            config.own.add_folder(conf)
-            os.environ["EASE_FLWR_CONF"] = str(conf.absolute())  # for the runs that a sweep starts
+        config.own.take_along(conf)

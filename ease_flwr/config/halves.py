@@ -1,12 +1,14 @@
 """The halves of a method, found by name: the name you type is the file that is opened, and there is no registry.
 
-A method of one's own need not lie in this repository. A file in any folder `strategies` or `clients` on Python's path counts.
-So does what an installed package declares as an entry point of the group `ease_flwr.strategies` or `ease_flwr.clients`.
+A method of one's own need not lie in this repository. A file in any folder `strategies` or `clients` on Python's path
+counts, if it imports from ease_flwr. So does what an installed package declares as an entry point of the group
+`ease_flwr.strategies` or `ease_flwr.clients`.
 """
 
 from __future__ import annotations
 
 import pkgutil
+import re
 import sys
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -24,8 +26,9 @@ def names(half: str) -> list[str]:
     """Modules of a half, "strategies" or "clients", that hold a method: all but those it calls SHARED, and what starts with an
     underscore."""
     home = _home(half)
-    files = {m.name for m in pkgutil.iter_modules(home.__path__) if m.name not in home.SHARED and m.name[0] != "_"}
-    return sorted(files | entry_points(group=home.__name__).names)
+    ours = {m.name for m in pkgutil.iter_modules(home.__path__[:1])} - set(home.SHARED)
+    found = ours | own_files(half).keys() | entry_points(group=home.__name__).names
+    return sorted(name for name in found if name[0] != "_")
 
 
 def find(half: str, name: str, base: type[T]) -> type[T]:
@@ -53,12 +56,19 @@ def check(half: str, name: str) -> None:
         raise ConfigError(f"no {name!r} in {half}/: there are {', '.join(names(half))}")
 
 
-def own_files(half: str) -> list[Path]:
-    """Files of a half that lie elsewhere on Python's path, but for those that have a name of ours."""
+def own_files(half: str) -> dict[str, Path]:
+    """By name, files of a half that lie elsewhere on Python's path: those that import from ease_flwr, and those that begin with
+    one underscore, which methods share. None has a name of ours."""
     first, *others = _home(half).__path__
-    ours = {p.name for p in Path(first).glob("*.py")}
-    found = {p.name: p for place in reversed(others) for p in sorted(Path(place).glob("*.py")) if p.name not in ours}
-    return list(found.values())
+    ours = {p.stem for p in Path(first).glob("*.py")}
+    found = {p.stem: p for place in reversed(others) for p in sorted(Path(place).glob("*.py"))}
+    return {n: p for n, p in found.items() if n not in ours and not n.startswith("__") and (n[0] == "_" or _uses_us(p))}
+
+
+def _uses_us(file: Path) -> bool:
+    """Others may have folders of these names too, with files that are not for us and must not be run."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return re.search(r"^\s*(from|import) ease_flwr\b", text, re.MULTILINE) is not None
 
 
 def _home(half: str) -> ModuleType:

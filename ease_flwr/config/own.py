@@ -1,10 +1,15 @@
-"""What a user brings along beside the project's own: experiments, variants, and halves of methods.
+"""What a user brings along beside the project's own: experiments and variants. (Halves of methods: halves.py.)
 
-Only the command line looks for them. It ships them with the app, so that servers and hosts need not.
+Only the command line and the Python API look for them. A run is told the text of those that it uses, and keeps it.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import re
+import sys
 from pathlib import Path
 
 from ease_flwr.config.identity import APP
@@ -13,10 +18,28 @@ from ease_flwr.config.section import ConfigError
 GROUPS = ("experiment", "variant")
 settings: dict[str, dict[str, Path]] = {group: {} for group in GROUPS}
 """Files of experiments and variants: group -> name -> file."""
+clashes: dict[tuple[str, str], str] = {}
+"""Group and name of what is there twice -> what to say to who asks for it."""
+
+
+def take_along(conf: Path | None = None) -> None:
+    """What lies in the working folder: conf/, strategies/ and clients/; and the folder `conf`, or $EASE_FLWR_CONF.
+
+    Raises ConfigError where that folder has nothing.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    if any((Path("conf") / group).is_dir() for group in GROUPS):
+        add_folder(Path("conf"))
+    if conf is None and os.environ.get("EASE_FLWR_CONF"):
+        conf = Path(os.environ["EASE_FLWR_CONF"])
+    if conf is not None:
+        add_folder(conf)
+        os.environ["EASE_FLWR_CONF"] = str(conf.absolute())  # for the runs that a sweep starts
 
 
 def add_folder(folder: Path) -> None:
-    """All experiments and variants of a folder like conf/. Raises ConfigError where there are none, or a name is taken."""
+    """All experiments and variants of a folder like conf/. Raises ConfigError where there are none."""
     found = [(group, file) for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
     if not found:
         raise ConfigError(f"{folder}: no experiment/NAME.yaml and no variant/NAME.yaml in it")
@@ -24,12 +47,16 @@ def add_folder(folder: Path) -> None:
         _add(group, file)
 
 
-def add_experiment(file: Path) -> str:
-    """One experiment by its file; returns its name. Raises ConfigError where there is none, or its name is taken."""
+def named(experiment: str) -> str:
+    """The name of an experiment, which may be given by its file: DIR/NAME.yaml+VARIANT is NAME+VARIANT. Raises ConfigError."""
+    by_file = re.fullmatch(r"(.*\.ya?ml)((?:\+.*)?)", experiment)
+    if by_file is None:
+        return experiment
+    file = Path(by_file[1])
     if not file.is_file():
         raise ConfigError(f"no experiment file {file}")
     _add("experiment", file)
-    return file.stem
+    return file.stem + by_file[2]
 
 
 def by_file(experiment: str) -> str:
@@ -38,9 +65,26 @@ def by_file(experiment: str) -> str:
     return "+".join((str(settings["experiment"].get(first, first)), *variants))
 
 
+def spelled(names: list[tuple[str, str]]) -> str:
+    """The texts of these files (group, name) in letters and digits, those of the project left out; "" of none."""
+    texts = {
+        f"{group}/{name}": settings[group][name].read_text(encoding="utf-8") for group, name in names if name in settings[group]
+    }
+    return base64.urlsafe_b64encode(json.dumps(texts).encode()).decode().rstrip("=") if texts else ""
+
+
+def read(spelled: str) -> dict[str, str]:
+    """The texts by "group/name". Raises ConfigError."""
+    try:
+        found = json.loads(base64.urlsafe_b64decode(spelled + "=" * (-len(spelled) % 4))) if spelled else {}
+        return {str(name): str(text) for name, text in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"own: not what `ease run` writes ({error}): submit the run again") from None
+
+
 def _add(group: str, file: Path) -> None:
-    file = file.absolute()
-    for other in (APP / "conf" / group / f"{file.stem}.yaml", settings[group].get(file.stem)):
-        if other is not None and other.is_file() and other.read_bytes() != file.read_bytes():
-            raise ConfigError(f"{file}: there is another {group} {file.stem!r}, {other}: rename yours")
-    settings[group].setdefault(file.stem, file)
+    file, name = file.absolute(), file.stem
+    ours = APP / "conf" / group / f"{name}.yaml"
+    known = ours if ours.is_file() else settings[group].setdefault(name, file)
+    if known.read_bytes() != file.read_bytes():
+        clashes[group, name] = f"{file}: there is another {group} {name!r}, {known}: rename yours"

@@ -26,14 +26,20 @@ def choices(group: str) -> list[str]:
     return sorted(_files(group))
 
 
-def read_yaml(group: str, name: str) -> dict[str, Any]:
-    """conf/GROUP/NAME.yaml as a dictionary. Raises ConfigError if there is none or it is not a mapping."""
-    if name not in choices(group):
+def read_yaml(group: str, name: str, told: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """conf/GROUP/NAME.yaml as a dictionary. told: texts of a user's own files by "GROUP/NAME", which a run was given.
+
+    Raises ConfigError if there is none or it is not a mapping.
+    """
+    text = (told or {}).get(f"{group}/{name}")
+    if text is None and name not in choices(group):
         more = f"; one of your own lies in ./conf/{group}/, or in {group}/ of ease --conf DIR"
         raise ConfigError(f"no {group} {name!r}: there are {', '.join(choices(group))}{more}")
-    path = _files(group)[name]
+    if text is None and (clash := own.clashes.get((group, name))):
+        raise ConfigError(clash)
+    path = _files(group)[name] if text is None else f"{group}/{name}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8") if text is None else text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -41,9 +47,16 @@ def read_yaml(group: str, name: str) -> dict[str, Any]:
     return values
 
 
+def parts(experiment: str) -> list[tuple[str, str]]:
+    """(group, name) of all files that an experiment is read from. Raises ConfigError."""
+    first, *variants = experiment.split("+")
+    base = read_yaml("experiment", first).get("extends")
+    return [("experiment", first), *([("experiment", str(base))] if base else []), *(("variant", v) for v in variants)]
+
+
 def _files(group: str) -> dict[str, Path]:
     """By name, those of the project and the user's own."""
-    return {p.stem: p for p in (APP / "conf" / group).glob("*.yaml")} | own.settings[group]
+    return own.settings[group] | {p.stem: p for p in (APP / "conf" / group).glob("*.yaml")}
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -56,14 +69,14 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = yaml.safe_load(value) if isinstance(value, str) and value != "" else value
 
 
-def load(name: str, overrides: dict[str, Any] | None = None) -> Experiment:
-    """The experiment NAME or NAME+VARIANT+... with these dotted keys changed. Raises ConfigError."""
+def load(name: str, overrides: dict[str, Any] | None = None, told: Mapping[str, str] | None = None) -> Experiment:
+    """The experiment NAME or NAME+VARIANT+... with these dotted keys changed; told: as of read_yaml. Raises ConfigError."""
     first, *variants = name.split("+")
-    changes = read_yaml("experiment", first)
-    values = read_yaml("experiment", changes.pop("extends")) if "extends" in changes else {}
+    changes = read_yaml("experiment", first, told)
+    values = read_yaml("experiment", changes.pop("extends"), told) if "extends" in changes else {}
     _merge(values, {"name": name, **changes})
     for variant in variants:
-        _merge(values, read_yaml("variant", variant))
+        _merge(values, read_yaml("variant", variant, told))
     for key, value in (overrides or {}).items():
         assign(values, key, value)
     refuse_old(values, f"experiment {name}")
@@ -99,8 +112,8 @@ class Submission(Section):
 def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submission]:
     """Read the run config of pyproject.toml, as changed by `flwr run -c`. Raises ConfigError.
 
-    Keys: experiment, strategy, seed, run-dir, fresh, audit, resume, until; the dotted keys that pyproject.toml lists; and
-    `set`, a string with any others, "learn.rounds=3 continuation.rounds=2". An empty string means: not set.
+    Keys: experiment, strategy, seed, run-dir, fresh, audit, resume, until; the dotted keys that pyproject.toml lists; `set`, a
+    string with any others, "learn.rounds=3 continuation.rounds=2"; and `own`, see own.py. An empty string means: not set.
     """
     values = dict(run_config)
     submission = Submission(
@@ -111,9 +124,9 @@ def from_run_config(run_config: Mapping[str, Any]) -> tuple[Experiment, Submissi
         resume=bool(values.pop("resume", False)),
         until=values.pop("until", ""),
     )
-    name, extra = str(values.pop("experiment")), str(values.pop("set"))
+    name, extra, told = str(values.pop("experiment")), str(values.pop("set")), own.read(str(values.pop("own", "")))
     overrides = {k: v for k, v in values.items() if v != ""} | parse_assignments(extra.split())
-    return load(name, overrides), submission
+    return load(name, overrides, told), submission
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The folder that `flwr run` is given: a Flower app, pyproject.toml on top and the prescribed folders beside ease_flwr/.
 
-A user's own experiments and methods are put into it: what servers and hosts run is what was checked here.
+A method of the user's own is put into it, and nothing else of the user's: experiments travel with the run (config/own.py).
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
-from ease_flwr.config import APP, PACKAGE, ConfigError, code_hash, digest, file_sha256, halves, own
+from ease_flwr import strategies
+from ease_flwr.config import APP, PACKAGE, ConfigError, digest, file_sha256, halves
 from ease_flwr.config.identity import HALVES
 from ease_flwr.store.files import home
 
@@ -18,36 +20,51 @@ ON_TOP = (*HALVES, "conf", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel holds inside of the package, and an app beside it."""
 
 
-def folder() -> Path:
-    """A checkout as it is. Of an installed wheel, and where the user has files of their own: an app laid out among the runs.
+def folder(methods: Collection[str] = ()) -> Path:
+    """A checkout as it is. Of an installed wheel, and for methods of the user's own: an app laid out among the runs.
 
-    Raises ConfigError where the installation is not whole.
+    methods: names of strategies. Raises ConfigError where the installation is not whole.
     """
     if not (APP / "pyproject.toml").is_file():
         raise ConfigError(f"no pyproject.toml in {APP}: install the wheel, or the checkout with `pip install -e .`")
-    more = {f"{half}/{file.name}": file for half in HALVES for file in halves.own_files(half)}
-    more |= {f"conf/{group}/{name}.yaml": file for group, found in own.settings.items() for name, file in found.items()}
-    more = {name: file for name, file in more.items() if not (APP / name).is_file()}
+    more = own_halves(methods)
     if APP != PACKAGE and not more:
         return APP
-    return _laid_out(home() / "apps" / digest(code_hash(), {n: file_sha256(f) for n, f in more.items()})[:16], more)
+    inside = ON_TOP if APP == PACKAGE else ()
+    files = {f"{PACKAGE.name}/{name}": file for name, file in _files(PACKAGE).items() if name.split("/")[0] not in inside}
+    files |= {name: file for name, file in _files(APP).items() if name.split("/")[0] in ON_TOP} | more
+    to = home() / "apps" / digest({name: file_sha256(file) for name, file in files.items()})[:16]
+    return to if to.is_dir() else _laid_out(to, files)
 
 
-def _laid_out(to: Path, more: dict[str, Path]) -> Path:
-    """The project's files and more, by their place in an app, in the folder `to`; once."""
-    if to.is_dir():
-        return to
+def own_halves(methods: Collection[str]) -> dict[str, Path]:
+    """By their place in an app, the user's files of these methods, and what they share (it begins with an underscore)."""
+    wanted = {"strategies": set(methods), "clients": {o for m in methods for o in strategies.load(m).objectives}}
+    there = {half: halves.own_files(half) for half in HALVES}
+    if not any(there[half].keys() & wanted[half] for half in HALVES):
+        return {}
+    return {
+        f"{half}/{name}.py": file
+        for half in HALVES
+        for name, file in there[half].items()
+        if name in wanted[half] or name[0] == "_"
+    }
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files below a folder by their relative names, but for what Python leaves there, and runs."""
+    tops = [folder / name for name in ON_TOP] if folder != PACKAGE else [PACKAGE]
+    found = [p for top in tops for p in ([top] if top.is_file() else top.rglob("*"))]
+    return {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and "__pycache__" not in p.parts}
+
+
+def _laid_out(to: Path, files: dict[str, Path]) -> Path:
+    """These files by their names in the folder `to`, all or none."""
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=".draft-"))
     try:
-        inside = [*ON_TOP, "__pycache__"] if APP == PACKAGE else ["__pycache__"]
-        shutil.copytree(PACKAGE, draft / PACKAGE.name, ignore=shutil.ignore_patterns(*inside))
-        for name in ON_TOP:
-            if (APP / name).is_dir():
-                shutil.copytree(APP / name, draft / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(APP / name, draft / name)
-        for name, file in more.items():
+        for name, file in files.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, draft / name)
         os.replace(draft, to)
     except OSError:

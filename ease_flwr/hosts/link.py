@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.hosts import app, processes
+from ease_flwr.store import queue
 
 
 class Link:
@@ -30,9 +31,11 @@ class Link:
 
     def submit(self, settings: dict[str, Any], nodes: str = "") -> str:
         """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
+        asked = queue.requests(queue.read(Path(settings["run-dir"]))) if settings.get("resume") else []
+        methods = {settings["strategy"], *(r.strategy for r in asked)}
         pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
         federation = ("--federation-config", nodes) if nodes else ()
-        said = self._flwr("run", str(app.folder()), self.name, "--format", "json", "--run-config", pairs, *federation)
+        said = self._flwr("run", str(app.folder(methods)), self.name, "--format", "json", "--run-config", pairs, *federation)
         try:
             answer = json.loads(said[said.index("{") :])
             if not answer["success"]:
