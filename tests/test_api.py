@@ -79,7 +79,7 @@ def test_a_run_shows_itself(whole):
 
 
 def test_learning_now_and_forgetting_later(home):
-    run = ease.run(overrides={**SMALL, "evaluation.reference": "none"}, folder=home / "later", until="learn")
+    run = ease.run(seed=3, overrides={**SMALL, "evaluation.reference": "none"}, folder=home / "later", until="learn")
     assert run.models == ("original",)
     again = run.forget(client="client-0", request=ease.Request("finetune", {"rounds": 1}, "first")).continue_training(1)
     assert again.folder == home / "later"

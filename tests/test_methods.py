@@ -4,7 +4,6 @@ import ast
 import importlib
 import math
 import os
-import re
 import subprocess
 import sys
 from inspect import getsource
@@ -295,10 +294,3 @@ def write_guide(folder):
         name, _, code = block.split("```")[0].partition("\n")
         (folder / name).parent.mkdir()
         (folder / name).write_text(code)
-
-
-def test_the_readme_counts_and_names_every_method():
-    table = (APP / "README.md").read_text().split("**Compare methods.**")[1].split("**Run a federation.**")[0]
-    names = [name for row in table.splitlines() if row.startswith("| ") for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(names) == halves.names("strategies")
-    assert f"There are {len(names)} methods" in " ".join(table.split())

@@ -1,5 +1,6 @@
 """The rules of the house: style, types, who may import whom."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ease_flwr.config import APP
+from ease_flwr.config import APP, halves
 
 BIN = Path(sys.executable).parent
 SETTINGS = str(APP / "pyproject.toml")
@@ -48,3 +49,10 @@ def test_readme_commands_are_what_ci_runs():
         'pip install -e ".[dev]" -c constraints.txt && pytest',
     ]
     assert "for block in 1 2" in (APP / ".ci" / "run").read_text()
+
+
+def test_the_readme_counts_and_names_every_method():
+    table = (APP / "README.md").read_text().split("**Compare methods.**")[1].split("**Run a federation.**")[0]
+    names = [name for row in table.splitlines() if row.startswith("| ") for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == halves.names("strategies")
+    assert f"There are {len(names)} methods" in " ".join(table.split())
