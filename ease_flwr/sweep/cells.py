@@ -109,18 +109,8 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
 
 
 def _run_cell(experiment: str, variant: Variant, seed: int, where: Path, assignments: list[str], family: Family) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "ease_flwr",
-        "run",
-        config.own.by_file(experiment),
-        "--strategy",
-        variant.strategy,
-        "--seed",
-        str(seed),
-    ]
-    command += ["--run-dir", str(where)]
+    command = [sys.executable, "-m", "ease_flwr", "run", config.own.by_file(experiment), "--strategy", variant.strategy]
+    command += ["--seed", str(seed), "--run-dir", str(where)]
     for setting in (*assignments, *(f"{k}={v}" for k, v in variant.settings.items())):
         command += ["--set", setting]
     log = where.with_name(f"{where.name}.log")
