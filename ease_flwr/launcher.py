@@ -50,7 +50,7 @@ def run(new: NewRun, where: Where) -> int:
     submission.steps(checked, config.Submission(strategy=new.strategy))
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
-    app.folder()
+    app.check()
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")

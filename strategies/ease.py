@@ -235,8 +235,7 @@ class Ease(Method):
         train = TrainConfig(epochs=p.bke.epochs, batch=p.bke.batch, lr=p.bke.rate * learn.lr, clip=learn.clip)
         job = forget_job(self.context, round, "bilateral", train, p.bke.options)
         found = beside(self.context, requests, job, self.snapshot)
-        told = {n: {**found[n].once, "teacher": t} for n, t in self.teachers.items() if n in found and found[n].once}
-        return found | {n: replace(found[n], once=once) for n, once in told.items()}
+        return found | {n: replace(found[n], once={**found[n].once, "teacher": t}) for n, t in self.teachers.items()}
 
     def combine(self, round: int, theta: Vector, updates: dict[str, Update]) -> Vector:
         moved = retained(self.context, updates)

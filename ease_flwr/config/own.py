@@ -49,14 +49,14 @@ def add_folder(folder: Path) -> None:
 
 def named(experiment: str) -> str:
     """The name of an experiment, which may be given by its file: DIR/NAME.yaml+VARIANT is NAME+VARIANT. Raises ConfigError."""
-    by_file = re.fullmatch(r"(.*\.ya?ml)((?:\+.*)?)", experiment)
-    if by_file is None:
+    found = re.fullmatch(r"(.*\.ya?ml)((?:\+.*)?)", experiment)
+    if found is None:
         return experiment
-    file = Path(by_file[1])
+    file = Path(found[1])
     if not file.is_file():
         raise ConfigError(f"no experiment file {file}")
     _add("experiment", file)
-    return file.stem + by_file[2]
+    return file.stem + found[2]
 
 
 def by_file(experiment: str) -> str:

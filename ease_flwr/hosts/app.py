@@ -20,13 +20,18 @@ ON_TOP = (*HALVES, "conf", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel holds inside of the package, and an app beside it."""
 
 
+def check() -> None:
+    """Raises ConfigError where the installation is not whole."""
+    if not (APP / "pyproject.toml").is_file():
+        raise ConfigError(f"no pyproject.toml in {APP}: install the wheel, or the checkout with `pip install -e .`")
+
+
 def folder(methods: Collection[str] = ()) -> Path:
     """A checkout as it is. Of an installed wheel, and for methods of the user's own: an app laid out among the runs.
 
     methods: names of strategies. Raises ConfigError where the installation is not whole.
     """
-    if not (APP / "pyproject.toml").is_file():
-        raise ConfigError(f"no pyproject.toml in {APP}: install the wheel, or the checkout with `pip install -e .`")
+    check()
     more = own_halves(methods)
     if APP != PACKAGE and not more:
         return APP
@@ -52,7 +57,7 @@ def own_halves(methods: Collection[str]) -> dict[str, Path]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All files below a folder by their relative names, but for what Python leaves there, and runs."""
+    """All files below a folder by their relative names, but for what Python leaves there."""
     tops = [folder / name for name in ON_TOP] if folder != PACKAGE else [PACKAGE]
     found = [p for top in tops for p in ([top] if top.is_file() else top.rglob("*"))]
     return {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and "__pycache__" not in p.parts}
