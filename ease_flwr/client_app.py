@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     os.chdir(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -26,6 +28,8 @@ from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, pack, read_instruction, unpack
 
 app = ClientApp()
+RAISED = 2
+"""Flower's code of an error that the app of a client raised."""
 
 
 class ContextState:
@@ -75,7 +79,26 @@ def told(job: Section, **more: Any) -> dict[str, Any]:
     return {"instruction": job.model_dump_json(), **more}
 
 
+def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+    """What is raised here is answered in one line, which the server can show. The traceback stays in this host's log."""
+
+    @wraps(answer)
+    def answered(message: Message, context: Context) -> Message:
+        try:
+            return answer(message, context)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            if not isinstance(error, config.ConfigError):
+                traceback.print_exc()
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                said = f"{type(error).__name__}: {said} ({Path(last.filename).name}, line {last.lineno}, {last.name})"
+            return Message(Error(RAISED, said), reply_to=message)
+
+    return answered
+
+
 @app.train()
+@in_one_line
 def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
     instruction, names, (sent, *extras) = read(message)
@@ -94,6 +117,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@in_one_line
 def evaluate(message: Message, context: Context) -> Message:
     """evaluate: judge the client's own pairs, under every model that was sent."""
     instruction, names, arrays = read(message)
@@ -112,6 +136,7 @@ def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evalua
 
 
 @app.query()
+@in_one_line
 def hello(message: Message, context: Context) -> Message:
     """get_properties: who is there, with how much data and which code. Needs no torch."""
     client = make_client(context)

@@ -51,6 +51,8 @@ def run(new: NewRun, where: Where) -> int:
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.check()
+    if not where.superlink:  # the files of a deployed federation are on its server and hosts
+        config.architecture_beside(checked.model)
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
@@ -65,19 +67,21 @@ def run(new: NewRun, where: Where) -> int:
     }
     if not new.until and (note := misleading(checked, new.strategy)):
         print(f"note: {note}", flush=True)
-    return pictured(folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), where)
+    return pictured(
+        folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), not where.superlink
+    )
 
 
-def pictured(run: Path, status: int, where: Where) -> int:
+def pictured(run: Path, status: int, pictures: bool) -> int:
     """Write the report of a run that has ended well and has an audit. The exit status is as it was, whatever becomes of it.
 
-    On a deployed federation the pictures are on the hosts, and the report has none.
+    pictures: whether the run's pairs are on this machine; those of a deployed federation are on its hosts.
     """
     try:
         if status == 0 and current_audit(run, read_results(run))[0] is not None:
             from ease_flwr.audit import report
 
-            print(f"report in {report.of_run(run, pictures=not where.superlink)}", flush=True)
+            print(f"report in {report.of_run(run, pictures)}", flush=True)
     except Exception as error:  # the run itself has ended well
         print(f"no report: {error}: `ease report {run}` tries again", flush=True)
     return status
@@ -107,7 +111,9 @@ def resume(folder: Path, where: Where) -> int:
             print(f"{folder}: everything on its request queue is done")
             return 0
         write_json(layout.state, {"status": "submitted", "error": ""})
-    return pictured(folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where), where)
+    return pictured(
+        folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where), not where.superlink
+    )
 
 
 @dataclass(frozen=True)
@@ -170,4 +176,4 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
     settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
-    return pictured(finished, submit(settings, experiment, folder, where), where)
+    return pictured(finished, submit(settings, experiment, folder, where), not where.superlink)

@@ -50,6 +50,18 @@ def learnt(shared_home):
     return _run(shared_home, {**settings(shared_home / "learnt"), "until": "learn"})
 
 
+@pytest.fixture(scope="session")
+def reported(shared_home):
+    """A run with a reference, a quick audit and its report."""
+    from ease_flwr.audit import report
+
+    folder = _run(
+        shared_home, settings(shared_home / "reported", **{"audit.level": "quick", "evaluation.reference": "retrain"})
+    )
+    report.of_run(folder)
+    return folder
+
+
 def _run(home, run_config):
     from pathlib import Path
 

@@ -121,16 +121,15 @@ def test_a_run_that_stops_raises_what_it_says(home, monkeypatch):
 def test_a_report_that_fails_does_not_fail_the_run(whole, monkeypatch, capsys):
     from ease_flwr import launcher
     from ease_flwr.audit import report
-    from ease_flwr.hosts.simulation import Where
 
     asked = []
     monkeypatch.setattr(launcher, "current_audit", lambda run, results: (run, {}))
     monkeypatch.setattr(report, "of_run", lambda run, pictures: asked.append(pictures) or run / "report.html")
-    assert launcher.pictured(whole, 0, Where()) == launcher.pictured(whole, 0, Where("hospitals")) == 0
+    assert launcher.pictured(whole, 0, True) == launcher.pictured(whole, 0, False) == 0
     assert asked == [True, False]  # of a deployed federation the pictures are elsewhere
-    assert launcher.pictured(whole, 1, Where()) == 1
+    assert launcher.pictured(whole, 1, True) == 1
     monkeypatch.setattr(report, "of_run", lambda run, pictures: {}["val"])
-    assert launcher.pictured(whole, 0, Where()) == 0
+    assert launcher.pictured(whole, 0, True) == 0
     assert f"no report: 'val': `ease report {whole}` tries again" in capsys.readouterr().out
 
 

@@ -64,6 +64,21 @@ def continue_(
         api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus))
 
 
+def open_(
+    run: RUN,
+    data: Annotated[str, typer.Option(help="Folder of the pairs to search; default: those of the run.")] = "",
+    client: Annotated[str, typer.Option(help="Whose pairs these are, where the clients of the run are hosts.")] = "",
+    pairs: Annotated[int, typer.Option(help="Pairs to search, at most; evenly chosen.", min=10)] = 1000,
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser, where there is a screen.")] = True,
+) -> None:
+    """A local page: follow a run live, then see its report and search with its models. This machine alone can read it."""
+    with mistakes("open"):
+        from ease_flwr.web import server
+
+        server.serve(run.absolute(), server.Own(data, client, pairs), port, browser)
+
+
 def purge(
     run: RUN,
     lock: Annotated[bool, typer.Option("--lock", help="The forget lock too: nothing holds the gap shut afterwards.")] = False,
@@ -193,6 +208,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "forget": forget,
     "continue": continue_,
+    "open": open_,
     "purge": purge,
     "receipt": receipt,
     "verify": verify,

@@ -30,6 +30,7 @@ from ease_flwr.config.reading import (
 )
 from ease_flwr.config.request import ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
 from ease_flwr.config.section import NAME, ConfigError, RunError, Section, chosen, operational, searched, validate
+from ease_flwr.config.weights import architecture_beside
 
 __all__ = [
     "ADAPTERS",
@@ -53,6 +54,7 @@ __all__ = [
     "Submission",
     "TrainConfig",
     "Union",
+    "architecture_beside",
     "assign",
     "choices",
     "chosen",

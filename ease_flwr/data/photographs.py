@@ -233,5 +233,8 @@ class PhotographsClient:
 
 @lru_cache(maxsize=2)
 def load(config: DataConfig, seed: int) -> Photographs:
-    """Read the index of config.root. Raises ConfigError when something is missing; images are read when they are needed."""
-    return Photographs(config, seed, labelled(read_index(config.root), config.labels))
+    """Read the index of config.root, and deal it to the clients. Raises ConfigError when something is missing or does not fit;
+    images are read when they are needed."""
+    world = Photographs(config, seed, labelled(read_index(config.root), config.labels))
+    _ = world.parts  # what it says of a partition that does not fit is said now
+    return world

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from ease_flwr.config import ConfigError, ModelConfig, named_file
+from ease_flwr.config import ConfigError, ModelConfig, architecture_beside, named_file
 
 FORMAT = "ease-base-model/1"
 
@@ -184,12 +184,7 @@ def _open_clip(config: ModelConfig) -> Backbone:
     from_file = weights.endswith(".safetensors")
     if from_file:
         path = named_file(weights)
-        if not path.is_file():
-            raise ConfigError(f"model.weights: no file {path}: give the absolute path of a .safetensors or .json file")
-        if not name:
-            beside = path.with_suffix(".json")
-            if not beside.is_file():
-                raise ConfigError(f"model.weights: {path.name} needs its open_clip config {beside} beside it, or model.name")
+        if beside := architecture_beside(config):
             open_clip.add_model_config(beside)
             name = beside.stem
     if name not in open_clip.list_models():

@@ -44,7 +44,7 @@ def conclude(server: Server, state: FederationState) -> FederationState:
         text += f"\n{cost_line(results)}\n"
     _save(server, state, list(found))
     server.run.write("results.json", results)
-    write_text(server.run.folder / "table.md", text)
+    write_text(server.run.layout.table, text)
     server.run.event(text)
     if experiment.audit.level != "none" and "retrain" in thetas and state.served:
         who, rounds = holders(server.roll_call), held_in(server.run.layout)

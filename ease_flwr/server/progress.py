@@ -47,12 +47,13 @@ class Reporter:
                 said |= answers[CURRENT]
             self._recall(p, p.round - 1, pool(said))
         losses = [u.metrics["loss"] for u in p.updates.values()]
-        values: dict[str, Any] = {"answered": len(p.updates), "loss": losses, **asdict(p.cost)}
+        eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
+        values: dict[str, Any] = {"last": p.last, "asked": p.asked, "answered": len(p.updates), "loss": losses}
+        values |= asdict(p.cost) | {"eta": eta}
         values["timing"] = [[round(float(u.metrics.get(k, 0)), 3) for k in TIMES] for u in p.updates.values()]
         if own := {n: u.own for n, u in p.updates.items() if u.own}:
             values["objective"] = own
         line = f"[{self.label} {p.round}/{p.last}] {len(p.updates)}/{p.asked} clients  loss {sum(losses) / len(losses):.3f}"
-        eta = p.cost.seconds / p.cost.rounds * (p.last - p.round)
         self._say(f"{line}  {p.cost.seconds:.0f} s  ETA {eta:.0f} s", p, p.round, values)
         if p.round == p.last:
             self._recall(p, p.round, judge(self.federation, {CURRENT: p.theta}, self.forget, "validation")[CURRENT])

@@ -146,6 +146,14 @@ class RunLayout:
         return self.folder / "results.json"
 
     @property
+    def table(self) -> Path:
+        return self.folder / "table.md"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
     def purge(self) -> Path:
         return self.folder / "purge.json"
 

@@ -1,0 +1,160 @@
+"""The two pages of `ease open`, as text: a run at work, and a report with a search above it.
+
+They are Python because an app that is published to Flower Hub has no HTML files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Template
+
+from ease_flwr.audit.page import COLOURS
+
+SEARCH = """
+<style>
+#search form { display: flex; flex-wrap: wrap; gap: .5rem; align-items: end; }
+#search label { display: grid; flex: 1 1 16rem; font-size: .85rem; color: var(--soft); }
+#search input { font: inherit; padding: .4rem; width: 100%; min-width: 0; color: var(--ink); background: var(--paper); border: 1px solid var(--soft); border-radius: .3rem; }
+#search button { font: inherit; color: var(--ink); background: none; border: 1px solid var(--soft); border-radius: .3rem; padding: .4rem .8rem; cursor: pointer; }
+#search button.pair { padding: 0; border: 0; text-align: left; text-decoration: underline dotted; }
+#search button.pair img { display: block; width: 5rem; height: 5rem; object-fit: cover; border-radius: .3rem; }
+#search :focus-visible { outline: 3px solid var(--open); outline-offset: 2px; }
+#offered, .found { display: grid; gap: .8rem; }
+#offered { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); margin: 1rem 0; }
+#found { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }
+.pairs { list-style: none; margin: 0; padding: 0; display: grid; gap: .6rem; }
+.pairs li, #offered > div { display: grid; gap: .2rem; font-size: .85rem; align-content: start; min-width: 0; }
+.pairs li { grid-template-columns: 5rem 1fr; gap: .6rem; border: 1px solid var(--line); border-radius: .4rem; padding: .4rem; }
+.pairs li.rightone { border: 3px solid var(--good); }
+.set { color: var(--soft); }
+</style>
+<section id="search" aria-labelledby="searchhead">
+<h2 id="searchhead">Search with its models</h2>
+<p>Type a caption, or choose a picture. Each column shows the five best of one model: <i>original</i> before forgetting, <i>unlearned</i> after it, <i>retrain</i> never trained on the forgotten pairs. After forgetting, <i>unlearned</i> should find what <i>retrain</i> finds.</p>
+<form>
+<label>Caption<input id="caption" name="caption" autocomplete="off"></label>
+<button>Find pictures</button>
+<label>Picture from this machine<input id="file" type="file" accept="image/*"></label>
+</form>
+<p id="said" role="status">The models are being loaded.</p>
+<div id="found"></div>
+<details id="more" open><summary>Pairs to begin with</summary><div id="offered"></div></details>
+</section>
+<script>
+const byId = id => document.getElementById(id), element = (name, more = {}, ...inside) => { const e = Object.assign(document.createElement(name), more); e.append(...inside); return e; };
+const pairOf = p => {
+  const picture = element("button", { type: "button", className: "pair" }, element("img", { src: `pictures/${p.pair}`, alt: "" }));
+  picture.setAttribute("aria-label", `find captions for the picture of: ${p.caption}`);
+  picture.onclick = () => ask(`captions/${p.pair}`, {}, "Captions for the picture");
+  const caption = element("button", { type: "button", className: "pair" }, p.caption);
+  caption.setAttribute("aria-label", `find pictures for: ${p.caption}`);
+  caption.onclick = () => { byId("caption").value = p.caption; pictures(); };
+  const notes = [p.set, ...("similarity" in p ? [`cosine ${p.similarity.toFixed(2)}`] : []), ...(p.right ? ["right"] : [])];
+  return [picture, element("div", {}, caption, element("div", { className: "set" }, notes.join(", ")))];
+};
+let latest = 0;
+async function ask(path, how, head) {
+  const mine = ++latest;
+  byId("said").textContent = "Searching.";
+  try {
+    const answer = await fetch(path, how), body = await answer.json();
+    if (mine !== latest) return;
+    if (body.error) { byId("said").textContent = body.error; return; }
+    byId("found").replaceChildren(...Object.entries(body.models).map(([model, found]) => element("section", {}, element("h3", {}, model),
+      element("ol", { className: "pairs" }, ...found.map(p => element("li", { className: p.right ? "rightone" : "" }, ...pairOf(p)))))));
+    byId("said").textContent = head + ":";
+    byId("more").open = false;
+  } catch { byId("said").textContent = "No answer: is `ease open` still running?"; }
+}
+const pictures = () => ask(`pictures?caption=${encodeURIComponent(byId("caption").value)}`, {}, `Pictures for "${byId("caption").value}"`);
+document.querySelector("#search form").onsubmit = e => { e.preventDefault(); pictures(); };
+byId("file").onchange = e => { const [file] = e.target.files; if (file) ask("captions", { method: "POST", body: file }, `Captions for ${file.name}`); };
+async function offer() {
+  const answer = await fetch("examples"), body = await answer.json();
+  if (answer.status === 202) { setTimeout(offer, 1000); return; }
+  byId("said").textContent = body.error ?? `Among ${body.count} test pairs of this machine.`;
+  byId("offered").replaceChildren(...(body.pairs ?? []).map(p => element("div", {}, ...pairOf(p))));
+}
+if (!document.body.dataset.atWork) offer();
+</script>
+"""
+"""A section that stands on its own, in a page with the colours of the report."""
+
+FOLLOWED = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
+{{ colours }}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.5rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+progress { width: 100%; height: 1rem; }
+dl { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); margin: 1rem 0; }
+dl div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; } dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.2rem; overflow-wrap: anywhere; }
+#charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 11px; }
+pre { overflow-x: auto; font-size: .8rem; border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; }
+</style>
+</head>
+<body data-at-work="yes">
+<header><h1>{{ title }}</h1><p id="status" role="status">Reading.</p></header>
+<main>
+<progress id="bar" max="1" value="0" aria-label="Rounds of this phase"></progress>
+<dl id="now"></dl>
+<div id="charts"></div>
+<h2>Last lines</h2>
+<pre id="log" tabindex="0"></pre>
+<div id="later" hidden>{{ search | safe }}</div>
+</main>
+<script>
+const told = { submitted: "Starting.", running: "At work.", finished: "Finished.", failed: "Stopped", "": "Nothing is known of it yet." };
+const time = s => s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`;
+const mark = (name, attributes, ...inside) => { const e = document.createElementNS("http://www.w3.org/2000/svg", name); for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); e.append(...inside); return e; };
+const dashes = ["", "6 3", "2 3", "8 3 2 3"];
+function chart(head, lines, top) {
+  const names = Object.keys(lines), all = Object.values(lines).flat(), right = Math.max(1, ...all.map(p => p[0])), high = top ?? Math.max(...all.map(p => p[1]));
+  const x = v => 34 + 260 * v / right, y = v => 120 - 105 * v / (high || 1);
+  const drawn = mark("svg", { viewBox: "0 0 300 140", role: "img", "aria-label": head + ": " + names.map(n => n + " " + lines[n].at(-1)[1].toFixed(2)).join(", ") });
+  drawn.append(mark("path", { d: "M34 15V120H294", fill: "none", stroke: "currentColor" }), mark("text", { x: 30, y: 20, "text-anchor": "end" }, high.toFixed(top ? 0 : 2)),
+    mark("text", { x: 30, y: 120, "text-anchor": "end" }, "0"), mark("text", { x: 294, y: 134, "text-anchor": "end" }, "round " + right));
+  names.forEach((n, i) => drawn.append(mark("polyline", { points: lines[n].map(p => x(p[0]) + "," + y(p[1])).join(" "), fill: "none", stroke: "currentColor", "stroke-width": 1.6, "stroke-dasharray": dashes[i % 4] }),
+    mark("text", { x: Math.min(x(lines[n].at(-1)[0]), 240), y: Math.max(y(lines[n].at(-1)[1]) - 4, 10) }, n)));
+  const box = document.createElement("figure"), title = document.createElement("figcaption");
+  title.textContent = head; box.style.margin = 0; box.append(title, drawn);
+  return box;
+}
+async function follow() {
+  let s;
+  try { s = await (await fetch("situation")).json(); } catch { document.getElementById("status").textContent = "No answer: is `ease open` still running?"; setTimeout(follow, 3000); return; }
+  if (s.over && s.report) { location.reload(); return; }
+  const r = s.round, at = document.getElementById("status");
+  at.textContent = s.error ? `${told.failed}: ${s.error}` : s.silent ? `No word for ${time(s.silent)}. If it was killed, \\`ease resume\\` goes on with it.` : s.over ? "Finished. There is no report yet: `ease report` writes one where the run has an audit." : told[s.status] ?? s.status;
+  document.getElementById("bar").value = r.last ? r.round / r.last : 0;
+  const facts = r.last ? { phase: r.model, round: `${r.round} of ${r.last}`, loss: r.loss.toFixed(3), clients: `${r.answered} of ${r.asked}`, took: time(r.seconds), "ETA of the phase": time(r.eta) } : {};
+  for (const [set, models] of Object.entries(s.recall)) { const last = Object.entries(models).at(-1); facts[`R@1 ${set} (${last[0]})`] = last[1].at(-1)[1].toFixed(1) + " %"; }
+  document.getElementById("now").replaceChildren(...Object.entries(facts).map(([k, v]) => { const d = document.createElement("div"), t = document.createElement("dt"), w = document.createElement("dd"); t.textContent = k; w.textContent = v; d.append(t, w); return d; }));
+  document.getElementById("charts").replaceChildren(...(Object.keys(s.loss).length ? [chart("Loss, mean of the clients", s.loss)] : []), ...Object.entries(s.recall).map(([set, lines]) => chart(`R@1 % of validation pairs: ${set}`, lines, 100)));
+  document.getElementById("log").textContent = s.log.join("\\n") + (s.table ? "\\n\\n" + s.table : "");
+  if (s.over && document.getElementById("later").hidden) { document.getElementById("later").hidden = false; offer(); }
+  setTimeout(follow, 1000);
+}
+follow();
+</script>
+</body>
+</html>
+"""
+
+
+def followed(folder: Path) -> str:
+    """The page of a run at work, or of one without a report."""
+    return Template(FOLLOWED, autoescape=True).render(title=folder.name, colours=COLOURS, search=SEARCH)
+
+
+def reported(report: str) -> str:
+    """A report with the search above its tables."""
+    return report.replace("<main>", f"<main>{SEARCH}", 1)
