@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ class ContextState:
         self.records[name] = pack({"value": value})
 
 
-def client_name(context: Context) -> str:
-    """What this host calls itself: `client-name` of its node config, or client-K of partition K in a simulation."""
+def client_name(context: Context, clients: Sequence[str]) -> str:
+    """What this host calls itself: `client-name` of its node config, or in a simulation the client of its partition."""
     node = context.node_config
-    return str(node["client-name"]) if "client-name" in node else f"client-{node['partition-id']}"
+    return str(node["client-name"]) if "client-name" in node else clients[int(node["partition-id"])]
 
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
@@ -65,7 +65,7 @@ def make_client(context: Context, objective: str = "") -> LoraClient:
     experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config)
     world = data.load(experiment.data, experiment.seed)
     kind = clients.load(objective) if objective else LoraClient
-    return kind(experiment, client_name(context), world, ContextState(context))
+    return kind(experiment, client_name(context, world.clients), world, ContextState(context))
 
 
 def read(message: Message) -> tuple[Any, list[str], list[NDArray[Any]]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ease_flwr.config.section import Section, operational
+from ease_flwr.config.section import NAME, Section, operational
 
 
 class BackdoorConfig(Section):
@@ -22,9 +22,9 @@ class DataConfig(Section):
     kind: Literal["personas", "photographs", "folder"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
     clients: int = Field(8, ge=2)
-    """Number of clients; they are named client-0, client-1, ..."""
+    """Number of clients of a simulation; without `names` they are client-0, client-1, ..."""
     names: tuple[str, ...] = ()
-    """folder: what the clients' hosts call themselves."""
+    """What clients are called. folder: what their hosts call themselves."""
     root: str = ""
     """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
     `data-root`."""
@@ -61,9 +61,9 @@ class DataConfig(Section):
     unseen: int = Field(240, ge=8)
     """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split, half of it at most)."""
 
-    partition: Literal["iid", "dirichlet", "label", "file"] = "label"
+    partition: Literal["iid", "dirichlet", "label", "file", "client"] = "label"
     """photographs: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts. file: as
-    `parts` says."""
+    `parts` says. client: as the index says, in its column `client`; without `names` there are as many clients as it names."""
     parts: str = ""
     """photographs, partition "file": a JSON file {"names": {CLIENT: [image names]}}; `ease data deal` writes one."""
     labels: str = ""
@@ -80,3 +80,20 @@ class DataConfig(Section):
     cache_half: bool = False
     """Whether bfloat16 is enough for what the trunk makes of images: half the memory, gradients nearly the same."""
     backdoor: BackdoorConfig = BackdoorConfig()
+
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """What the clients are called; () where the index alone knows."""
+        if self.names or (self.kind == "photographs" and self.partition == "client"):
+            return self.names
+        return tuple(f"client-{k}" for k in range(self.clients))
+
+    @model_validator(mode="after")
+    def _as_many_names(self) -> DataConfig:
+        if bad := [n for n in self.names if not NAME.fullmatch(n)]:
+            raise ValueError(f"names: {bad[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names: {', '.join(self.names)}: two clients have the same name")
+        if self.names and self.kind != "folder" and self.partition != "client" and len(self.names) != self.clients:
+            raise ValueError(f"names: there are {len(self.names)} for clients={self.clients}: give as many")
+        return self

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ease_flwr.config.data import DataConfig
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
 from ease_flwr.config.request import ForgetConfig
-from ease_flwr.config.section import NAME, Section, afterwards, operational
+from ease_flwr.config.section import Section, afterwards, operational
 
 
 class HistoryConfig(Section):
@@ -99,9 +99,9 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _targets_exist(self) -> Experiment:
-        names = list(self.data.names) or [f"client-{k}" for k in range(self.data.clients)]
-        if bad := [n for n in names if not NAME.fullmatch(n)]:
-            raise ValueError(f"data.names: {bad[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
+        names = self.data.client_names
+        if not names:  # the index knows them, and is read later
+            return self
         if strange := sorted(set(self.data.backdoor.clients) - set(names)):
             raise ValueError(f"data.backdoor.clients: no client {', '.join(strange)}; there are {', '.join(names)}")
         named = self.forget.named

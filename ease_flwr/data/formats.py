@@ -5,10 +5,10 @@ In `data.root` there is one of
                         (dataset_flickr8k.json, dataset_flickr30k.json, dataset_coco.json; split restval counts as train)
     TextCaps_*_train.json and TextCaps_*_val.json
                         {"data": [{"image_id", "caption_str", "image_classes"?}, ...]}, a line a caption; val becomes test
-    captions.json       [{"image", "captions": [...], "label"?, "split"?}, ...]
-    captions.csv        with a header: image, caption, and perhaps label and split; a line a caption
+    captions.json       [{"image", "captions": [...], "label"?, "split"?, "client"?}, ...]
+    captions.csv        with a header: image, caption, and perhaps label, split and client; a line a caption
     *.tar               shards of webdataset: KEY.jpg (jpeg, png, webp) beside KEY.txt, a caption a line, or KEY.json with
-                        "captions" or "caption", "label"?, "split"?
+                        "captions" or "caption", "label"?, "split"?, "client"?
 and a folder of images: images/, flickr30k-images/, flickr30k_images/, Flicker8k_Dataset/, Images/, train_images/, or the root
 itself. Splits used are train, val and test; others are ignored. Where none is named, the hash of an image's name puts a tenth
 each into val and test. Only the index is read here; images are opened when somebody needs them.
@@ -21,7 +21,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json, caption
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of an index. name: as it stands there.  where: its place there, for messages.
+    """One image of an index. name: as it stands there.  where: its place there, for messages.  client: whose it is there.
 
     start, size: the bytes of `file` that are the image; size -1 is all of them.
     """
@@ -50,6 +50,7 @@ class Entry:
     split: str
     name: str
     where: str
+    client: str = ""
     start: int = 0
     size: int = -1
 
@@ -178,11 +179,17 @@ class About(NamedTuple):
     label: Any = ""
     split: Any = ""
     folder: Any = ""
+    client: Any = ""
+
+
+def _about(said: Mapping[str, Any], **more: Any) -> About:
+    """From a row, or a part of JSON."""
+    return About(**{k: said[k] for k in ("label", "split", "client") if said.get(k) is not None} | more)
 
 
 def _entry(file: Path, where: str, name: Any, captions: Any, about: About) -> Entry:
     """One checked line of an index. Raises TypeError and ValueError."""
-    label, split, folder = about
+    label, split, folder, client = about
     if not isinstance(name, str) or not name or "\0" in name:
         raise TypeError(f"{where} has filename {name!r}")
     if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
@@ -191,18 +198,20 @@ def _entry(file: Path, where: str, name: Any, captions: Any, about: About) -> En
         raise TypeError(f"{where} has split {split!r} and folder {folder!r}")
     if not isinstance(label, str | int):
         raise TypeError(f"{where} has label {label!r}")
+    if not isinstance(client, str | int):
+        raise TypeError(f"{where} has client {client!r}")
     said = tuple(" ".join(c.split()) for c in captions if c.strip())
     base = next((file.parent / f for f in FOLDERS if (file.parent / f).is_dir()), file.parent)
     if folder and not (base / folder).is_dir():
         base = file.parent
     split = {"restval": "train"}.get(split, split) or drawn_split(name)
-    return Entry(base / folder / name, said, str(label), split, name, f"{file}: {where}")
+    return Entry(base / folder / name, said, str(label), split, name, f"{file}: {where}", str(client))
 
 
 def _karpathy(file: Path) -> Iterator[Entry]:
     for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))["images"]):
         captions = [s["raw"] for s in image["sentences"]]
-        about = About(image.get("label", ""), image["split"], image.get("filepath", ""))
+        about = _about(image, split=image["split"], folder=image.get("filepath", ""))
         yield _entry(file, f"images[{i}]", image["filename"], captions, about)
 
 
@@ -210,7 +219,7 @@ def _textcaps(file: Path) -> Iterator[Entry]:
     rows = enumerate(json.loads(file.read_text(encoding="utf-8"))["data"])
     split = "test" if file.stem.endswith("val") else ""
     said = (
-        (f"data[{i}]", row["image_id"] + ".jpg", row["caption_str"], str((row.get("image_classes") or [""])[0]), split)
+        (f"data[{i}]", row["image_id"] + ".jpg", row["caption_str"], About(str((row.get("image_classes") or [""])[0]), split))
         for i, row in rows
     )
     for entry in _gathered(file, said):
@@ -219,26 +228,22 @@ def _textcaps(file: Path) -> Iterator[Entry]:
 
 def _json(file: Path) -> Iterator[Entry]:
     for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-        about = About(image.get("label", ""), image.get("split", ""))
-        yield _entry(file, f"[{i}]", image["image"], image["captions"], about)
+        yield _entry(file, f"[{i}]", image["image"], image["captions"], _about(image))
 
 
 def _csv(file: Path) -> Iterator[Entry]:
     with file.open(encoding="utf-8", newline="") as f:
         rows = csv.DictReader(f, strict=True)
-        said = (
-            (f"line {rows.line_num}", r["image"], r["caption"] or "", r.get("label") or "", r.get("split") or "") for r in rows
-        )
-        yield from _gathered(file, said)
+        yield from _gathered(file, ((f"line {rows.line_num}", r["image"], r["caption"] or "", _about(r)) for r in rows))
 
 
-def _gathered(file: Path, rows: Iterable[tuple[str, str, str, str, str]]) -> Iterator[Entry]:
-    """Entries from lines of one caption each: (where, name, caption, label, split)."""
-    found: dict[str, tuple[str, list[str], str, str]] = {}
-    for where, name, caption, label, split in rows:
-        found.setdefault(name, (where, [], label, split))[1].append(caption)
-    for name, (where, captions, label, split) in found.items():
-        yield _entry(file, where, name, captions, About(label, split))
+def _gathered(file: Path, rows: Iterable[tuple[str, str, str, About]]) -> Iterator[Entry]:
+    """Entries from lines of one caption each: (where, name, caption, more)."""
+    found: dict[str, tuple[str, list[str], About]] = {}
+    for where, name, caption, about in rows:
+        found.setdefault(name, (where, [], about))[1].append(caption)
+    for name, (where, captions, about) in found.items():
+        yield _entry(file, where, name, captions, about)
 
 
 def _shard(file: Path) -> Iterator[Entry]:
@@ -252,7 +257,7 @@ def _shard(file: Path) -> Iterator[Entry]:
             key = f"{folder}/{stem}"
             if not member.isfile() or ending.lower() not in (*PICTURES, "txt", "json"):
                 continue
-            sample = about.setdefault(key, {"captions": [], "label": "", "split": ""})
+            sample = about.setdefault(key, {"captions": []})
             if ending.lower() in PICTURES:
                 if "at" in sample:
                     raise ValueError(f"{key} has two images")
@@ -268,7 +273,7 @@ def _shard(file: Path) -> Iterator[Entry]:
                 if not isinstance(captions, list):
                     raise TypeError(f"{key} has captions that are no list of sentences")
                 sample["captions"] += captions
-                sample |= {k: said[k] for k in ("label", "split") if k in said}
+                sample |= {k: said[k] for k in ("label", "split", "client") if k in said}
     with file.open("rb") as f:  # tarfile takes a shard that was cut between two members for a whole one
         f.seek(end)
         if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -278,7 +283,7 @@ def _shard(file: Path) -> Iterator[Entry]:
         if "at" not in sample:
             raise ValueError(f"{key} has captions and no image")
         name, start, size = sample["at"]
-        entry = _entry(file, name, name, sample["captions"], About(sample["label"], sample["split"] or named))
+        entry = _entry(file, name, name, sample["captions"], _about(sample, split=sample.get("split") or named))
         yield replace(entry, file=file, start=start, size=size)
 
 

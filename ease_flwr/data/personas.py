@@ -26,14 +26,14 @@ from ease_flwr.data.wording import BACKGROUNDS, TEMPLATES
 
 @dataclass(frozen=True, eq=False)
 class Personas:
-    """The world of one experiment and seed. Names of clients are client-0, client-1, ..."""
+    """The world of one experiment and seed."""
 
     config: DataConfig
     seed: int
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
-        return tuple(f"client-{k}" for k in range(self.config.clients))
+        return self.config.client_names
 
     @cached_property
     def people(self) -> dict[str, Persona]:

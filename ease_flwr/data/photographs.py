@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, digest
+from ease_flwr.config import NAME, ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
 from ease_flwr.store import cache
@@ -71,6 +71,23 @@ def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarr
     return [np.sort(p) for p in parts]
 
 
+def by_column(entries: list[Entry], clients: tuple[str, ...]) -> list[np.ndarray]:
+    """Positions of each client's pairs as the index says. Raises ConfigError for a pair of nobody, or of somebody else."""
+    if nobody := next((e for e in entries if not e.client), None):
+        raise ConfigError(f"data.partition=client: {nobody.where} ({nobody.name}) has no client: say in `client` whose it is")
+    if strange := next((e for e in entries if e.client not in clients), None):
+        raise ConfigError(f"data.names: {strange.where} has client {strange.client!r}; named are {', '.join(clients)}")
+    if bad := next((c for c in clients if not NAME.fullmatch(c)), None):
+        raise ConfigError(
+            f"data.partition=client: {bad!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most"
+        )
+    parts = [np.array([i for i, e in enumerate(entries) if e.client == c], dtype=np.intp) for c in clients]
+    if len(clients) < 2 or (few := next((c for c, p in zip(clients, parts, strict=True) if len(p) < 2), "")):
+        who = f"{few} has less than two pairs" if len(clients) > 1 else "there are less than two clients"
+        raise ConfigError(f"data.partition=client: {who} in the train split")
+    return parts
+
+
 def apart(count: int, part: int, draw: int) -> np.ndarray:
     """Which `part` of so many photographs are set apart, (count,) of bool: drawn once and for all, so that neither a seed nor
     a partition nor a request moves one over."""
@@ -87,11 +104,13 @@ class Photographs:
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
-        return tuple(f"client-{k}" for k in range(self.config.clients))
+        return self.config.client_names or tuple(sorted({e.client for e in self.splits["train"]}))
 
     @cached_property
     def parts(self) -> list[np.ndarray]:
         """Positions of each client's pairs in the train split."""
+        if self.config.partition == "client":
+            return by_column(self.splits["train"], self.clients)
         if self.config.partition != "file":
             return partition([e.label for e in self.splits["train"]], self.config, self.seed)
         dealt = _read_names(self.config.parts, "data.parts")
