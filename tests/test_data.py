@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ease_flwr.cli import app
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, ForgetSet
-from ease_flwr.data import formats, photographs
+from ease_flwr.data import formats, partition, photographs
 from ease_flwr.store import cache
 from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, write_photographs
 
@@ -79,20 +79,20 @@ labels = st.lists(st.sampled_from("abcd"), min_size=40, max_size=80)
 @settings(deadline=None, max_examples=30)
 @given(labels, st.sampled_from(["iid", "label"]), st.integers(0, 5), st.integers(2, 8))
 def test_partitions_are_equal_and_complete(labels, rule, seed, clients):
-    parts = photographs.partition(labels, DataConfig(partition=rule, clients=clients), seed)
+    parts = partition.partition(labels, DataConfig(partition=rule, clients=clients), seed)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
-    again = photographs.partition(labels, DataConfig(partition=rule, clients=clients), seed)
+    again = partition.partition(labels, DataConfig(partition=rule, clients=clients), seed)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 
 def test_label_partition_without_mixing_is_pure_and_dirichlet_is_skewed():
     labels = [letter for letter in "abcd" for _ in range(25)]
-    pure = photographs.partition(labels, DataConfig(partition="label", mixed=0, clients=4), 0)
+    pure = partition.partition(labels, DataConfig(partition="label", mixed=0, clients=4), 0)
     assert [{labels[i] for i in p} for p in pure] == [{"a"}, {"b"}, {"c"}, {"d"}]
 
     def skew(alpha):
-        parts = photographs.partition(labels, DataConfig(partition="dirichlet", alpha=alpha, clients=4), 1)
+        parts = partition.partition(labels, DataConfig(partition="dirichlet", alpha=alpha, clients=4), 1)
         assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(100))
         return np.mean([max(np.mean([labels[i] == x for i in p]) for x in "abcd") for p in parts])
 
@@ -101,7 +101,7 @@ def test_label_partition_without_mixing_is_pure_and_dirichlet_is_skewed():
 
 def test_too_few_pairs_for_so_many_clients():
     with pytest.raises(ConfigError, match=r"5 training pairs are too few for 3 clients"):
-        photographs.partition(["a"] * 5, DataConfig(clients=3), 0)
+        partition.partition(["a"] * 5, DataConfig(clients=3), 0)
 
 
 # ---- what publishers do with the same pictures -------------------------------------------------------------------------------

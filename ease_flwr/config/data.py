@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from ease_flwr.config.section import NAME, Section, operational
 
+RULES = ("iid", "dirichlet", "label", "file", "client")
+"""Our own ways to deal pairs to clients."""
+
 
 class BackdoorConfig(Section):
     """A patch that means a sentence, in the data of some clients only: after they are forgotten the audit asks for it."""
@@ -61,9 +64,12 @@ class DataConfig(Section):
     unseen: int = Field(240, ge=8)
     """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split, half of it at most)."""
 
-    partition: Literal["iid", "dirichlet", "label", "file", "client"] = "label"
+    partition: str = "label"
     """photographs: how training pairs are dealt to clients. label: sorted by label, then cut into equal parts. file: as
-    `parts` says. client: as the index says, in its column `client`; without `names` there are as many clients as it names."""
+    `parts` says. client: as the index says, in its column `client`; without `names` there are as many clients as it names. The
+    name of a partitioner of flwr-datasets, e.g. PathologicalPartitioner: as that deals (`pip install flwr-datasets`)."""
+    partition_options: tuple[str, ...] = ()
+    """Settings of this partitioner by its own names, e.g. num_classes_per_partition=2, with commas."""
     parts: str = ""
     """photographs, partition "file": a JSON file {"names": {CLIENT: [image names]}}; `ease data deal` writes one."""
     labels: str = ""
@@ -89,11 +95,13 @@ class DataConfig(Section):
         return tuple(f"client-{k}" for k in range(self.clients))
 
     @model_validator(mode="after")
-    def _as_many_names(self) -> DataConfig:
+    def _fits(self) -> DataConfig:
         if bad := [n for n in self.names if not NAME.fullmatch(n)]:
             raise ValueError(f"names: {bad[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"names: {', '.join(self.names)}: two clients have the same name")
+        if self.partition not in RULES and not self.partition.endswith("Partitioner"):
+            raise ValueError(f"partition: {self.partition!r} is neither {', '.join(RULES)} nor the name of a partitioner")
         if self.names and self.kind != "folder" and self.partition != "client" and len(self.names) != self.clients:
             raise ValueError(f"names: there are {len(self.names)} for clients={self.clients}: give as many")
         return self

@@ -5,19 +5,18 @@ Images are resized on their shorter side and cropped in the centre when a client
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import NAME, ConfigError, DataConfig, ForgetConfig, Union, digest
+from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
+from ease_flwr.data.partition import dealt, read_names
 from ease_flwr.store import cache
 
 
@@ -25,67 +24,10 @@ def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]
     """The same with labels from a JSON file {name: label}, "" is none. Raises ConfigError where it does not name them all."""
     if not file:
         return splits
-    labels = _read_names(file, "data.labels")
+    labels = read_names(file, "data.labels")
     if missing := [e.name for entries in splits.values() for e in entries if not isinstance(labels.get(e.name), str)]:
         raise ConfigError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
     return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
-
-
-def _read_names(file: str, field: str) -> dict[str, Any]:
-    try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
-        return dict(found["names"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
-
-
-def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarray]:
-    """Positions of the training pairs of each client: every pair once, shares as equal as the rule allows.
-
-    iid: shuffled and cut.  dirichlet: each label is split by shares from Dirichlet(alpha).  label: sorted by label and
-    cut, then `mixed` of every client's pairs is shuffled among all clients. Raises ConfigError where it cannot be done.
-    """
-    rng, k = np.random.default_rng((seed, 20)), config.clients
-    if len(labels) < 2 * k:
-        raise ConfigError(f"{len(labels)} training pairs are too few for {k} clients")
-    if config.partition == "iid":
-        parts = np.array_split(rng.permutation(len(labels)), k)
-    elif config.partition == "dirichlet":
-        buckets: list[list[int]] = [[] for _ in range(k)]
-        for label in sorted(set(labels)):
-            members = rng.permutation(np.flatnonzero(np.array(labels) == label))
-            cuts = (np.cumsum(rng.dirichlet(np.full(k, config.alpha)))[:-1] * len(members)).astype(int)
-            for bucket, share in zip(buckets, np.split(members, cuts), strict=True):
-                bucket.extend(share.tolist())
-        parts = [np.array(b, dtype=np.intp) for b in buckets]
-    else:
-        order = np.lexsort((rng.permutation(len(labels)), np.array(labels)))
-        own = [rng.permutation(p) for p in np.array_split(order, k)]
-        keep = [len(p) - round(config.mixed * len(p)) for p in own]
-        pool = rng.permutation(np.concatenate([p[n:] for p, n in zip(own, keep, strict=True)]))
-        cuts = np.cumsum([len(p) - n for p, n in zip(own, keep, strict=True)])[:-1]
-        parts = [np.concatenate([p[:n], extra]) for p, n, extra in zip(own, keep, np.split(pool, cuts), strict=True)]
-    if any(len(p) < 2 for p in parts):
-        raise ConfigError(f"data.partition={config.partition} leaves a client with less than two pairs: raise data.alpha")
-    return [np.sort(p) for p in parts]
-
-
-def by_column(entries: list[Entry], clients: tuple[str, ...]) -> list[np.ndarray]:
-    """Positions of each client's pairs as the index says. Raises ConfigError for a pair of nobody, or of somebody else."""
-    if nobody := next((e for e in entries if not e.client), None):
-        raise ConfigError(f"data.partition=client: {nobody.where} ({nobody.name}) has no client: say in `client` whose it is")
-    if strange := next((e for e in entries if e.client not in clients), None):
-        raise ConfigError(f"data.names: {strange.where} has client {strange.client!r}; named are {', '.join(clients)}")
-    if bad := next((c for c in clients if not NAME.fullmatch(c)), None):
-        raise ConfigError(
-            f"data.partition=client: {bad!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most"
-        )
-    parts = [np.array([i for i, e in enumerate(entries) if e.client == c], dtype=np.intp) for c in clients]
-    if len(clients) < 2 or (few := next((c for c, p in zip(clients, parts, strict=True) if len(p) < 2), "")):
-        who = f"{few} has less than two pairs" if len(clients) > 1 else "there are less than two clients"
-        raise ConfigError(f"data.partition=client: {who} in the train split")
-    return parts
 
 
 def apart(count: int, part: int, draw: int) -> np.ndarray:
@@ -109,23 +51,7 @@ class Photographs:
     @cached_property
     def parts(self) -> list[np.ndarray]:
         """Positions of each client's pairs in the train split."""
-        if self.config.partition == "client":
-            return by_column(self.splits["train"], self.clients)
-        if self.config.partition != "file":
-            return partition([e.label for e in self.splits["train"]], self.config, self.seed)
-        dealt = _read_names(self.config.parts, "data.parts")
-        where = {e.name: i for i, e in enumerate(self.splits["train"])}
-        names = [dealt.get(client, []) for client in self.clients]
-        if not all(isinstance(part, list) and len(part) > 1 and all(isinstance(n, str) for n in part) for part in names):
-            raise ConfigError(
-                f"data.parts: {self.config.parts} needs two images at least for each of {', '.join(self.clients)}"
-            )
-        flat = [name for part in names for name in part]
-        if strange := [n for n in flat if n not in where]:
-            raise ConfigError(f"data.parts: {self.config.parts} names {strange[0]!r}, which is not in the train split")
-        if len(set(flat)) < len(flat):
-            raise ConfigError(f"data.parts: {self.config.parts} gives an image to two clients, or twice to one")
-        return [np.sort([where[name] for name in part]) for part in names]
+        return dealt(self.splits["train"], self.clients, self.config, self.seed)
 
     def read(self, split: str, index: np.ndarray) -> Pairs:
         """Some pairs of a split, with their images."""
