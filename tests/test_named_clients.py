@@ -8,7 +8,7 @@ import pytest
 from ease_flwr import config, data
 from ease_flwr.config import ConfigError
 from tests.photographs import write_photographs
-from tests.small import RUN_CONFIG, TINY
+from tests.small import TINY
 from tests.test_run import play
 
 WARDS = ("ward-a", "ward-b", "ward-c")
@@ -101,4 +101,3 @@ def test_a_client_that_the_column_does_not_name_cannot_leave(tmp_path, in_proces
     with pytest.raises(ConfigError, match="client-0"):
         launcher.run(launcher.NewRun("flickr8k", folder=tmp_path / "run", assignments=told), Where())
     assert not (tmp_path / "run").exists()
-    assert RUN_CONFIG["run-dir"] == ""

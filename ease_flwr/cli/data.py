@@ -37,6 +37,18 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ an
         raise typer.Exit(1)
 
 
+@data.command("demo")
+def data_demo(
+    folder: Annotated[Path, typer.Argument(help="New folder.")],
+    seed: Annotated[int, typer.Option(help="Draws the pictures.", min=0)] = 0,
+) -> None:
+    """Write a small set in the layout of one's own data; `ease run demo --set data.root=FOLDER` learns and forgets with it."""
+    with mistakes("data demo"):
+        from ease_flwr.data import demo
+
+        print(f"{demo.write(folder, seed)} pairs in {folder}: ease run demo --set data.root={folder}")
+
+
 @data.command("prepare")
 def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> None:
     """Decode and resize all images of an experiment into data.cache; goes on where it was ended, mends what is damaged."""
