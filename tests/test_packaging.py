@@ -2,14 +2,17 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from ease_flwr import __version__
 from ease_flwr.config import APP, halves
 from ease_flwr.hosts import app
 from tests.test_methods import write_guide
@@ -53,13 +56,8 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fab(tmp_path_factory):
-    """Flower wants a folder without an underscore in its name, and a checkout may be called ease_flwr."""
     folder = tmp_path_factory.mktemp("packages")
-    for name in ("ease_flwr", *app.ON_TOP, "tests", "docs"):
-        if (APP / name).is_dir():
-            shutil.copytree(APP / name, folder / "ease-flwr" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(APP / name, folder / "ease-flwr" / name)
+    app.write(folder / "ease-flwr")
     return built(["flwr", "build", "--app", str(folder / "ease-flwr")], folder / "fab", "*.fab")
 
 
@@ -89,6 +87,56 @@ def test_an_app_has_what_a_run_needs_in_files_that_flower_hub_takes(fab):
     files = {p.relative_to(fab) for p in fab.rglob("*") if p.is_file() and p.parts[-2] != ".info"}
     assert {f.suffix for f in files} <= taken
     assert {f.parts[0] for f in files} <= {"ease_flwr", *app.ON_TOP}
+
+
+def test_flower_hub_takes_all_of_the_app(tmp_path):
+    """By the very checks of `flwr app publish`: names, types, number and size of files."""
+    publish = import_module("flwr.cli.app_cmd.publish")
+
+    app.write(tmp_path / "ease-flwr")
+    files = publish._collect_file_paths(tmp_path / "ease-flwr")
+    publish._validate_files(files)
+    there = {p for p in (tmp_path / "ease-flwr").rglob("*") if p.is_file()}
+    assert there - set(files) == {tmp_path / "ease-flwr" / "ease_flwr" / "py.typed"}
+    publish._validate_app_name("ease-flwr", "folder")
+    with pytest.raises(ValueError, match="is not empty: choose another"):
+        app.write(tmp_path / "ease-flwr")
+    with pytest.raises(ValueError, match="Flower wants a letter, then letters, digits and hyphens"):
+        app.write(tmp_path / "ease_flwr")
+
+
+@pytest.mark.parametrize("packed", ["wheel", "fab"])
+def test_deployment_can_be_begun_from_what_was_packed(packed, request, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(request.getfixturevalue(packed))}
+    command = [sys.executable, "-m", "ease_flwr", "deploy", "init", "there", "--hosts", "a,b", "--address", "localhost"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there" / "hosts" / "a" / "ease-supernode.service").is_file()
+
+
+def test_a_source_distribution_has_all_that_is_versioned(tmp_path):
+    if not (APP / ".git").exists():
+        pytest.skip("not a checkout")
+    script = "import sys; from hatchling.builders.sdist import SdistBuilder as S; print(*S(sys.argv[1]).build(directory='.'))"
+    subprocess.run([sys.executable, "-c", script, str(APP)], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as sdist:
+        there = {name.partition("/")[2] for name in sdist.getnames()}
+    versioned = subprocess.run(["git", "-C", str(APP), "ls-files"], capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    assert {name for name in versioned if name and (APP / name).exists()} <= there
+
+
+def test_the_version_is_that_of_the_tag():
+    """Flower reads it from pyproject.toml, where it cannot be computed; so a tag that says another is refused here."""
+    project = tomllib.loads((APP / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
+    changes = (APP / "CHANGELOG.md").read_text()
+    assert f"## [{__version__}]" in changes or "## [Unreleased]" in changes
+    if (APP / ".git").exists():
+        tags = subprocess.run(["git", "-C", str(APP), "tag", "--points-at", "HEAD"], capture_output=True, text=True, check=True)
+        assert set(tags.stdout.split()) <= {f"v{__version__}"}
 
 
 def test_a_wheel_has_one_package_and_all_of_it(wheel):

@@ -165,6 +165,15 @@ def _lines(file: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+def app(folder: Annotated[Path, typer.Argument(help="New folder; letters, digits and hyphens.")] = Path("ease-flwr")) -> None:
+    """Lay the Flower app out in a folder, for `flwr build` and `flwr app publish` (docs/hub.md)."""
+    with mistakes("app"):
+        from ease_flwr.hosts import app as apps
+
+        apps.write(folder.absolute())
+        print(f"{folder}: `flwr build --app {folder}` packs it, `flwr app publish {folder}` publishes it")
+
+
 deploy = typer.Typer(no_args_is_help=True, help="A federation of real hosts: what it needs, and a proof on this machine.")
 
 
@@ -205,6 +214,7 @@ def deploy_demo(
 
 GROUPS = {"deploy": deploy}
 COMMANDS: dict[str, Callable[..., None]] = {
+    "app": app,
     "resume": resume,
     "forget": forget,
     "continue": continue_,

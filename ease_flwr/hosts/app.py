@@ -6,6 +6,7 @@ A method of the user's own is put into it, and nothing else of the user's: exper
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -16,6 +17,8 @@ from ease_flwr.config import APP, PACKAGE, ConfigError, digest, file_sha256, hal
 from ease_flwr.config.identity import HALVES
 from ease_flwr.store.files import home
 
+APP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
+"""Of an app, and of its folder."""
 ON_TOP = (*HALVES, "conf", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel holds inside of the package, and an app beside it."""
 
@@ -35,11 +38,21 @@ def folder(methods: Collection[str] = ()) -> Path:
     more = own_halves(methods)
     if APP != PACKAGE and not more:
         return APP
-    inside = ON_TOP if APP == PACKAGE else ()
-    files = {f"{PACKAGE.name}/{name}": file for name, file in _files(PACKAGE).items() if name.split("/")[0] not in inside}
-    files |= {name: file for name, file in _files(APP).items() if name.split("/")[0] in ON_TOP} | more
+    files = _files() | more
     to = home() / "apps" / digest({name: file_sha256(file) for name, file in files.items()})[:16]
     return to if to.is_dir() else _laid_out(to, files)
+
+
+def write(to: Path) -> None:
+    """The app in a new folder of a name that Flower takes, for `flwr build` and `flwr app publish`. Raises ConfigError."""
+    check()
+    if not APP_NAME.fullmatch(to.name):
+        raise ConfigError(
+            f"{to}: Flower wants a letter, then letters, digits and hyphens in the name of this folder: choose another"
+        )
+    if to.exists() and any(to.iterdir()):
+        raise ConfigError(f"{to} is not empty: choose another, or remove it")
+    _laid_out(to, _files())
 
 
 def own_halves(methods: Collection[str]) -> dict[str, Path]:
@@ -56,7 +69,14 @@ def own_halves(methods: Collection[str]) -> dict[str, Path]:
     }
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _files() -> dict[str, Path]:
+    """The files of the app by their names in it."""
+    inside = ON_TOP if APP == PACKAGE else ()
+    files = {f"{PACKAGE.name}/{name}": file for name, file in _below(PACKAGE).items() if name.split("/")[0] not in inside}
+    return files | {name: file for name, file in _below(APP).items() if name.split("/")[0] in ON_TOP}
+
+
+def _below(folder: Path) -> dict[str, Path]:
     """All files below a folder by their relative names, but for what Python leaves there."""
     tops = [folder / name for name in ON_TOP] if folder != PACKAGE else [PACKAGE]
     found = [p for top in tops for p in ([top] if top.is_file() else top.rglob("*"))]

@@ -16,6 +16,7 @@ from ease_flwr.hosts.certificates import LOOPBACK, certify, node_key
 from ease_flwr.store.files import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
+"""Some end in .md: an app on Flower Hub has no files that end in .service or .sh."""
 CONNECTION = "ease"
 """What the flwr CLI calls the federation."""
 THERE = Path("/opt/ease")
@@ -55,13 +56,13 @@ def init(
             node_key(home / "node.key")
             write_text(home / "ca.crt", (folder / "ca" / "ca.crt").read_text())
         node = unquoted(supernode(there, host, f"{address}:{port}", NODE_PORT, insecure, data_root="/data"))
-        write_text(home / "ease-supernode.service", fill("ease-supernode.service", **names, folder=there, command=node))
+        write_text(home / "ease-supernode.service", fill("ease-supernode.service.md", **names, folder=there, command=node))
     link = " ".join(superlink(THERE / "server", "127.0.0.1" if insecure else "0.0.0.0", port, insecure))
-    write_text(server / "ease-superlink.service", fill("ease-superlink.service", **names, folder=THERE, command=link))
+    write_text(server / "ease-superlink.service", fill("ease-superlink.service.md", **names, folder=THERE, command=link))
     trust = "insecure = true" if insecure else f'root-certificates = "{folder}/ca/ca.crt"'
     write_text(server / "config.toml", fill("config.toml", name=CONNECTION, address=address, port=port, trust=trust))
     registers = [f"flwr supernode register hosts/{h}/node.key.pub {CONNECTION} --name {h}\n" for h in hosts if not insecure]
-    write_text(folder / "register.sh", fill("register.sh") + "".join(registers))
+    write_text(folder / "register.sh", fill("register.sh.md") + "".join(registers))
     (folder / "register.sh").chmod(0o755)
     write_text(folder / "FIREWALL.md", fill("FIREWALL.md", port=port, hosts=", ".join(hosts)))
     write_text(folder / "compose.yaml", compose(hosts, address, port, insecure))
