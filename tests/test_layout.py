@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ease_flwr import launcher
-from ease_flwr.audit import envelope, figures, receipt, report
+from ease_flwr.audit import envelope, receipt, report
 from ease_flwr.audit.summary import current_audit, read_results
 from ease_flwr.config import ConfigError
 from ease_flwr.store import purge
@@ -57,16 +57,6 @@ def test_report_reads_what_the_table_says_and_nothing_else(audited, tmp_path):
     report.of_run(run)
     assert (run / "report.html").stat().st_size > 10_000
     assert RunLayout(run).unknown() == []
-
-
-def test_the_line_about_tau_lies_beside_the_points(audited):
-    facts = read_results(audited)["requests"][0]
-    (axes,) = figures.spectrum(facts).figure.axes
-    assert not axes.texts
-    legend = axes.get_legend()
-    assert any("what lies below is excised" in text.get_text() for text in legend.get_texts())
-    axes.figure.canvas.draw()
-    assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - 1
 
 
 def test_a_receipt_pins_what_the_table_says(audited, tmp_path):

@@ -1,68 +1,27 @@
-"""The figures of a report, drawn by matplotlib: from the files of a run to a figure and the data beside it.
-
-Colours are written as names that the page replaces, so that a figure follows its light or dark background.
-"""
+"""The figures of a report, drawn by matplotlib: from the files of a run to a figure and the data beside it (drawing.py)."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ease_flwr.audit.drawing import BLUE, INK, MODELS, VERMILION, Drawing, bars, draw, legend
 from ease_flwr.audit.retrieval import numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK = "#010203"
-"""Stands for the colour of text on the page."""
-PALETTE = {
-    "original": "#8a8f98",
-    "retrain": "#2f7fd1",
-    "retrain_2": "#5f9fe0",
-    "retrain_equal": "#7ab3e8",
-    "unlearned": "#d9782d",
-    "continued": "#b0488f",
-    "retrain_continued": "#4a5fc1",
-}
-Table = tuple[list[str], list[list[Any]]]
-"""Head and rows of the data behind a figure."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with its name for files, a title, one sentence on how to read it, and its data."""
-
-    name: str
-    title: str
-    reading: str
-    figure: Figure
-    data: Table
-
-    def svg(self) -> str:
-        """Inline SVG in the colours of the page, with an accessible name."""
-        out = io.StringIO()
-        self.figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-        text = out.getvalue()
-        text = text[text.index("<svg") :].replace(INK, "currentColor")
-        return text.replace("<svg ", f'<svg role="img" aria-label="{self.title}: {self.reading}" ', 1)
-
-
-def draw(width: float, height: float, *grid: int) -> tuple[Figure, Any]:
-    """An empty figure in the page's colours."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "ease", "font.size": 9, "legend.frameon": False}
-    settings |= {"axes.spines.top": False, "axes.spines.right": False, "legend.labelcolor": INK, "text.color": INK}
-    settings |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    mpl.rcParams.update(settings)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(*(grid or (1, 1)))
+Plain = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Model -> number -> {"value", "low", ...}, as audit.json has them."""
+Scores = Mapping[str, Mapping[str, list[float]]]
+"""Model -> kind -> a score a pair, as audit.json has them."""
+THREE = ("original", "unlearned", "retrain")
+"""Models that most figures show; the first may have been purged."""
+RELEARNT, ALIKE = ["model", "steps", "r1", "low", "high"], ["set", "model", "cosine"]
+"""Heads of the data of two figures that a report has in two sizes."""
+TOWERS = {"visual": "image tower", "text": "text tower"}
 
 
 def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing | None:
@@ -71,155 +30,219 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
     limits: the `audit` section of the experiment.
     """
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    forgetting: dict[str, list[int]] = {}
     for e in events:
-        model = str(e.get("model", "")).partition("-")[0]  # further requests have their number behind a dash
+        label = str(e.get("model", ""))
+        model = label.partition("-")[0]  # further requests have their number behind a dash
         if numbered("retrain", [model]):
             continue  # a second curve beside the first would show the noise, not the run
-        who = "reference" if model.startswith("retrain") else "run"
+        if model == "forget":
+            forgetting.setdefault(label, []).append(e["rounds_in_all"])
+        who = "retrained" if model.startswith("retrain") else "this run"
         for name, value in e.get("validation", {}).items():
-            if name in ("forget_exclusive", "forget", "retain"):
-                points.setdefault(name, {}).setdefault(who, []).append((e["rounds_in_all"], value))
-    shown = [
-        n
-        for n in ("forget_exclusive", "forget", "retain")
-        if n in points and not (n == "forget" and "forget_exclusive" in points)
-    ]
+            points.setdefault(name, {}).setdefault(who, []).append((e["rounds_in_all"], value))
+    shown = [n for n in (forgotten(points), "retain") if n in points]
     if not shown:
         return None
-    figure, axes = draw(7, 2.6, 1, len(shown))
+    figure, axes = draw(7, 2.9, 1, len(shown), squeeze=False)
     rows = []
-    for ax, name in zip(np.atleast_1d(axes), shown, strict=True):
-        for who, label, style in (("run", "this run", "-o"), ("reference", "retrained", "--s")):
-            xy = points[name].get(who, [])
-            ax.plot(
-                *zip(*xy, strict=True), style, label=label, color=PALETTE["unlearned" if who == "run" else "retrain"], ms=4
-            ) if xy else None
-            rows += [[name, label, x, y] for x, y in xy]
-        if reference := points[name].get("reference"):
-            limit = limits["retained" if name == "retain" else "recall"]
-            ax.axhspan(reference[-1][1] - limit, reference[-1][1] + limit, color=PALETTE["retrain"], alpha=0.15, lw=0)
-        ax.set(title=name, xlabel="rounds", ylabel="R@1 %", ylim=(0, 100))
-        ax.legend()
-    reading = "recall on validation pairs while learning, forgetting and going on; dashed, the model that never saw them, and "
-    reading += "around its end the band that the verdict calls like retraining"
+    for ax, name in zip(axes[0], shown, strict=True):
+        for i, rounds in enumerate(forgetting.values()):
+            ax.axvspan(min(rounds) - 1, max(rounds), color=INK, alpha=0.12, lw=0, label=None if i else "forgetting")
+        if reference := points[name].get("retrained"):
+            limit, (_, end) = limits["retained" if name == "retain" else "recall"], reference[-1]
+            band = f"retrained at its end ± {limit:g}"
+            ax.axhspan(end - limit, end + limit, color=BLUE, alpha=0.25, lw=0, label=band)
+        for who, model in (("retrained", "retrain"), ("this run", "unlearned")):
+            style, xy = MODELS[model], points[name].get(who, [])
+            ax.plot(*_risen(xy), style.line, marker=style.marker, color=style.color, label=who)
+            rows += [[name, who, x, y] for x, y in xy]
+        title, better = ("to be kept", "higher is better") if name == "retain" else ("to be forgotten", "target: retrained")
+        ax.set(title=f"{name}, {title}", xlabel="rounds", ylabel=f"R@1 % ({better})", ylim=(0, 102))
+    legend(figure, *axes[0])
+    reading = "recall on validation pairs, round by round: after forgetting, what was forgotten should be where retraining "
+    reading += "ends, in the band, and what is kept not below it"
+    rows.sort(key=lambda row: row[1] == "retrained")
     return Drawing("recall", "Recall over the rounds", reading, figure, (["set", "model", "round", "r1"], rows))
 
 
-def similarities(scores: Mapping[str, Mapping[str, list[float]]]) -> Drawing | None:
+def _risen(xy: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Both coordinates of a line that is broken where training began anew."""
+    out: list[tuple[float, float]] = []
+    for x, y in xy:
+        out += [(np.nan, np.nan)] if out and x < out[-1][0] else []
+        out.append((x, y))
+    return [x for x, _ in out], [y for _, y in out]
+
+
+def forgotten(names: Any, before: str = "") -> str:
+    """The set that shows what was forgotten: what nobody else knows, where that is split off. before: its name in `names`."""
+    return next((s for s in ("forget_exclusive", "forget") if before + s in names), "")
+
+
+def similarities(scores: Scores) -> Drawing | None:
     """Histograms of the cosines of forgotten and kept pairs."""
-    keys = [k for k in ("similarity.forget_exclusive", "similarity.forget", "similarity.retain") if k in scores["original"]]
-    keys = [k for k in keys if k != "similarity.forget" or "similarity.forget_exclusive" not in keys]
-    figure, axes = draw(7, 2.6, 1, len(keys))
-    rows = []
-    for ax, key in zip(np.atleast_1d(axes), keys, strict=True):
-        low, high = (f(f(scores[m][key]) for m in scores) for f in (min, max))
-        for model in ("original", "retrain", "unlearned"):
-            ax.hist(
-                scores[model][key],
-                bins=list(np.linspace(low, high, 31)),
-                histtype="step",
-                lw=1.8,
-                color=PALETTE[model],
-                label=model,
-            )
-            rows += [[key.partition(".")[2], model, v] for v in scores[model][key]]
-        ax.set(title=key.partition(".")[2], xlabel="cosine of image and caption", ylabel="pairs")
-        ax.legend()
-    reading = "after forgetting the pairs should lie where the retrained model has them, not lower and not higher"
-    return Drawing("similarity", "Similarity of pairs", reading, figure, (["set", "model", "cosine"], rows))
+    kinds = [s for s in (forgotten(scores["unlearned"], "similarity."), "retain") if f"similarity.{s}" in scores["unlearned"]]
+    if not kinds:
+        return None
+    figure, axes = draw(7, 2.6, 1, len(kinds), squeeze=False)
+    rows = [row for ax, kind in zip(axes[0], kinds, strict=True) for row in ridge(ax, scores, kind)]
+    legend(figure, axes[0][0])
+    reading = (
+        "how alike image and caption of each pair are to each model; the pairs should lie where the retrained model has them, "
+    )
+    reading += "not lower and not higher"
+    return Drawing("similarity", "Similarity of pairs", reading, figure, (ALIKE, rows))
 
 
-def relearning(numbers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Drawing | None:
+def ridge(ax: Axes, scores: Scores, kind: str) -> list[list[Any]]:
+    """Histograms of the similarities of a set, a row a model, with the mean of the retrained one through all; returns them."""
+    found = {m: scores[m][f"similarity.{kind}"] for m in THREE if m in scores}
+    every = np.concatenate(list(found.values()))
+    cuts = np.linspace(every.min(), every.max(), 31)
+    counts = {m: np.histogram(v, cuts)[0] for m, v in found.items()}
+    levels = range(len(found) - 1, -1, -1)
+    for y, (model, count) in zip(levels, counts.items(), strict=True):
+        top = y + 0.85 * count / max(c.max() / c.sum() for c in counts.values()) / count.sum()
+        ax.stairs(top, cuts, baseline=y, fill=True, color=MODELS[model].color, alpha=0.35)
+        ax.stairs(top, cuts, baseline=y, color=MODELS[model].color, lw=1.2)
+    ax.axvline(float(np.mean(found["retrain"])), color=BLUE, ls="--", lw=1.2, label="mean of retrained")
+    ax.set(yticks=levels, yticklabels=[MODELS[m].label for m in found], ylim=(0, len(found)))
+    ax.set(title=kind, xlabel="cosine (target: retrained)")
+    ax.tick_params(axis="y", length=0)
+    return [[kind, model, v] for model, values in found.items() for v in values]
+
+
+def relearning(numbers: Plain) -> Drawing | None:
     """Recall after some steps of learning the forgotten pairs again."""
-    steps = sorted(int(k.partition(".")[2]) for k in numbers["unlearned"] if k.startswith("relearn.") and k[8:].isdigit())
-    if not steps:
+    panels = (
+        ("after forgetting", (*THREE, "retrain_2")),
+        ("after going on", ("continued", "retrain_continued")),
+    )
+    there = [(title, [m for m in models if "relearn.0" in numbers.get(m, {})]) for title, models in panels]
+    there = [(title, models) for title, models in there if models]
+    if not there:
         return None
-    figure, ax = draw(4.2, 2.8)
+    figure, axes = draw(max(5, 3.6 * len(there)), 3, 1, len(there), squeeze=False, sharey=True)
     rows = []
-    for model in ("original", "retrain", "retrain_2", "unlearned", "continued"):
-        if model in numbers:
-            found = [numbers[model][f"relearn.{s}"] for s in steps]
-            ax.plot(range(len(steps)), [f["value"] for f in found], "-o", color=PALETTE[model], label=model, ms=4)
-            ends = [[f.get(end, np.nan) for f in found] for end in ("low", "high")]
-            ax.fill_between(range(len(steps)), *ends, color=PALETTE[model], alpha=0.15, lw=0)
-            rows += [[model, s, f["value"], f.get("low"), f.get("high")] for s, f in zip(steps, found, strict=True)]
-    ax.set(xticks=range(len(steps)), xticklabels=steps, xlabel="steps on the forgotten pairs", ylabel="R@1 %", ylim=(0, 100))
-    ax.legend()
-    reading = "above retraining is residue, below it is damage; bands are intervals over members and orders of batches"
-    return Drawing("relearning", "Learning it again", reading, figure, (["model", "steps", "r1", "low", "high"], rows))
+    for ax, (title, models) in zip(axes[0], there, strict=True):
+        rows += relearnt(ax, numbers, models)
+        ax.set(title=title)
+    axes[0][0].set(ylabel="R@1 % (target: retrained)")
+    legend(figure, *axes[0])
+    reading = "how fast each model learns the forgotten pairs again: above retraining something is left, below it too much is "
+    reading += "gone; whiskers are intervals over members and orders of batches"
+    return Drawing("relearning", "Learning it again", reading, figure, (RELEARNT, rows))
 
 
-def membership(scores: Mapping[str, Mapping[str, list[float]]]) -> Drawing | None:
+def relearnt(ax: Axes, numbers: Plain, models: Sequence[str]) -> list[list[Any]]:
+    """The curves of these models, side by side at each number of steps; returns their data."""
+    steps = sorted(int(k.partition(".")[2]) for k in numbers[models[0]] if k.startswith("relearn.") and k[8:].isdigit())
+    rows = []
+    for i, model in enumerate(models):
+        style, found = MODELS[model], [numbers[model][f"relearn.{s}"] for s in steps]
+        values = np.array([f["value"] for f in found])
+        ends = np.array([[f.get(end, np.nan) for f in found] for end in ("low", "high")])
+        x = np.arange(len(steps)) + 0.08 * (i - (len(models) - 1) / 2)
+        ax.errorbar(
+            x,
+            values,
+            np.abs(ends - values),
+            fmt=style.marker,
+            ls=style.line,
+            color=style.color,
+            label=style.label,
+            elinewidth=1,
+        )
+        rows += [[model, s, f["value"], f.get("low"), f.get("high")] for s, f in zip(steps, found, strict=True)]
+    ax.set(xticks=range(len(steps)), xticklabels=steps, xlabel="steps on the forgotten pairs", ylim=(0, 102))
+    return rows
+
+
+def membership(scores: Scores) -> Drawing | None:
     """ROC of the cosine attack."""
-    if not scores["original"].get("member"):
+    if not scores["unlearned"].get("member"):
         return None
-    figure, ax = draw(3, 2.8)
+    figure, ax = draw(4.6, 3.9)
     rows = []
-    for model in ("original", "retrain", "unlearned"):
-        member, stranger = np.array(scores[model]["member"]), np.array(scores[model]["stranger"])
+    for model in (m for m in THREE if m in scores):
+        style, (member, stranger) = MODELS[model], (np.array(scores[model][side]) for side in ("member", "stranger"))
         cuts = np.quantile(np.concatenate([member, stranger]), np.linspace(1, 0, 60))
-        false, true = ([float((x >= c).mean()) for c in cuts] for x in (stranger, member))
-        ax.plot(false, true, color=PALETTE[model], label=model)
+        false, true = ([100 * float((x >= c).mean()) for c in cuts] for x in (stranger, member))
+        ax.plot(false, true, style.line, marker=style.marker, markevery=(4, 12), color=style.color, label=style.label)
         rows += [[model, f, t] for f, t in zip(false, true, strict=True)]
-    ax.plot([0, 1], [0, 1], ":", color=INK, lw=0.8)
-    ax.set(xlabel="unseen pairs taken for members", ylabel="members found", aspect="equal")
-    ax.legend()
-    reading = "who was trained on, told by cosine; the diagonal is guessing, the target is the retrained model"
+    ax.plot([0, 100], [0, 100], color=INK, lw=0.6, label="guessing")
+    ax.set(xlabel="% of unseen pairs taken for trained ones", aspect="equal")
+    ax.set(ylabel="% of trained pairs found (target: retrained)")
+    legend(figure, ax)
+    reading = "who was trained on, told by the cosine of image and caption; nearer to the diagonal is harder to tell, and the "
+    reading += "target is the retrained model"
     return Drawing("membership", "Membership attack", reading, figure, (["model", "false", "true"], rows))
 
 
-def spectrum(facts: Mapping[str, Any]) -> Drawing | None:
-    """Cosines of the forgotten client's directions to the others', with the threshold."""
+def excised(facts: Mapping[str, Any]) -> Drawing | None:
+    """Block by block: which part of the directions of who leaves is theirs alone, how much of what was learnt was cut out."""
     if "blocks" not in facts:
         return None
-    figure, ax = draw(7, 2.4)
-    rows = []
-    for tower, colour in (("visual", PALETTE["unlearned"]), ("text", PALETTE["retrain"])):
-        chosen = [(i, b["cosines"]) for i, b in enumerate(facts["blocks"]) if b["tower"] == tower]
-        x, y = [i for i, c in chosen for _ in c], [v for _, c in chosen for v in c]
-        ax.scatter(x, y, s=8, color=colour, label=tower, alpha=0.7)
-        rows += [[tower, i, v] for i, v in zip(x, y, strict=True)]
-    ax.axhline(facts["tau"], color=INK, lw=1, ls="--", label=f"tau {facts['tau']}: what lies below is excised")
-    ax.set(xlabel="block of the adapters", ylabel="cosine to the others", ylim=(0, 1.02))
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
-    reading = "each point is a direction in which the forgotten client moved the adapters; low ones are its own"
-    return Drawing("spectrum", "Principal angles", reading, figure, (["tower", "block", "cosine"], rows))
+    figure, axes = draw(7, 3.6, 2, 2, sharex="col", sharey="row")
+    rows, who = [], facts["targets"][0] if len(facts.get("targets", ())) == 1 else "those who leave"
+    edge = {"width": 0.9, "edgecolor": INK, "lw": 0.4}
+    for (above, below), (tower, title) in zip(axes.T, TOWERS.items(), strict=True):
+        found = [b for b in facts["blocks"] if b["tower"] == tower]
+        own = np.array([100 - 100 * float(np.mean(np.square(b["cosines"] or [1.0]))) for b in found])
+        cut = [100 * (b["excised"] / b["moved"]) ** 2 if b["moved"] else 0.0 for b in found]
+        rows += [[tower, i, *both] for i, both in enumerate(zip(own.tolist(), cut, strict=True))]
+        above.bar(range(len(own)), own, color=VERMILION, label=f"of {who} alone", **edge)
+        above.bar(range(len(own)), 100 - own, bottom=own, color=BLUE, hatch="///", label="shared with others: stays", **edge)
+        below.bar(range(len(own)), cut, color=VERMILION, **edge)
+        above.set(title=title, ylim=(0, 100))
+        below.set(xlabel="block of the adapters, from input to output", ylim=(0, 100))
+        below.xaxis.get_major_locator().set_params(integer=True)
+    axes[0][0].set(ylabel="% of directions")
+    axes[1][0].set(ylabel="% of all learnt,\ncut out")
+    legend(figure, axes[0][0])
+    reading = f"above, how much of the directions in which {who} moved the adapters nobody else did: this is cut out; below, "
+    reading += "how much of all that was learnt went with it, and rounds of repair bring back what others need"
+    if foil := FOILS.get(facts.get("params", {}).get("gsd", {}).get("subspace", "")):
+        reading += f"; this method is a foil, which cut out {foil} instead"
+    elif facts["tau"] < 1:
+        reading += f"; directions with a cosine above tau {facts['tau']:g} stay whole"
+    head = ["tower", "block", "own_percent", "cut_percent"]
+    return Drawing("excised", "What was cut out", reading, figure, (head, rows))
+
+
+FOILS = {"whole": "all of these directions, shared or not", "random": "as many random directions"}
 
 
 def overlap(facts: Mapping[str, Any]) -> Drawing | None:
     """How much every two clients' subspaces share."""
-    if "overlap" not in facts:
+    if "overlap" not in facts or len(facts["overlap"]["clients"]) < 2:
         return None
-    names, matrix = facts["overlap"]["clients"], np.array(facts["overlap"]["matrix"])
-    figure, ax = draw(3.4, 3)
-    image = ax.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
-    ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    ax.set_yticks(range(len(names)), names)
-    figure.colorbar(image, ax=ax, shrink=0.8)
-    rows = [[a, b, float(matrix[i, j])] for i, a in enumerate(names) for j, b in enumerate(names)]
-    reading = "one is the same subspace, zero is nothing in common"
-    return Drawing("overlap", "What clients' updates share", reading, figure, (["client", "other", "share"], rows))
-
-
-def excised(facts: Mapping[str, Any]) -> Drawing | None:
-    """Share of what was learnt that the excision took, block by block."""
-    if "blocks" not in facts:
-        return None
-    figure, ax = draw(7, 2.2)
-    blocks = facts["blocks"]
-    share = [100 * (b["excised"] / b["moved"]) ** 2 if b["moved"] else 0.0 for b in blocks]
-    colours = [PALETTE["unlearned"] if b["tower"] == "visual" else PALETTE["retrain"] for b in blocks]
-    ax.bar(range(len(blocks)), share, color=colours)
-    ax.set(xlabel="block of the adapters: image tower orange, text tower blue", ylabel="% of squared length")
-    rows = [[b["tower"], i, s] for i, (b, s) in enumerate(zip(blocks, share, strict=True))]
-    reading = "how much of what had been learnt was cut out; both towers should have some"
-    return Drawing("excised", "What was excised", reading, figure, (["tower", "block", "percent"], rows))
+    names, matrix = facts["overlap"]["clients"], 100 * np.array(facts["overlap"]["matrix"])
+    shown, side = np.ma.masked_array(matrix, np.eye(len(names), dtype=bool)), min(7.0, 2 + 0.33 * len(names))
+    figure, ax = draw(side + 0.8, side)
+    image = ax.imshow(shown, cmap="cividis")
+    leave = facts.get("targets", ())
+    labels = [f"{n} (leaves)" if n in leave else n for n in names]
+    every = range(0, len(names), 1 + len(names) // 25)
+    ax.set_xticks(every, [labels[i] for i in every], rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_yticks(every, [labels[i] for i in every])
+    ax.spines[:].set_visible(False)
+    if len(names) <= 12:
+        for i, j in zip(*np.nonzero(~shown.mask), strict=True):
+            dark = image.norm(matrix[i, j]) < 0.5
+            ax.text(j, i, f"{matrix[i, j]:.1f}", ha="center", va="center", size=8, color="#ffffff" if dark else "#000000")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="% in common")
+    rows = [[a, b, float(matrix[i, j])] for i, a in enumerate(names) for j, b in enumerate(names) if i != j]
+    reading = "how much of the directions in which they moved the adapters every two clients have in common, mean over blocks; "
+    reading += "mind the scale: 100 would be the same subspace, 0 nothing in common"
+    return Drawing("overlap", "What clients' updates share", reading, figure, (["client", "other", "percent"], rows))
 
 
 def cost(costs: Mapping[str, Mapping[str, float]]) -> Drawing | None:
     """Client steps and bytes of forgetting beside retraining."""
     phases = [p for p in ("learn", "unlearn", "retrain") if p in costs]
-    figure, axes = draw(7.5, 1.8, 1, 3)
+    figure, axes = draw(7, 1.8, 1, 3, sharey=True)
     rows = []
     parts: tuple[tuple[str, Callable[[Mapping[str, float]], float]], ...] = (
         ("client steps", lambda c: c["client_steps"]),
@@ -227,44 +250,12 @@ def cost(costs: Mapping[str, Mapping[str, float]]) -> Drawing | None:
         ("seconds", lambda c: c["seconds"] + c["server_seconds"]),
     )
     for ax, (label, value) in zip(axes, parts, strict=True):
-        _bars(ax, phases, [value(costs[p]) for p in phases])
-        ax.set(xlabel=label)
+        bars(ax, {p: value(costs[p]) for p in phases}, [MODELS[PHASES[p]].color for p in phases], ",.0f")
+        ax.set(xlabel=f"{label} (less is better)")
         rows += [[p, label, value(costs[p])] for p in phases]
-    return Drawing("cost", "Cost", "what forgetting took, beside learning again", figure, (["phase", "what", "value"], rows))
+    reading = "what forgetting took, beside what learning took and what learning again without would take"
+    return Drawing("cost", "Cost", reading, figure, (["phase", "what", "value"], rows))
 
 
-def _bars(ax: Axes, names: list[str], values: list[float]) -> None:
-    ax.barh(names, values, color=[PALETTE["unlearned"] if n == "unlearn" else PALETTE["original"] for n in names])
-    for i, v in enumerate(values):
-        ax.annotate(f"{v:,.0f}", (v, i), xytext=(3, 0), textcoords="offset points", va="center")
-    ax.margins(x=0.15)
-
-
-def frontier(tables: Mapping[str, Mapping[str, Mapping[Any, Any]]], differences: Callable[[Any], dict[str, float]]) -> Drawing:
-    """Methods by what is forgotten too little or too much and by what is lost, with their spread over seeds."""
-    figure, axes = draw(7.5, 3.6, 1, len(tables))
-    rows = []
-    for ax, (budget, found) in zip(np.atleast_1d(axes), tables.items(), strict=True):
-        for name, by_seed in found.items():
-            gaps = [differences(r) for r in by_seed.values() if "failed" not in r]
-            if not gaps:
-                continue
-            x = [g.get("forget_exclusive", g.get("forget", 0.0)) for g in gaps]
-            y = [g["retain"] for g in gaps]
-            colour = (
-                PALETTE["unlearned"] if name == "ease" else PALETTE["retrain"] if name == "retrain" else PALETTE["original"]
-            )
-            ax.errorbar(np.mean(x), np.mean(y), xerr=np.std(x), yerr=np.std(y), fmt="o", color=colour, ms=4, lw=0.8)
-            ax.annotate(name, (float(np.mean(x)), float(np.mean(y))), xytext=(3, 3), textcoords="offset points", fontsize=7)
-            rows += [[budget, name, seed, a, b] for seed, a, b in zip(by_seed, x, y, strict=False)]
-        ax.axhline(0, color=INK, lw=0.6)
-        ax.axvline(0, color=INK, lw=0.6)
-        ticks = [-30, -10, -3, 0, 3, 10, 30]
-        ax.set_xscale("symlog", linthresh=5)
-        ax.set_yscale("symlog", linthresh=5)
-        ax.set_xticks(ticks, ticks)
-        ax.set_yticks(ticks, ticks)
-        ax.minorticks_off()
-        ax.set(title=budget, xlabel="forgotten pairs: R@1 minus retraining's", ylabel="kept pairs: R@1 minus retraining's")
-    reading = "the crossing of the lines is retraining; right too little is forgotten, left too much, below something is lost"
-    return Drawing("frontier", "Methods", reading, figure, (["budget", "strategy", "seed", "forget", "retain"], rows))
+PHASES = {"learn": "original", "unlearn": "unlearned", "retrain": "retrain"}
+"""Which model a phase makes."""

@@ -21,9 +21,10 @@ th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child, .words { text-align: left; } .words { white-space: normal; min-width: 9rem; }
 th[aria-sort] { cursor: pointer; text-decoration: underline dotted; }
 .like { color: var(--good); } .too { color: var(--bad); } .not { color: var(--open); }
-.headline { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); padding: 0; list-style: none; }
-.headline li { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; } .headline b { display: block; font-size: 1.3rem; }
+.sentence { font-size: 1.15rem; line-height: 1.45; } .three { display: grid; gap: 0 1.2rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+.three h2 { font-size: 1rem; margin: .3rem 0; } .three svg { display: block; width: 100%; max-width: 24rem; } .three figure { margin: .3rem 0; }
 figure { margin: 1.2rem 0; break-inside: avoid; } figure svg { max-width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .85rem; }
+@media (max-width: 44rem) { .scroll svg { max-width: none; } }
 .cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); } @media (max-width: 24rem) { .cards { grid-template-columns: 1fr; } }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; break-inside: avoid; font-size: .8rem; min-width: 0; }
 .pic { display: inline-block; width: 44px; height: 44px; background-size: cover; border-radius: 4px; margin: 1px; vertical-align: middle; outline: 2px solid transparent; }
@@ -37,17 +38,19 @@ figure { margin: 1.2rem 0; break-inside: avoid; } figure svg { max-width: 100%; 
 <body>
 <header>
 <h1>{{ title }}</h1>
-{% if forgotten %}<p>Forgotten: {{ forgotten }}. Every number stands beside that of a model trained again without it.{% if cost %} Here {{ cost }}.{% endif %}</p>{% endif %}
+{% if forgotten %}<p>To be forgotten: {{ forgotten }}. Every number stands beside that of the retrained model, which was trained again without it.{% if cost %} Here {{ cost }}.{% endif %}</p>{% endif %}
 </header>
 <main>
+{% if sentence %}
+<p class="sentence">{% for part in sentence %}<b class="{{ part.tone }}">{{ part.head }}</b>{% if part.why %}: {{ part.why }}{% endif %}{{ "." if loop.last else "; " }}{% endfor %}</p>
+<div class="three">
+{% for d in first %}
+<figure id="{{ d.name }}"><h2>{{ d.title }}</h2>{{ d.svg() | safe }}<figcaption>{{ d.reading }}</figcaption></figure>
+{% endfor %}
+</div>
+{% endif %}
 {% if verdict %}
 <h2>Verdict</h2>
-<ul class="headline">
-{% for headline, rows in verdict %}
-<li><b>{{ rows | map(attribute="answer") | select("good") | list | length }} of {{ rows | length }}</b> {{ headline }};
-{{ rows | map(attribute="answer") | select("unsure") | list | length }} are not sure</li>
-{% endfor %}
-</ul>
 <p>{{ head }}</p>
 {% for headline, rows in verdict %}
 <h3>{{ headline }}</h3>
@@ -120,7 +123,7 @@ for (const [i, th] of document.querySelectorAll("#sortable th").entries()) {
 {% endif %}
 <h2>Figures</h2>
 {% for d in drawings %}
-<figure id="{{ d.name }}"><h3>{{ d.title }}</h3>{{ d.svg() | safe }}<figcaption>{{ d.reading | capitalize }}.</figcaption></figure>
+<figure id="{{ d.name }}"><h3>{{ d.title }}</h3><div class="scroll" tabindex="0" role="region" aria-label="{{ d.title }}">{{ d.svg() | safe }}</div><figcaption>{{ d.reading[0] | upper }}{{ d.reading[1:] }}.</figcaption></figure>
 {% endfor %}
 {% if cards %}
 <h2>Look for yourself</h2>

@@ -6,13 +6,13 @@ data as CSV, in the folder `figures`.
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit import anchors, figures
+from ease_flwr.audit import anchors, figures, opening
+from ease_flwr.audit.drawing import Drawing
 from ease_flwr.audit.page import COLOURS, PAGE
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
@@ -43,15 +43,15 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     if file is None:
         raise ConfigError(f"{folder}: no audit of its models: `ease audit {folder}` makes one, and a report needs it")
     events = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
-    facts: dict[str, Any] = next((q for q in results["requests"] if "blocks" in q), {})
+    facts: dict[str, Any] = next((q for q in reversed(results["requests"]) if "blocks" in q), {})
+    scores = audit["scores"]
     drawings = [
         figures.curves(events, read(folder, "experiment.json")["audit"]),
-        figures.similarities(audit["scores"]) if audit["scores"] else None,
+        figures.similarities(scores),
         figures.relearning(audit["numbers"]),
-        figures.membership(audit["scores"]) if audit["scores"] else None,
-        figures.spectrum(facts),
-        figures.overlap(facts),
+        figures.membership(scores),
         figures.excised(facts),
+        figures.overlap(facts),
         figures.cost(results["cost"]),
     ]
     cards, sources = [], []
@@ -66,11 +66,12 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     if (folder / "ulira.json").is_file():
         ulira = read(folder, "ulira.json")
         blocks.append(([r for r in read_rows(ulira["verdict"]) if r.model == "unlearned"], ulira["asked"]))
-    sets = [s for s in SETS if s in results["models"]["original"]]
+    sets = [s for s in SETS if s in results["models"]["unlearned"]]
     page = {
         "title": f"{results['experiment']}, {results['strategy']}, seed {results['seed']}",
-        "forgotten": f"{results['forget']['scenario']}: {', '.join(results['forget']['targets'][:8])}"
-        + (f" and {len(results['forget']['targets']) - 8} more" if len(results["forget"]["targets"]) > 8 else ""),
+        "forgotten": _forgotten(results["forget"], len(results["requests"])),
+        "sentence": opening.sentence([r for rows, _ in blocks for r in rows], audit["level"]),
+        "first": opening.pictures(audit["numbers"], scores),
         "verdict": [b for rows, asked in blocks for b in _blocks(rows, asked)],
         "anchors": anchors.lines(audit["anchors"], audit["level"]) if "anchors" in audit else [],
         "costs": results["cost"],
@@ -84,6 +85,13 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "pictures": sources,
     }
     return write(folder, page, [d for d in drawings if d])
+
+
+def _forgotten(forget: dict[str, Any], requests: int) -> str:
+    """What was asked: the first targets, the scenario, and in how many requests."""
+    targets, more = forget["targets"][:8], len(forget["targets"]) - 8
+    named = ", ".join(targets) + (f" and {more} more" if more > 0 else "")
+    return f"{named} (scenario: {forget['scenario']}{f', {requests} requests' if requests > 1 else ''})"
 
 
 def _blocks(rows: list[Row], asked: str) -> list[tuple[str, list[Row]]]:
@@ -106,23 +114,20 @@ def _cell(measure: dict[str, float] | None) -> str:
     return f"{measure['value']:.{n}f}{low_high}"
 
 
-def write(folder: Path, page: dict[str, Any], drawings: list[figures.Drawing]) -> Path:
+def write(folder: Path, page: dict[str, Any], drawings: list[Drawing]) -> Path:
     """The page, and its figures by themselves with their data."""
     from jinja2 import Environment, StrictUndefined
 
     beside = folder / "figures"
     beside.mkdir(exist_ok=True)
-    for drawing in drawings:
-        drawing.figure.savefig(beside / f"{drawing.name}.svg", bbox_inches="tight", facecolor="white")
-        drawing.figure.savefig(beside / f"{drawing.name}.png", bbox_inches="tight", facecolor="white", dpi=200)
-        with (beside / f"{drawing.name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([drawing.data[0], *drawing.data[1]])
+    for drawing in [*page.get("first", ()), *drawings]:
+        drawing.save(beside)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
     environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD, "colours": COLOURS}
     template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": []}
+    empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": [], "sentence": [], "first": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"
     write_text(out, text)

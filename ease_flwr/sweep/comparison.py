@@ -167,8 +167,8 @@ def rows(tables: dict[str, Found]) -> str:
 
 def report(folder: Path) -> Path:
     """report.html of the folder of a comparison; returns its path."""
-    from ease_flwr.audit import figures
     from ease_flwr.audit import report as pages
+    from ease_flwr.audit.frontier import frontier
 
     tables: dict[str, Found] = pages.read(folder, "comparison.json")
     done = {budget: {n: finished({n: by_seed}) for n, by_seed in found.items()} for budget, found in tables.items()}
@@ -190,4 +190,4 @@ def report(folder: Path) -> Path:
         "title": f"Methods in {folder.name}",
         "sortable": {"head": ["budget", "method", *sets, "distance of similarities"], "rows": rows},
     }
-    return pages.write(folder, page, [figures.frontier(tables, differences)])
+    return pages.write(folder, page, [frontier(tables, differences, limits_of([first]))])
