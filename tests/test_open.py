@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import ease_flwr as ease
+from ease_flwr.audit.page import BEFORE_TABLES
 from ease_flwr.config import ConfigError
 from ease_flwr.web import following, search, server
 
@@ -149,7 +150,9 @@ def test_without_the_token_nothing_is_there(client):
 
 def test_the_page_is_the_report_with_a_search(client, reported):
     page = client.get("/secret/").text
-    assert page == (reported / "report.html").read_text().replace("<main>", "<main>" + server.reported("<main>")[6:], 1)
+    first, tables = (reported / "report.html").read_text().split(BEFORE_TABLES)
+    assert page.startswith(first)
+    assert page.endswith(BEFORE_TABLES + tables)
     assert 'id="caption"' in page
     examples = client.get("/secret/examples").json()
     picture = client.get(f"/secret/pictures/{examples['pairs'][0]['pair']}")

@@ -3,6 +3,8 @@
 COLOURS = """:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5b6270; --paper: #fff; --line: #d8dce2; --good: #1d7a46; --bad: #b3372b; --open: #8a6100; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a3abb8; --paper: #15181c; --line: #343a44; --good: #5fc78d; --bad: #f08a7e; --open: #e2b354; } }"""
 """Of every page: light, or dark where the reader's system is."""
+BEFORE_TABLES = "<!-- what follows is for who wants to know more -->"
+"""Stands in every report after its first screen; `ease open` has its search there."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -49,6 +51,7 @@ figure { margin: 1.2rem 0; break-inside: avoid; } figure svg { max-width: 100%; 
 {% endfor %}
 </div>
 {% endif %}
+{{ before_tables | safe }}
 {% if verdict %}
 <h2>Verdict</h2>
 <p>{{ head }}</p>

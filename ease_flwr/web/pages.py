@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Template
 
-from ease_flwr.audit.page import COLOURS
+from ease_flwr.audit.page import BEFORE_TABLES, COLOURS
 
 SEARCH = """
 <style>
@@ -156,5 +156,5 @@ def followed(folder: Path) -> str:
 
 
 def reported(report: str) -> str:
-    """A report with the search above its tables."""
-    return report.replace("<main>", f"<main>{SEARCH}", 1)
+    """A report with the search between its first screen and its tables."""
+    return report.replace(BEFORE_TABLES, f"{SEARCH}{BEFORE_TABLES}", 1)
