@@ -89,6 +89,7 @@ def test_an_app_has_what_a_run_needs_in_files_that_flower_hub_takes(fab):
     assert {f.parts[0] for f in files} <= {"ease_flwr", *app.ON_TOP}
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # of Flower
 def test_flower_hub_takes_all_of_the_app(tmp_path):
     """By the very checks of `flwr app publish`: names, types, number and size of files."""
     publish = import_module("flwr.cli.app_cmd.publish")

@@ -74,9 +74,10 @@ def open_(
 ) -> None:
     """A local page: follow a run live, then see its report and search with its models. This machine alone can read it."""
     with mistakes("open"):
-        from ease_flwr.web import server
+        from ease_flwr.web.search import Own
+        from ease_flwr.web.server import serve
 
-        server.serve(run.absolute(), server.Own(data, client, pairs), port, browser)
+        serve(run.absolute(), Own(data, client, pairs), port, browser)
 
 
 def purge(

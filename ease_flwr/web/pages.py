@@ -152,7 +152,8 @@ follow();
 
 def followed(folder: Path) -> str:
     """The page of a run at work, or of one without a report."""
-    return Template(FOLLOWED, autoescape=True).render(title=folder.name, colours=COLOURS, search=SEARCH)
+    page: str = Template(FOLLOWED, autoescape=True).render(title=folder.name, colours=COLOURS, search=SEARCH)
+    return page
 
 
 def reported(report: str) -> str:

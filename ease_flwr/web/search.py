@@ -77,7 +77,8 @@ def gallery(folder: Path, own: Own) -> Gallery:
 
 
 def _identity(pairs: Pairs, i: int) -> bytes:
-    return pairs.images[i].tobytes() + "\0".join(pairs.captions[i]).encode()
+    picture: bytes = pairs.images[i].tobytes()
+    return picture + "\0".join(pairs.captions[i]).encode()
 
 
 def _evenly(found: Sequence[Any], count: int) -> list[Any]:
