@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from ease_flwr.data.pairs import Pairs
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where
+from ease_flwr.notebook import followed
 from ease_flwr.store.files import default_folder
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ def run(
     said = assignments(overrides or {})
     loaded = config.load(experiment, {"seed": seed, **config.parse_assignments(said)})
     to = Path(folder).absolute() if folder is not None else default_folder(loaded, strategy)
-    status = launcher.run(launcher.NewRun(experiment, strategy, seed, to, fresh, said, until), where or Where())
-    return _ended(Run(to), status)
+    new = launcher.NewRun(experiment, strategy, seed, to, fresh, said, until)
+    return _done(to, lambda: launcher.run(new, where or Where()))
 
 
 def open_run(folder: str | Path) -> Run:
@@ -132,7 +133,7 @@ class Run:
         if level not in ("quick", "full"):
             raise ConfigError(f"--level {level!r}: expected quick or full")
         to = self.folder / f"audit-{level}"
-        _ended(Run(to), launcher.audit(self.folder, level, where or Where(), references))
+        _done(to, lambda: launcher.audit(self.folder, level, where or Where(), references))
         found: dict[str, Any] = json.loads((to / "audit.json").read_text(encoding="utf-8"))
         return found
 
@@ -157,15 +158,15 @@ class Run:
         wanted = config.validate(config.ForgetConfig, {"scenario": scenario, "targets": targets}, "request")
         how = request or Request()
         put = launcher.Asked(wanted, how.strategy, assignments(how.settings), how.id)
-        return _ended(self, launcher.forget(self.folder, put, where or Where()))
+        return _done(self.folder, lambda: launcher.forget(self.folder, put, where or Where()))
 
     def continue_training(self, rounds: int = 5, where: Where | None = None) -> Run:
         """Those who stay go on learning for so many rounds, under the forget lock."""
-        return _ended(self, launcher.continue_training(self.folder, rounds, where or Where()))
+        return _done(self.folder, lambda: launcher.continue_training(self.folder, rounds, where or Where()))
 
     def resume(self, where: Where | None = None) -> Run:
         """Go on with a run that was killed, or whose request queue has something left."""
-        return _ended(self, launcher.resume(self.folder, where or Where()))
+        return _done(self.folder, lambda: launcher.resume(self.folder, where or Where()))
 
     def report(self, pictures: bool = True) -> Path:
         """Write report.html; returns its path. Raises ConfigError where the run has no audit."""
@@ -228,7 +229,10 @@ def _shown(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else escape(str(value))
 
 
-def _ended(run: Run, status: int) -> Run:
+def _done(folder: Path, work: Callable[[], int]) -> Run:
+    """The run in `folder`, once its work is done. Raises RunError where that has failed."""
+    with followed(folder):
+        status = work()
     if status:
-        raise RunError(read_state(run.folder)["error"] or f"{run.folder}: the run ended with status {status}")
-    return run
+        raise RunError(read_state(folder)["error"] or f"{folder}: the run ended with status {status}")
+    return Run(folder)

@@ -10,9 +10,10 @@ import pytest
 from starlette.testclient import TestClient
 
 import ease_flwr as ease
+from ease_flwr import following
 from ease_flwr.audit.page import BEFORE_TABLES
 from ease_flwr.config import ConfigError
-from ease_flwr.web import following, search, server
+from ease_flwr.web import search, server
 
 
 def write(folder, status, *events, log="", error=""):

@@ -27,9 +27,9 @@ from starlette.routing import Mount, Route
 from ease_flwr import config
 from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError
+from ease_flwr.following import finished, fresh_report, situation
 from ease_flwr.launcher import pictured
 from ease_flwr.store.layout import RunLayout
-from ease_flwr.web.following import finished, fresh_report, situation
 from ease_flwr.web.pages import followed, reported
 from ease_flwr.web.search import Own, Search, Started
 
