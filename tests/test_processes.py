@@ -197,8 +197,11 @@ def test_families_within_families_end_with_the_outer_one(tmp_path):
 
 def test_the_environment_of_flwr(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/usr/bin")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):  # a notebook's kernel sets these
+        monkeypatch.setenv(name, "1")
     found = processes.environment(tmp_path, threads=2)
     assert found["PATH"] == os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin"])
     assert (found["FLWR_HOME"], found["OMP_NUM_THREADS"]) == (str(tmp_path), "2")
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert not {"FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"} & set(found)
     assert not processes.listens(processes.free_port())

@@ -26,7 +26,8 @@ ONE_ROUND = {**SMALL, "learn.rounds": 1, "continuation.rounds": 1, "strategy.rou
 @pytest.fixture
 def environment(tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "EASE_FLWR_HOME": str(tmp_path / "runs"), "PATH": path}
+    notebook = {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"}  # as its kernel sets them; flwr's answers are read all the same
+    return {**os.environ, **notebook, "EASE_FLWR_HOME": str(tmp_path / "runs"), "PATH": path}
 
 
 def left_running(environment):

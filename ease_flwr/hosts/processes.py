@@ -51,6 +51,10 @@ def listens(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
+"""Variables by which a notebook's kernel, or a CI, wants colours in what is not a terminal: flwr puts them into its JSON."""
+
+
 def environment(home: Path | None = None, threads: int = 0) -> dict[str, str]:
     """Variables for flwr's commands: ours, the programs of this interpreter first, no telemetry, nothing installed.
 
@@ -59,7 +63,8 @@ def environment(home: Path | None = None, threads: int = 0) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {"FLWR_HOME": str(home)} if home else {}
     own |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return {**os.environ, **QUIET, "PATH": path, **own}
+    plain = {k: v for k, v in os.environ.items() if k not in COLOURS}
+    return {**plain, **QUIET, "PATH": path, **own}
 
 
 def is_alive(process: psutil.Process) -> bool:
