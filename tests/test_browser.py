@@ -98,12 +98,13 @@ def test_following_a_run_until_it_is_its_report(reported, open_page, tmp_path):
         page = open_page(address)
         page.wait_for_selector("text=1 of 5")
         assert "2 of 3" in page.inner_text("#now")
-        seen = {"model": "learn", "round": 2, "rounds_in_all": 2, "validation": {"retain": 43.21}}
+        seen = {"model": "learn", "round": 2, "rounds_in_all": 2, "validation": {"retain": 43.21, "test": 50.0}}
         write(folder, "running", round_("learn", 1), round_("learn", 2), seen, log="[learn 2/5]\n")
         page.wait_for_selector("text=2 of 5")
         assert "43.2 %" in page.inner_text("#now")
         assert "[learn 2/5]" in page.inner_text("#log")
         assert page.locator("#charts svg").count() == 2
+        assert page.locator("#charts circle").count() == 3
         write(folder, "failed", error="the disk is full")
         page.wait_for_selector("text=Stopped: the disk is full")
         (folder / "results.json").write_text(results)

@@ -123,7 +123,7 @@ function chart(head, lines, top) {
   drawn.append(mark("path", { d: "M34 15V120H294", fill: "none", stroke: "currentColor" }), mark("text", { x: 30, y: 20, "text-anchor": "end" }, high.toFixed(top ? 0 : 2)),
     mark("text", { x: 30, y: 120, "text-anchor": "end" }, "0"), mark("text", { x: 294, y: 134, "text-anchor": "end" }, "round " + right));
   names.forEach((n, i) => drawn.append(mark("polyline", { points: lines[n].map(p => x(p[0]) + "," + y(p[1])).join(" "), fill: "none", stroke: "currentColor", "stroke-width": 1.6, "stroke-dasharray": dashes[i % 4] }),
-    mark("text", { x: Math.min(x(lines[n].at(-1)[0]), 240), y: Math.max(y(lines[n].at(-1)[1]) - 4, 10) }, n)));
+    ...lines[n].map(p => mark("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.2, fill: "currentColor" })), mark("text", { x: Math.min(x(lines[n].at(-1)[0]), 240), y: Math.max(y(lines[n].at(-1)[1]) - 4, 10) }, n)));
   const box = document.createElement("figure"), title = document.createElement("figcaption");
   title.textContent = head; box.style.margin = 0; box.append(title, drawn);
   return box;
@@ -136,9 +136,10 @@ async function follow() {
   at.textContent = s.error ? `${told.failed}: ${s.error}` : s.silent ? `No word for ${time(s.silent)}. If it was killed, \\`ease resume\\` goes on with it.` : s.over ? "Finished. There is no report yet: `ease report` writes one where the run has an audit." : told[s.status] ?? s.status;
   document.getElementById("bar").value = r.last ? r.round / r.last : 0;
   const facts = r.last ? { phase: r.model, round: `${r.round} of ${r.last}`, loss: r.loss.toFixed(3), clients: `${r.answered} of ${r.asked}`, took: time(r.seconds), "ETA of the phase": time(r.eta) } : {};
-  for (const [set, models] of Object.entries(s.recall)) { const last = Object.entries(models).at(-1); facts[`R@1 ${set} (${last[0]})`] = last[1].at(-1)[1].toFixed(1) + " %"; }
+  const recall = Object.entries(s.recall).filter(([set]) => set === "retain" || set === ("forget_exclusive" in s.recall ? "forget_exclusive" : "forget"));
+  for (const [set, models] of recall) { const last = Object.entries(models).at(-1); facts[`R@1 ${set} (${last[0]})`] = last[1].at(-1)[1].toFixed(1) + " %"; }
   document.getElementById("now").replaceChildren(...Object.entries(facts).map(([k, v]) => { const d = document.createElement("div"), t = document.createElement("dt"), w = document.createElement("dd"); t.textContent = k; w.textContent = v; d.append(t, w); return d; }));
-  document.getElementById("charts").replaceChildren(...(Object.keys(s.loss).length ? [chart("Loss, mean of the clients", s.loss)] : []), ...Object.entries(s.recall).map(([set, lines]) => chart(`R@1 % of validation pairs: ${set}`, lines, 100)));
+  document.getElementById("charts").replaceChildren(...(Object.keys(s.loss).length ? [chart("Loss, mean of the clients", s.loss)] : []), ...recall.map(([set, lines]) => chart(`R@1 % of validation pairs: ${set}`, lines, 100)));
   document.getElementById("log").textContent = s.log.join("\\n") + (s.table ? "\\n\\n" + s.table : "");
   if (s.over && document.getElementById("later").hidden) { document.getElementById("later").hidden = false; offer(); }
   setTimeout(follow, 1000);
