@@ -58,7 +58,7 @@ def run(
         RunError: the run has stopped before its end.
     """
     if until not in ("", "learn"):
-        raise ConfigError(f"--until {until!r}: expected learn")
+        raise ConfigError(f"until={until!r}: expected learn")
     config.own.take_along()
     experiment = config.own.named(experiment)
     said = assignments(overrides or {})
@@ -131,7 +131,7 @@ class Run:
             references: retrainings, trained now where the run has fewer; 0: 2 for full, 1 for quick.
         """
         if level not in ("quick", "full"):
-            raise ConfigError(f"--level {level!r}: expected quick or full")
+            raise ConfigError(f"level={level!r}: expected quick or full")
         to = self.folder / f"audit-{level}"
         _done(to, lambda: launcher.audit(self.folder, level, where or Where(), references))
         found: dict[str, Any] = json.loads((to / "audit.json").read_text(encoding="utf-8"))

@@ -26,6 +26,16 @@ def home(shared_home, request):
 
 
 @pytest.fixture
+def our_methods_alone(monkeypatch):
+    """This process knows of no methods but ours."""
+    from ease_flwr.config import halves, identity
+
+    for half in identity.HALVES:
+        home = halves._home(half)
+        monkeypatch.setattr(home, "__path__", home.__path__[:1])
+
+
+@pytest.fixture
 def in_process(monkeypatch):
     """The launcher submits to this process."""
     from ease_flwr import launcher

@@ -63,7 +63,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "persona"], "ease run: no experiment 'persona': there are coco, flickr30k, flickr8k, flickr8k_sample"),
+        (["run", "persona"], "ease run: no experiment 'persona': there are coco, demo, flickr30k, flickr8k, flickr8k_sample"),
         (["run", "personas_class", "--set", "forget.targets=bob"], "ease run: forget.targets: nobody knows bob; known people"),
         (
             ["run", "personas", "--set", "forget.scenario=sample"],

@@ -17,13 +17,10 @@ from tests.test_methods import write_guide
 
 
 @pytest.fixture(autouse=True)
-def nobody_else(monkeypatch, tmp_path):
+def nobody_else(our_methods_alone, monkeypatch, tmp_path):
     """This process knows of nobody's files but the test's."""
     monkeypatch.setattr(own, "settings", {group: {} for group in own.GROUPS})
     monkeypatch.setattr(own, "clashes", {})
-    for half in ("strategies", "clients"):
-        home = halves._home(half)
-        monkeypatch.setattr(home, "__path__", home.__path__[:1])
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
 
 
@@ -50,6 +47,15 @@ def test_experiments_and_variants_of_ones_own_stand_beside_ours(tmp_path):
     assert config.load("other").data.clients == 5
     assert own.by_file("other+short") == f"{tmp_path}/conf/elsewhere/other.yaml+short"
     assert own.by_file("personas+sharing") == "personas+sharing"
+
+
+def test_an_experiment_that_is_named_by_its_file_may_extend_its_neighbours(tmp_path):
+    written(tmp_path, "anywhere/base", "data:\n  clients: 6\nforget:\n  targets: [client-0]\n")
+    written(tmp_path, "anywhere/personas", "seed: 7\n")  # ours is meant where the name is ours
+    assert own.named(str(written(tmp_path, "anywhere/mine", "extends: base\nseed: 3\n"))) == "mine"
+    found = config.load("mine")
+    assert (found.data.clients, found.seed) == (6, 3)
+    assert config.load("personas").seed == 0
 
 
 @pytest.mark.parametrize(("group", "name"), [("experiment", "personas"), ("variant", "sharing")])

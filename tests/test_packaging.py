@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ease_flwr import __version__
-from ease_flwr.config import APP, halves
+from ease_flwr.config import APP
 from ease_flwr.hosts import app
 from tests.test_methods import write_guide
 from tests.test_simulation import ONE_ROUND
@@ -148,10 +148,7 @@ def test_a_wheel_has_one_package_and_all_of_it(wheel):
     assert {"strategies", "clients", "conf", "pyproject.toml", "README.md", "LICENSE", "py.typed"} <= set(os.listdir(package))
 
 
-def test_a_wheel_lays_itself_out_as_an_app(wheel, tmp_path, monkeypatch):
-    for half in app.HALVES:
-        home = halves._home(half)
-        monkeypatch.setattr(home, "__path__", home.__path__[:1])
+def test_a_wheel_lays_itself_out_as_an_app(wheel, our_methods_alone, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "APP", wheel / "ease_flwr")
     monkeypatch.setattr(app, "PACKAGE", wheel / "ease_flwr")
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
@@ -162,7 +159,12 @@ def test_a_wheel_lays_itself_out_as_an_app(wheel, tmp_path, monkeypatch):
     (found / "mark").write_text("")
     assert app.folder() == found
     assert (found / "mark").exists()  # laid out once
-    assert len(list(found.parent.iterdir())) == 1
+    old = found.parent / "old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    os.utime(found, (1, 1))
+    assert app.folder() == found
+    assert list(found.parent.iterdir()) == [found]  # what nobody has used for long is gone
 
 
 def test_an_installation_without_the_app_is_refused(tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def named(experiment: str) -> str:
     if not file.is_file():
         raise ConfigError(f"no experiment file {file}")
     _add("experiment", file)
+    for neighbour in sorted(file.parent.glob("*.yaml")):  # it may extend one of these
+        settings["experiment"].setdefault(neighbour.stem, neighbour.absolute())
     return file.stem + found[2]
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,6 +22,10 @@ APP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 """Of an app, and of its folder."""
 ON_TOP = (*HALVES, "conf", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel holds inside of the package, and an app beside it."""
+
+
+KEPT = 30 * 24 * 3600.0
+"""Seconds after which an app that no run was started with is removed."""
 
 
 def check() -> None:
@@ -40,7 +45,13 @@ def folder(methods: Collection[str] = ()) -> Path:
         return APP
     files = _files() | more
     to = home() / "apps" / digest({name: file_sha256(file) for name, file in files.items()})[:16]
-    return to if to.is_dir() else _laid_out(to, files)
+    if not to.is_dir():
+        _laid_out(to, files)
+    os.utime(to)
+    for other in to.parent.iterdir():
+        if time.time() - other.stat().st_mtime > KEPT:
+            shutil.rmtree(other, ignore_errors=True)
+    return to
 
 
 def write(to: Path) -> None:
@@ -83,7 +94,7 @@ def _below(folder: Path) -> dict[str, Path]:
     return {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and "__pycache__" not in p.parts}
 
 
-def _laid_out(to: Path, files: dict[str, Path]) -> Path:
+def _laid_out(to: Path, files: dict[str, Path]) -> None:
     """These files by their names in the folder `to`, all or none."""
     to.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=".draft-"))
@@ -97,4 +108,3 @@ def _laid_out(to: Path, files: dict[str, Path]) -> Path:
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return to
