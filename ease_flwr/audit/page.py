@@ -1,12 +1,6 @@
 """The page of a report, a jinja2 template. It is Python because an app that is published to Flower Hub has no HTML files."""
 
-COLOURS = """:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5b6270; --paper: #fff; --line: #d8dce2; --good: #1d7a46; --bad: #b3372b; --open: #8a6100; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a3abb8; --paper: #15181c; --line: #343a44; --good: #5fc78d; --bad: #f08a7e; --open: #e2b354; } }"""
-"""Of every page: light, or dark where the reader's system is."""
-BEFORE_TABLES = "<!-- what follows is for who wants to know more -->"
-"""Stands in every report after its first screen; `ease open` has its search there."""
-
-PAGE = """<!doctype html>
+TOP = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -14,10 +8,18 @@ PAGE = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>{{ title }}</title>
 <style>
-{{ colours }}
+:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5b6270; --paper: #fff; --line: #d8dce2; --good: #1d7a46; --bad: #b3372b; --open: #8a6100; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a3abb8; --paper: #15181c; --line: #343a44; --good: #5fc78d; --bad: #f08a7e; --open: #e2b354; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
+"""
+"""Of every page, up to its own style: colours light, or dark where the reader's system is."""
+BEFORE_TABLES = "<!-- what follows is for who wants to know more -->"
+"""Stands in every report after its first screen; `ease open` has its search there."""
+
+PAGE = (
+    TOP
+    + """h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; width: 100%; }
 th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child, .words { text-align: left; } .words { white-space: normal; min-width: 9rem; }
@@ -159,3 +161,4 @@ for (const [i, th] of document.querySelectorAll("#sortable th").entries()) {
 </body>
 </html>
 """
+)

@@ -13,7 +13,7 @@ from typing import Any
 from ease_flwr import config
 from ease_flwr.audit import anchors, figures, opening
 from ease_flwr.audit.drawing import Drawing
-from ease_flwr.audit.page import BEFORE_TABLES, COLOURS, PAGE
+from ease_flwr.audit.page import BEFORE_TABLES, PAGE
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
@@ -124,7 +124,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[Drawing]) -> Path:
         drawing.save(beside)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
-    environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD, "colours": COLOURS}
+    environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD}
     environment.globals |= {"before_tables": BEFORE_TABLES}
     template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}

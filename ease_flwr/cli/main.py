@@ -38,6 +38,7 @@ def run(
     """Learn, forget, continue and audit, in a simulation on this machine or on a deployed federation; ends with a table.
 
     KEY of --set is the dotted path of a field, for example forget.targets=client-4, data.root=DIR, learn.rounds=3.
+    tracking=tensorboard (or trackio, wandb) sends the numbers of every round there too. `ease open RUN_DIR` follows the run.
     """
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Template
 
-from ease_flwr.audit.page import BEFORE_TABLES, COLOURS
+from ease_flwr.audit.page import BEFORE_TABLES, TOP
 
 SEARCH = """
 <style>
@@ -81,18 +81,9 @@ if (!document.body.dataset.atWork) offer();
 """
 """A section that stands on its own, in a page with the colours of the report."""
 
-FOLLOWED = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
-{{ colours }}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-h1 { font-size: 1.5rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+FOLLOWED = (
+    TOP
+    + """h1 { font-size: 1.5rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 progress { width: 100%; height: 1rem; }
 dl { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); margin: 1rem 0; }
 dl div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; } dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.2rem; overflow-wrap: anywhere; }
@@ -149,11 +140,12 @@ follow();
 </body>
 </html>
 """
+)
 
 
 def followed(folder: Path) -> str:
     """The page of a run at work, or of one without a report."""
-    page: str = Template(FOLLOWED, autoescape=True).render(title=folder.name, colours=COLOURS, search=SEARCH)
+    page: str = Template(FOLLOWED, autoescape=True).render(title=folder.name, search=SEARCH)
     return page
 
 
