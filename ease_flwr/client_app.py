@@ -80,7 +80,8 @@ def told(job: Section, **more: Any) -> dict[str, Any]:
 
 
 def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
-    """What is raised here is answered in one line, which the server can show. The traceback stays in this host's log."""
+    """What is raised here is answered in one line, which the server can show. This host's log has it too, and where it is no
+    mistake with its own words, the traceback."""
 
     @wraps(answer)
     def answered(message: Message, context: Context) -> Message:
@@ -92,6 +93,7 @@ def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Mess
                 traceback.print_exc()
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 said = f"{type(error).__name__}: {said} ({Path(last.filename).name}, line {last.lineno}, {last.name})"
+            print(f"ease_flwr: {said}", file=sys.stderr, flush=True)
             return Message(Error(RAISED, said), reply_to=message)
 
     return answered

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.following import situation
+from ease_flwr.store.layout import RunLayout
 
 SECONDS = 1.0
 """Between two looks at the run."""
@@ -34,20 +35,27 @@ def followed(folder: Path) -> Iterator[None]:
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
+    said, last = io.StringIO(), {"status": "", "error": ""}
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(said):
             yield
+        last = situation(folder)
     finally:
         over.set()
         thread.join()
-        shown.update(HTML(bar(situation(folder))))
+        shown.update(HTML(bar(last) if last["status"] in ("finished", "failed") else ""))
+        log = RunLayout(folder).log
+        known = set(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else set()
+        for line in said.getvalue().splitlines():
+            if line not in known:
+                print(line)
 
 
 def bar(found: dict[str, Any]) -> str:
     """HTML of where a run is, as `following.situation` tells it."""
     at = found.get("round")
     if found["status"] not in ("submitted", "running") or not at:
-        words = {"": "starting", "submitted": "starting", "running": "roll call"}.get(found["status"], found["status"])
+        words = {"": "starting", "submitted": "starting", "running": "at work"}.get(found["status"], found["status"])
         return escape(": ".join(w for w in (words, found.get("error", "")) if w))
     words = f"{at['model']} {at['round']}/{at['last']}, loss {at['loss']:.3f}, {at['answered']}/{at['asked']} clients, "
     words += f"ETA {at['eta']:.0f} s"

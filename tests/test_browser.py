@@ -4,7 +4,7 @@ import re
 import shutil
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -40,10 +40,11 @@ def served(folder):
 
 @pytest.fixture
 def open_page(browser):
-    """A page in a window of its own; at the end nothing may have gone wrong in it."""
-    contexts, wrong = [], []
+    """The page of a run, in a window of its own; at the end nothing may have gone wrong in it."""
+    contexts, wrong, servers = [], [], ExitStack()
 
-    def opened(address, **how):
+    def opened(folder, **how):
+        address = servers.enter_context(served(folder))
         contexts.append(browser.new_context(**how))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -53,33 +54,33 @@ def open_page(browser):
         page.goto(address)
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
+    with servers:
+        yield opened
+        for context in contexts:  # before their servers: a page asks on
+            context.close()
     assert wrong == []
 
 
 def test_searching_in_a_browser(reported, open_page, tmp_path):
-    with served(reported) as address:
-        page = open_page(address)
-        page.wait_for_selector("#offered img", timeout=120_000)
-        caption = page.locator("#offered .pair").nth(1).inner_text()
-        page.fill("#caption", caption)
-        page.click("text=Find pictures")
-        page.wait_for_selector("#found li")
-        assert page.locator("#found h3").all_inner_texts() == ["original", "unlearned", "retrain"]
-        assert page.locator("#found li").count() == 15
-        shown = page.locator("#found img").first
-        assert shown.evaluate("e => e.complete && e.naturalWidth") > 0
-        shown.click()
-        page.wait_for_selector("text=Captions for the picture:")
-        assert page.locator("#found li.rightone").count() >= 1
-        tmp_path.joinpath("one.png").write_bytes(search.Search.png(server_gallery(reported), 0))
-        page.set_input_files("#file", tmp_path / "one.png")
-        page.wait_for_selector("text=Captions for one.png:")
-        page.set_input_files("#file", {"name": "b.txt", "mimeType": "image/png", "buffer": b"no picture"})
-        page.wait_for_selector("text=not a picture")
-        assert "Verdict" in page.inner_text("main")
+    page = open_page(reported)
+    page.wait_for_selector("#offered img", timeout=120_000)
+    caption = page.locator("#offered .pair").nth(1).inner_text()
+    page.fill("#caption", caption)
+    page.click("text=Find pictures")
+    page.wait_for_selector("#found li")
+    assert page.locator("#found h3").all_inner_texts() == ["original", "unlearned", "retrain"]
+    assert page.locator("#found li").count() == 15
+    shown = page.locator("#found img").first
+    assert shown.evaluate("e => e.complete && e.naturalWidth") > 0
+    shown.click()
+    page.wait_for_selector("text=Captions for the picture:")
+    assert page.locator("#found li.rightone").count() >= 1
+    tmp_path.joinpath("one.png").write_bytes(search.Search.png(server_gallery(reported), 0))
+    page.set_input_files("#file", tmp_path / "one.png")
+    page.wait_for_selector("text=Captions for one.png:")
+    page.set_input_files("#file", {"name": "b.txt", "mimeType": "image/png", "buffer": b"no picture"})
+    page.wait_for_selector("text=not a picture")
+    assert "Verdict" in page.inner_text("main")
 
 
 def server_gallery(folder):
@@ -94,34 +95,33 @@ def test_following_a_run_until_it_is_its_report(reported, open_page, tmp_path):
     results = (folder / "results.json").read_text()
     (folder / "results.json").unlink()
     write(folder, "running", round_("learn", 1), log="[learn 1/5]\n")
-    with served(folder) as address:
-        page = open_page(address)
-        page.wait_for_selector("text=1 of 5")
-        assert "2 of 3" in page.inner_text("#now")
-        seen = {"model": "learn", "round": 2, "rounds_in_all": 2, "validation": {"retain": 43.21, "test": 50.0}}
-        write(folder, "running", round_("learn", 1), round_("learn", 2), seen, log="[learn 2/5]\n")
-        page.wait_for_selector("text=2 of 5")
-        assert "43.2 %" in page.inner_text("#now")
-        assert "[learn 2/5]" in page.inner_text("#log")
-        assert page.locator("#charts svg").count() == 2
-        assert page.locator("#charts circle").count() == 3
-        write(folder, "failed", error="the disk is full")
-        page.wait_for_selector("text=Stopped: the disk is full")
-        (folder / "results.json").write_text(results)
-        write(folder, "finished")
-        (folder / "report.html").touch()
-        page.wait_for_selector("h2:has-text('Verdict')")
-        page.wait_for_selector("#offered img", timeout=120_000)
+    page = open_page(folder)
+    page.wait_for_selector("text=1 of 5")
+    assert "2 of 3" in page.inner_text("#now")
+    seen = {"model": "learn", "round": 2, "rounds_in_all": 2, "validation": {"retain": 43.21, "test": 50.0}}
+    write(folder, "running", round_("learn", 1), round_("learn", 2), seen, log="[learn 2/5]\n")
+    page.wait_for_selector("text=2 of 5")
+    assert "43.2 %" in page.inner_text("#now")
+    assert "[learn 2/5]" in page.inner_text("#log")
+    assert page.locator("#charts svg").count() == 2
+    assert page.locator("#charts circle").count() == 3
+    (folder / "results.json").write_text(results)
+    (folder / "report.html").touch()
+    write(folder, "failed", error="the disk is full")
+    page.wait_for_selector("text=Stopped: the disk is full")  # and not the report of before
+    write(folder, "finished")
+    (folder / "report.html").touch()
+    page.wait_for_selector("h2:has-text('Verdict')")
+    page.wait_for_selector("#offered img", timeout=120_000)
 
 
 def test_a_run_without_a_report_shows_its_table_and_searches(reported, open_page, tmp_path):
     folder = shutil.copytree(reported, tmp_path / "run")
     (folder / "report.html").unlink()
-    with served(folder) as address:
-        page = open_page(address)
-        page.wait_for_selector("text=There is no report yet")
-        assert "| original |" in page.inner_text("#log")
-        page.wait_for_selector("#offered img", timeout=120_000)
+    page = open_page(folder)
+    page.wait_for_selector("text=There is no report yet")
+    assert "| original |" in page.inner_text("#log")
+    page.wait_for_selector("#offered img", timeout=120_000)
 
 
 @pytest.mark.parametrize("width", [390, 320])
@@ -129,42 +129,39 @@ def test_on_a_phone_nothing_is_cut_off(reported, open_page, width, tmp_path):
     at_work = tmp_path / "a-run-with-a-name-as-long-as-that-of-an-experiment-with-variants-20261126-114500"
     write(at_work, "running", round_("learn", 1), log="x" * 300)
     for folder, ready in ((reported, "#offered img"), (at_work, "#charts svg")):
-        with served(folder) as address:
-            page = open_page(address, viewport={"width": width, "height": 800})
-            page.wait_for_selector(ready, timeout=120_000)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page = open_page(folder, viewport={"width": width, "height": 800})
+        page.wait_for_selector(ready, timeout=120_000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_by_keyboard_alone(reported, open_page):
-    with served(reported) as address:
-        page = open_page(address)
-        page.wait_for_selector("#offered img", timeout=120_000)
-        reached = []
-        for _ in range(8):
-            page.keyboard.press("Tab")
-            reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-            assert outline != "none", reached
-        assert reached[:3] == ["caption", "Find pictures", "file"]
-        page.focus("#caption")
-        page.keyboard.type("large red circle")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("#found li")
-        page.focus("#found button")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("text=Captions for the picture:")
+    page = open_page(reported)
+    page.wait_for_selector("#offered img", timeout=120_000)
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", reached
+    assert reached[:3] == ["caption", "Find pictures", "file"]
+    page.focus("#caption")
+    page.keyboard.type("large red circle")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#found li")
+    page.focus("#found button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Captions for the picture:")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(reported, open_page, scheme):
     """Contrast of WCAG 2: 4.5 or more for text."""
-    with served(reported) as address:
-        page = open_page(address, color_scheme=scheme)
-        page.wait_for_selector("#offered img", timeout=120_000)
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        for chosen in ("h1", "#search p", "#caption", "#offered .pair", "#offered .set", "figcaption"):
-            colour = page.evaluate("s => getComputedStyle(document.querySelector(s)).color", chosen)
-            assert contrast(colour, ground) >= 4.5, (chosen, colour, ground)
+    page = open_page(reported, color_scheme=scheme)
+    page.wait_for_selector("#offered img", timeout=120_000)
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for chosen in ("h1", "#search p", "#caption", "#offered .pair", "#offered .set", "figcaption"):
+        colour = page.evaluate("s => getComputedStyle(document.querySelector(s)).color", chosen)
+        assert contrast(colour, ground) >= 4.5, (chosen, colour, ground)
 
 
 def contrast(*colours):

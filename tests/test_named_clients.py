@@ -7,6 +7,7 @@ import pytest
 
 from ease_flwr import config, data
 from ease_flwr.config import ConfigError
+from ease_flwr.data import formats
 from tests.photographs import write_photographs
 from tests.small import TINY
 from tests.test_run import play
@@ -26,6 +27,7 @@ def test_a_run_whose_clients_have_names(home):
     ("told", "error"),
     [
         ({"data.names": "a,b,c"}, "names: there are 3 for clients=8: give as many"),
+        ({"data.names": "a,b", "data.partition": "client"}, "names: there are 2 for clients=8: give as many"),
         ({"data.names": "a,a", "data.clients": 2}, "names: a, a: two clients have the same name"),
         ({"data.names": "a,b/c", "data.clients": 2}, "names: 'b/c' cannot name a folder"),
         ({"data.names": "a,b", "data.clients": 2}, "forget.targets: no client client-0; there are a, b"),
@@ -80,6 +82,32 @@ def test_a_column_that_does_not_fit(tmp_path, client, told, error):
     as_table(tmp_path, client)
     with pytest.raises(ConfigError, match=error):
         world(tmp_path, **told, **{"forget.targets": "a"})
+
+
+@pytest.mark.parametrize("column", ["label", "split", "client"])
+def test_lines_that_contradict_each_other_are_refused(tmp_path, column):
+    """Whose picture it is must not depend on which line comes first."""
+    write_photographs(tmp_path, train=6, val=2, test=2)
+    (tmp_path / "dataset.json").unlink()
+    lines = ["image,caption,label,split,client", "train-0.png,one,x,train,a", "train-0.png,two,,,"]
+    said = {
+        "label": "train-0.png,three,y,train,a",
+        "split": "train-0.png,three,x,val,a",
+        "client": "train-0.png,three,x,train,b",
+    }
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    (entry,) = formats.read_entries(str(tmp_path))
+    assert (entry.captions, entry.label, entry.split, entry.client) == (("one", "two"), "x", "train", "a")
+    (tmp_path / "captions.csv").write_text("\n".join([*lines, said[column]]) + "\n")
+    with pytest.raises(ConfigError, match="line 4 has another label, split or client for train-0.png than line 2"):
+        formats.read_entries(str(tmp_path))
+
+
+def test_who_brings_a_backdoor_must_be_there(tmp_path):
+    write_photographs(tmp_path, train=7, val=2, test=2)
+    as_table(tmp_path, lambda i: WARDS[i % 3])
+    with pytest.raises(ConfigError, match="data.backdoor.clients: no client q; there are ward-a, ward-b, ward-c"):
+        world(tmp_path, **{"data.backdoor.clients": "q"})
 
 
 def test_json_indexes_may_name_clients_too(tmp_path):

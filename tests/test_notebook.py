@@ -7,6 +7,7 @@ import pytest
 
 import ease_flwr as ease
 from ease_flwr import notebook
+from ease_flwr.config import ConfigError
 from tests.small import TINY
 
 AT = {"model": "learn", "round": 3, "last": 10, "loss": 0.5, "answered": 7, "asked": 8, "eta": 12.4}
@@ -17,7 +18,7 @@ def test_what_the_bar_says():
         '<progress max="10" value="3"></progress> learn 3/10, loss 0.500, 7/8 clients, ETA 12 s'
     )
     assert notebook.bar({"status": ""}) == "starting"
-    assert notebook.bar({"status": "running", "round": {}, "error": ""}) == "roll call"
+    assert notebook.bar({"status": "running", "round": {}, "error": ""}) == "at work"
     assert notebook.bar({"status": "finished", "round": AT, "error": ""}) == "finished"
     assert notebook.bar({"status": "failed", "round": AT, "error": "a <b> is missing"}) == "failed: a &lt;b&gt; is missing"
 
@@ -36,11 +37,17 @@ def test_a_run_in_a_notebook_and_elsewhere(home, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.setitem(sys.modules, "IPython.display", there)
     monkeypatch.setattr(notebook, "SECONDS", 0.05)
+    monkeypatch.setattr("ease_flwr.launcher.misleading", lambda *_: "no log has this")
     ease.run(overrides=TINY, folder=home / "one", fresh=True)
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr().out
+    assert "[learn" not in said
+    assert "no log has this" in said  # what only the launcher says
     assert shown[0] == "starting"
     assert any("learn" in html and "<progress" in html for html in shown)
     assert shown[-1] == "finished"
+    with pytest.raises(ConfigError, match="is not empty"):
+        ease.run(overrides=TINY, folder=home / "one")
+    assert shown[-1] == ""
     shell.get_ipython = object  # as in a terminal
     seen = len(shown)
     ease.run(overrides=TINY, folder=home / "two", until="learn")

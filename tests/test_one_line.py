@@ -35,7 +35,7 @@ def asked(monkeypatch, error):
 def test_what_a_client_says_of_a_mistake_is_its_line(monkeypatch, capsys):
     answer = asked(monkeypatch, ConfigError("/data/3.jpg: image\ncannot be read"))
     assert reason(answer) == "client raised: /data/3.jpg: image cannot be read"
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "ease_flwr: /data/3.jpg: image cannot be read\n"  # who runs the host sees it too
 
 
 def test_of_a_fault_it_says_where_and_the_traceback_stays(monkeypatch, capsys):

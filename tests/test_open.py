@@ -1,12 +1,18 @@
 """`ease open`: what the page is told of a run, what its search finds, and who is answered."""
 
+import io
 import json
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 import ease_flwr as ease
@@ -21,6 +27,13 @@ def write(folder, status, *events, log="", error=""):
     (folder / "state.json").write_text(json.dumps({"status": status, "error": error}))
     (folder / "log.txt").write_text(log)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+
+
+def png(width, height):
+    """A picture of one grey that is small on disk."""
+    out = io.BytesIO()
+    Image.new("1", (width, height)).save(out, "PNG")
+    return out.getvalue()
 
 
 def round_(model, at, **more):
@@ -70,18 +83,36 @@ def test_before_the_first_round_and_after_the_last_word(tmp_path):
     assert (found["error"], found["silent"], found["over"]) == ("no client answers", 0, False)
 
 
-def test_an_audit_of_a_finished_run_is_followed(whole, tmp_path):
-    assert following.finished(whole)
-    assert following.at_work(whole) is None
-    part = whole / "audit-quick"
-    try:
-        write(part, "running", log="[audit] client-1\n")
-        assert following.situation(whole)["log"] == ["[audit] client-1"]
-        assert not following.finished(whole)
-    finally:
-        for file in part.iterdir():
-            file.unlink()
-        part.rmdir()
+def test_only_rounds_of_this_submission_are_where_it_is(tmp_path):
+    before = [{"roll_call": {}}, round_("learn", 5), {"roll_call": {}}]
+    write(tmp_path, "running", *before)
+    assert following.situation(tmp_path)["round"] == {}
+    write(tmp_path, "running", *before, round_("forget", 1))
+    assert following.situation(tmp_path)["round"]["model"] == "forget"
+    write(tmp_path, "submitted", *before, round_("forget", 1))
+    assert following.situation(tmp_path)["round"] == {}
+    write(tmp_path, "running", 5, {"loss": [], "last": 3}, {"loss": [1.0]})  # of no or another version
+    assert following.situation(tmp_path)["loss"] == {}
+
+
+def test_when_a_run_is_over_and_has_a_report(reported, tmp_path):
+    folder = shutil.copytree(reported, tmp_path / "run")
+    assert following.finished(folder)
+    assert following.fresh_report(folder)
+    write(folder / "audit-full", "running")  # an audit at work, or one that was killed, hides nothing
+    assert following.finished(folder)
+    for status in ("failed", "running", "submitted"):  # a further request
+        write(folder, status)
+        assert not following.finished(folder)
+    write(folder, "finished")
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").write_text(page.replace(BEFORE_TABLES, ""))  # of a version before
+    assert not following.fresh_report(folder)
+    (folder / "report.html").write_text(page)
+    os.utime(folder / "report.html", (1, 1))
+    assert not following.fresh_report(folder)
+    (folder / "results.json").unlink()
+    assert not following.finished(folder)
 
 
 # ---- search -----------------------------------------------------------------------------------------------------------------
@@ -105,6 +136,12 @@ def test_a_search_finds_what_the_model_finds(found, reported):
     nearest = (model.texts([c[0] for c in pairs.captions]) @ asked).argsort(descending=True)[:5].tolist()
     assert [a["pair"] for a in found.captions(3)["unlearned"]] == nearest
     assert all(a["right"] == (a["pair"] == 3) for a in found.captions(3)["unlearned"])
+    for name, model in found.models.items():  # pairs that a model finds are marked, and no others
+        similarity = model.images(pairs.images) @ model.texts([c[0] for c in pairs.captions]).T
+        for best, ask in ((similarity.argmax(dim=0), found.pictures), (similarity.argmax(dim=1), found.captions)):
+            known = next(i for i, b in enumerate(best.tolist()) if b == i)
+            query = pairs.captions[known][0] if ask == found.pictures else known
+            assert ask(query)[name][0]["right"], name
 
 
 def test_the_gallery_has_each_pair_once_and_every_set(found):
@@ -113,11 +150,16 @@ def test_the_gallery_has_each_pair_once_and_every_set(found):
     assert {"forget_exclusive", "retain", "test"} <= set(kept.sets)
     assert len({search._identity(kept.pairs, i) for i in range(len(kept.pairs))}) == len(kept.pairs)
     assert {kept.sets[i] for i in kept.examples()} == set(kept.sets)
+    assert len(kept.examples()) <= search.EXAMPLES * len(set(kept.sets))
 
 
 def test_pairs_that_are_elsewhere(whole, monkeypatch):
     with pytest.raises(ConfigError, match="--client nobody: no client of this run: there are client-0, client-1"):
         search.gallery(whole, search.Own(client="nobody"))
+    with pytest.raises(ConfigError, match="this run's pairs are drawn, and need no folder"):
+        search.gallery(whole, search.Own("/data"))
+    alone = search.gallery(whole, search.Own(client="client-2"))
+    assert 0 < len(alone.pairs) < len(search.gallery(whole, search.Own()).pairs)
     experiment, submitted = server.config.from_run_config(search.read_run_config(whole))
     hosts = experiment.data.model_copy(update={"kind": "folder", "names": ("a", "b")})
     monkeypatch.setattr(server.config, "from_run_config", lambda _: (experiment.model_copy(update={"data": hosts}), submitted))
@@ -172,6 +214,7 @@ def test_the_page_is_the_report_with_a_search(client, reported):
         ("GET", "pictures/100000", {}, 404, "no such picture"),
         ("GET", "captions/100000", {}, 404, "no such picture"),
         ("POST", "captions", {"content": b"GIF89a"}, 400, "not a picture"),
+        ("POST", "captions", {"content": png(10_000, 5_001)}, 400, "not a picture: it has more than 50 million pixels"),
         ("POST", "captions", {"content": b"x" * (server.LARGEST + 1)}, 413, "the file has more than 20 MB"),
     ],
 )
@@ -186,6 +229,27 @@ def test_a_run_without_results_has_no_search(learnt_only):
     assert client.get("/secret/examples").json() == {"error": "a search needs a run that has finished"}
     assert 'data-at-work="yes"' in client.get("/secret/").text
     assert client.get("/secret/pictures/0").status_code == 404
+    assert client.get("/secret/captions/0").json() == {"error": "a search needs a run that has finished"}
+
+
+def test_models_are_loaded_anew_where_the_run_has_others(reported, tmp_path, monkeypatch):
+    folder, made = shutil.copytree(reported, tmp_path / "run"), []
+    monkeypatch.setattr(server, "Search", lambda *words: made.append(words) or search.Search.__new__(search.Search))
+    page = server.Page(folder, search.Own(client="client-1"))
+    assert page.search() is page.search()
+    first = page.search()
+    os.utime(folder / "results.json", (2e9, 2e9))
+    assert page.search() is not first
+    assert made == [(folder, search.Own(client="client-1"))] * 2
+
+
+def test_what_cannot_be_searched_says_why(reported):
+    client = TestClient(server.application(reported, "secret", search.Own(client="nobody")), base_url="http://127.0.0.1")
+    limit = time.monotonic() + 60
+    while client.get("/secret/examples").status_code == 202 and time.monotonic() < limit:
+        time.sleep(0.05)
+    for path in ("examples", "pictures?caption=red", "captions/0"):
+        assert client.get(f"/secret/{path}").json()["error"].startswith("--client nobody: no client of this run")
 
 
 @pytest.fixture
@@ -208,3 +272,25 @@ def test_the_command(tmp_path):
         port = str(taken.getsockname()[1])
         done = ease_open(str(tmp_path), "--port", port)
         assert done.stderr == f"ease open: --port {port}: Address already in use: give another, or 0 for any free one\n"
+
+
+def test_it_listens_on_loopback_with_a_token_of_its_own(learnt_only, monkeypatch, capsys):
+    listening = []
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, sockets: listening.extend(sockets))
+    opened = []
+    monkeypatch.setattr(server.webbrowser, "open", lambda uri: opened.append(Path(uri.removeprefix("file://"))))
+    monkeypatch.setenv("DISPLAY", ":0")
+    tokens = set()
+    for browser in (True, False):
+        server.serve(learnt_only, search.Own(), 0, browser)
+        address = capsys.readouterr().out.splitlines()[0]
+        host, port, token = re.fullmatch(r"http://([0-9.]+):(\d+)/([\w-]{22})/", address).groups()
+        assert (host, int(port)) == listening[-1].getsockname() == ("127.0.0.1", int(port))
+        tokens.add(token)
+    for one in listening:
+        one.close()
+    assert len(tokens) == 2
+    (page,) = opened  # the address is in a file that only the user can read, not in the arguments of a program
+    assert page.stat().st_mode & 0o077 == 0
+    assert any(token in page.read_text() for token in tokens)
+    page.unlink()

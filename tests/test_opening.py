@@ -51,7 +51,7 @@ def heads(*rows):
 
 def test_forgotten_and_kept():
     assert said(GONE, row("relearn.1", -2.0), STAYED) == (
-        "Forgotten: 2 of 2 numbers within their limits of retraining; the rest is kept: R@1 of the retain set is 79.5 %, 0.5 "
+        "Forgotten: 2 of 2 numbers within the limit of retraining; the rest is kept: R@1 of the retain set is 79.5 %, 0.5 "
         "points below retraining for as many rounds; 3 of 3 answers are sure."
     )
 
@@ -95,7 +95,15 @@ def test_forgotten_and_kept():
         (
             [row("r1.forget", 12.3), row("relearn.1", -12.0, -20.0, -1.0)],
             "Too little forgotten",
-            "1 of 2 numbers surely beyond its limit (R@1 of forget, 12.3 points above retraining), 1 more perhaps",
+            "1 of 2 numbers surely beyond its limit (R@1 of forget, 12.3 points above retraining), 1 more perhaps "
+            "(R@1 after 1 step of learning it again, 12.0 points below retraining)",
+            "too",
+        ),
+        (
+            [row("r1.forget", 12.3), row("relearn.1", 12.0, 1.0, 20.0), row("relearn.5", 1.0, *WIDE)],
+            "Too little forgotten",
+            "1 of 3 numbers surely beyond its limit (R@1 of forget, 12.3 points above retraining), 1 more perhaps "
+            "(R@1 after 1 step of learning it again, 12.0 points above retraining)",
             "too",
         ),
         (
@@ -107,25 +115,25 @@ def test_forgotten_and_kept():
         (
             [row("people.forget_exclusive", -20.0, -40.0, 3.0)],
             "Perhaps too much forgotten",
-            "1 of 1 numbers perhaps beyond its limit (R@1 of a single member, 20.0 points below retraining)",
+            "1 of 1 number perhaps beyond its limit (R@1 of a single person or label, 20.0 points below retraining)",
             "not",
         ),
         (
             [row("r1.forget", 1.0, *WIDE), GONE, row("probe", 0.01)],
             "Forgotten, as far as can be told",
-            "3 of 3 numbers within their limits of retraining, 2 of them surely",
+            "3 of 3 numbers within the limit of retraining, 2 of them surely",
             "not",
         ),
         (
             [row("r1.forget", 1.0, *WIDE), row("backdoor", 0.0, NAN, NAN)],
             "Perhaps forgotten",
-            "2 of 2 numbers within their limits of retraining, none of them surely",
+            "2 of 2 numbers within the limit of retraining, none of them surely",
             "not",
         ),
         (
             [row("ulira", 0.3, against="chance"), GONE],
             "Too little forgotten",
-            "1 of 2 numbers surely beyond its limit (U-LiRA, 0.300 above chance)",
+            "1 of 2 numbers surely beyond its limit (the attack U-LiRA, 0.300 above chance)",
             "too",
         ),
     ],
@@ -168,6 +176,19 @@ def test_what_is_said_of_forgetting(rows, head, why, tone):
             "too",
         ),
         ([kept(0.5), kept(6.0, key="r1.forget_shared")], "the rest is kept", "80.5 %, 0.5 points above {}", "like"),
+        ([kept(-0.04)], "the rest is kept", "80.0 %, as after {}", "like"),
+        (  # what is lost is named, not what is kept beside the other reference
+            [kept(-6.0, against="retrain"), kept(-0.5)],
+            "some of the rest is lost",
+            "74.0 %, 6.0 points below retraining",
+            "too",
+        ),
+        (
+            [kept(0.5), kept(-6.0, -20.0, 1.0, key="r1.test")],
+            "some of the rest is perhaps lost",
+            "80.5 %, 0.5 points above {} (perhaps beyond the limit: R@1 of test, 6.0 points below retraining)",
+            "not",
+        ),
         (
             [kept(0.5), kept(6.0, *WIDE, key="r1.forget_shared")],
             "the rest is kept, as far as can be told",
@@ -185,6 +206,9 @@ def test_what_is_said_of_the_rest(rows, head, why, tone):
 def test_what_is_said_of_going_on():
     stays = [row("r1.forget", 0.0, question=STAYS), row("r1.retain", 1.0, question=STAYS)]
     assert heads(GONE, STAYED, *stays)[2] == ("after going on it is like retraining", "like")
+    better = [row("r1.retain", 9.0, question=STAYS), row("r1.forget_shared", 9.0, question=STAYS)]
+    part = opening.sentence([GONE, STAYED, *better], "full")[2]
+    assert (part.tone, part.why) == ("like", "none of 2 numbers is worse than its limit allows")  # 9 is beyond it, and no fault
     back = row("r1.forget", 14.0, question=STAYS)
     part = opening.sentence([GONE, STAYED, *stays, back], "full")[2]
     assert (part.head, part.tone) == ("after going on it is not like retraining", "too")
@@ -226,6 +250,22 @@ def test_the_page_begins_with_it(tmp_path):
     assert re.sub("<.*?>", "", sentence) == said(*found)
     assert text.index('class="sentence"') < text.index('<figure id="first-forget">') < text.index("<h2>Figures")
     assert (tmp_path / "figures" / "first-forget.csv").read_text().splitlines()[:2] == ["model,r1,low,high", "original,9.0,,"]
+
+
+def test_the_figures_have_their_targets_and_intervals():
+    def r1(value):
+        return {"value": value, "low": value - 4, "high": value + 2}
+
+    numbers = {"original": 79.0, "unlearned": 80.0, "retrain": 83.0, "retrain_equal": 86.0}
+    numbers = {m: {"r1.forget": r1(v - 70), "r1.retain": r1(v)} for m, v in numbers.items()}
+    forget, retain = opening.pictures(numbers, {"unlearned": {}})
+    for drawing, target in ((forget, 13.0), (retain, 86.0)):
+        (ax,) = drawing.figure.axes
+        assert [line.get_xdata() for line in ax.lines if line.get_linestyle() == "--"] == [[target, target]]
+    values = {row[0]: row[1:] for row in retain.data[1]}
+    assert values["unlearned"] == [80.0, 76.0, 82.0]
+    whiskers = [segment[:, 0].tolist() for c in retain.figure.axes[0].collections for segment in c.get_segments()]
+    assert [76.0, 82.0] in whiskers
 
 
 # ---- laws ------------------------------------------------------------------------------------------------------------------

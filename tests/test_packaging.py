@@ -134,10 +134,23 @@ def test_the_version_is_that_of_the_tag():
     project = tomllib.loads((APP / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
     changes = (APP / "CHANGELOG.md").read_text()
-    assert f"## [{__version__}]" in changes or "## [Unreleased]" in changes
-    if (APP / ".git").exists():
-        tags = subprocess.run(["git", "-C", str(APP), "tag", "--points-at", "HEAD"], capture_output=True, text=True, check=True)
-        assert set(tags.stdout.split()) <= {f"v{__version__}"}
+    command = ["git", "-C", str(APP), "tag", "--points-at", "HEAD"]
+    tags = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() if (APP / ".git").exists() else []
+    assert set(tags) <= {f"v{__version__}"}
+    assert f"## [{__version__ if tags else 'Unreleased'}]" in changes
+
+
+@pytest.mark.parametrize(
+    "command", [("app",), ("data", "demo"), ("deploy", "init", "--hosts", "a,b", "--address", "localhost")]
+)
+def test_a_folder_that_cannot_be_made_is_said_in_one_line(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "x", "Not a directory")):
+        words = [sys.executable, "-m", "ease_flwr", *command, str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert done.stderr.endswith(f": {folder}: {why}: choose another folder\n"), done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_wheel_has_one_package_and_all_of_it(wheel):

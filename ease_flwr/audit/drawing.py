@@ -12,6 +12,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Drawing:
     def svg(self) -> str:
         """Inline SVG in the colours of the page, with an accessible name."""
         text = self._svg[self._svg.index("<svg") :].replace(INK, "currentColor")
-        return text.replace("<svg ", f'<svg role="img" aria-label="{self.title}: {self.reading}" ', 1)
+        return text.replace("<svg ", f'<svg role="img" aria-label="{escape(f"{self.title}: {self.reading}")}" ', 1)
 
     def save(self, folder: Path) -> None:
         """The figure as SVG and PNG on white, and its data as CSV."""

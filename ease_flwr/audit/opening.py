@@ -58,18 +58,25 @@ def _part(question: str, rows: Sequence[Row]) -> Part:
     if beyond := bad or doubtful:
         head = worse[bool(bad)] if worse else f"{'' if bad else 'perhaps '}{_side(beyond)}"
         limit = "its limit" if len(beyond) == 1 else "their limits"
-        why = f"{len(beyond)} of {len(rows)} numbers {'surely' if bad else 'perhaps'} beyond {limit} ({_most(beyond)})"
-        why += f", {len(doubtful)} more perhaps" if bad and doubtful else ""
+        why = f"{len(beyond)} of {_numbers(rows)} {'surely' if bad else 'perhaps'} beyond {limit} ({_most(beyond)})"
+        why += f", {len(doubtful)} more perhaps ({_most(doubtful)})" if bad and doubtful else ""
     else:
         sure = len(rows) - len(unsure)
         head = good if not unsure else f"{good}, as far as can be told" if sure else perhaps
-        why = f"{len(rows)} of {len(rows)} numbers within their limits of retraining"
+        above = any(abs(r.gap) > r.threshold for r in rows)  # of what is kept, and no fault
+        why = f"none of {_numbers(rows)} is worse than its limit allows" if above else ""
+        why = why or f"{len(rows)} of {_numbers(rows)} within the limit of retraining"
         why += f", {sure or 'none'} of them surely" if unsure else ""
     if question == KEPT and (retain := [r for r in rows if r.what == "r1.retain"]):
         other = [r for r in beyond if r.what != "r1.retain"]
-        also = "also " if len(other) < len(beyond) else ""
-        why = _retained(retain[-1]) + (f" ({also}beyond the limit: {_most(other)})" if other else "")
+        also = ("also " if len(other) < len(beyond) else "") + ("" if bad else "perhaps ")
+        shown = next((r for r in reversed(retain) if r in beyond), retain[-1])
+        why = _retained(shown) + (f" ({also}beyond the limit: {_most(other)})" if other else "")
     return Part(head, why, "too" if bad else "not" if unsure else "like")
+
+
+def _numbers(rows: Sequence[Row]) -> str:
+    return f"{len(rows)} number{'' if len(rows) == 1 else 's'}"
 
 
 def _beyond(r: Row) -> bool:
@@ -100,7 +107,8 @@ def _most(rows: Sequence[Row]) -> str:
 
 def _retained(r: Row) -> str:
     side, long = "below" if r.gap < 0 else "above", " for as many rounds" if r.against == "retrain_equal" else ""
-    return f"R@1 of the retain set is {r.value:.1f} %, {abs(r.gap):.1f} points {side} retraining{long}"
+    away = f"{abs(r.gap):.1f} points {side}" if abs(r.gap) >= 0.05 else "as after"
+    return f"R@1 of the retain set is {r.value:.1f} %, {away} retraining{long}"
 
 
 def words(number: str) -> str:
@@ -113,15 +121,15 @@ def words(number: str) -> str:
 
 WORDS = {
     "distance": "distance of similarities",
-    "people": "R@1 of a single member",
-    "membership.cosine": "membership by cosine",
-    "membership.changed": "membership by changed images",
-    "membership.logistic": "membership by regression",
+    "people": "R@1 of a single person or label",
+    "membership.cosine": "the membership attack by cosine",
+    "membership.changed": "the membership attack by changed images",
+    "membership.logistic": "the membership attack by regression",
     "cross.visual": "R@1 after the image tower alone has learnt it again",
     "cross.text": "R@1 after the text tower alone has learnt it again",
-    "backdoor": "backdoor",
-    "probe": "linear probe",
-    "ulira": "U-LiRA",
+    "backdoor": "the backdoor",
+    "probe": "the linear probe",
+    "ulira": "the attack U-LiRA",
 }
 
 

@@ -202,14 +202,13 @@ def deploy_demo(
     """A SuperLink and three SuperNodes with TLS and keys on this machine; the adapters must be those of a simulation."""
     import time
 
-    from ease_flwr.store.files import home
+    from ease_flwr.store.files import home, new_folder
 
     with mistakes("deploy demo"):
         from ease_flwr.hosts.demo import demo
 
         folder = (run_dir or home() / f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-        if folder.exists() and any(folder.iterdir()):
-            raise config.ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
+        new_folder(folder)
         raise typer.Exit(demo(folder, lambda line: print(line, flush=True)))
 
 

@@ -102,6 +102,7 @@ class DataConfig(Section):
             raise ValueError(f"names: {', '.join(self.names)}: two clients have the same name")
         if self.partition not in RULES and not self.partition.endswith("Partitioner"):
             raise ValueError(f"partition: {self.partition!r} is neither {', '.join(RULES)} nor the name of a partitioner")
-        if self.names and self.kind != "folder" and self.partition != "client" and len(self.names) != self.clients:
+        by_index = self.kind == "folder" or (self.kind == "photographs" and self.partition == "client")
+        if self.names and not by_index and len(self.names) != self.clients:
             raise ValueError(f"names: there are {len(self.names)} for clients={self.clients}: give as many")
         return self

@@ -34,12 +34,11 @@ def architecture_beside(model: ModelConfig) -> Path | None:
     beside = path.with_suffix(".json")
     try:
         said = json.loads(beside.read_text(encoding="utf-8"))
-        if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in said]:
-            raise ConfigError(f"model.weights: {beside} is not an open_clip config: it has no {missing[0]}")
     except FileNotFoundError:
         raise ConfigError(f"model.weights: {path.name} needs its open_clip config {beside} beside it, or model.name") from None
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (OSError, ValueError) as error:
         raise ConfigError(f"model.weights: {beside} is not an open_clip config ({error})") from None
+    there = said if isinstance(said, dict) else {}
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in there]:
+        raise ConfigError(f"model.weights: {beside} is not an open_clip config: it has no {missing[0]}")
     return beside

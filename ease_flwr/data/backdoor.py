@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ease_flwr.config import BackdoorConfig, ForgetConfig, Union
+from ease_flwr.config import BackdoorConfig, ConfigError, ForgetConfig, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World
 
 
@@ -33,6 +33,11 @@ class Marked:
     world: World
     config: BackdoorConfig
     seed: int
+
+    def __post_init__(self) -> None:
+        if strange := sorted(set(self.config.clients) - set(self.world.clients)):
+            there = ", ".join(self.world.clients)
+            raise ConfigError(f"data.backdoor.clients: no client {', '.join(strange)}; there are {there}")
 
     @property
     def clients(self) -> tuple[str, ...]:

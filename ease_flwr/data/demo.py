@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ease_flwr.config import ConfigError, DataConfig
+from ease_flwr.config import DataConfig
 from ease_flwr.data.personas import load
+from ease_flwr.store.files import new_folder
 
 WARDS = ("ward-a", "ward-b", "ward-c", "ward-d")
 WORLD = DataConfig(
@@ -29,8 +30,7 @@ WORLD = DataConfig(
 
 def write(folder: Path, seed: int = 0) -> int:
     """Write the set into a new folder; returns how many pairs it has. Raises ConfigError where the folder is not empty."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: choose another, or remove it")
+    new_folder(folder)
     world = load(WORLD, seed)
     parts = [("train", name, world.client(name).train) for name in world.clients]
     parts += [("val", "", world.scene_tests["validation"].pairs), ("test", "", world.scene_tests["test"].pairs)]

@@ -241,7 +241,10 @@ def _gathered(file: Path, rows: Iterable[tuple[str, str, str, About]]) -> Iterat
     """Entries from lines of one caption each: (where, name, caption, more)."""
     found: dict[str, tuple[str, list[str], About]] = {}
     for where, name, caption, about in rows:
-        found.setdefault(name, (where, [], about))[1].append(caption)
+        first, captions, known = found.setdefault(name, (where, [], about))
+        captions.append(caption)
+        if any(a and b and a != b for a, b in zip(known, about, strict=True)):
+            raise ValueError(f"{where} has another label, split or client for {name} than {first}")
     for name, (where, captions, about) in found.items():
         yield _entry(file, where, name, captions, about)
 

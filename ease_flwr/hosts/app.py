@@ -16,7 +16,7 @@ from pathlib import Path
 from ease_flwr import strategies
 from ease_flwr.config import APP, PACKAGE, ConfigError, digest, file_sha256, halves
 from ease_flwr.config.identity import HALVES
-from ease_flwr.store.files import home
+from ease_flwr.store.files import home, new_folder
 
 APP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 """Of an app, and of its folder."""
@@ -61,9 +61,10 @@ def write(to: Path) -> None:
         raise ConfigError(
             f"{to}: Flower wants a letter, then letters, digits and hyphens in the name of this folder: choose another"
         )
-    if to.exists() and any(to.iterdir()):
-        raise ConfigError(f"{to} is not empty: choose another, or remove it")
-    _laid_out(to, _files())
+    new_folder(to)
+    for name, file in _files().items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, to / name)
 
 
 def own_halves(methods: Collection[str]) -> dict[str, Path]:

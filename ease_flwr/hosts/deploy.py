@@ -13,7 +13,7 @@ from string import Template
 
 from ease_flwr.config import NAME, ConfigError
 from ease_flwr.hosts.certificates import LOOPBACK, certify, node_key
-from ease_flwr.store.files import write_text
+from ease_flwr.store.files import new_folder, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 """Some end in .md: an app on Flower Hub has no files that end in .service or .sh."""
@@ -35,8 +35,6 @@ def init(
     address: name or IP of the server as hosts reach it.  insecure: without TLS and keys, on loopback only.
     """
     folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: keys are never overwritten, choose another folder")
     if wrong := [h for h in hosts if not NAME.fullmatch(h)]:
         raise ConfigError(f"--hosts: {wrong[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
     if len(set(hosts)) != len(hosts) or len(hosts) < 2:
@@ -45,6 +43,7 @@ def init(
         raise ConfigError(f"--address {address!r}: expected the name or IP address of the server")
     if insecure and address not in LOOPBACK:
         raise ConfigError(f"--insecure is for {' and '.join(LOOPBACK)} only: {address} is reached over a network")
+    new_folder(folder, "keys are never overwritten, choose another folder")
     server, names = folder / "server", {"user": user, "bin": str(THERE / "venv" / "bin")}
     server.mkdir(parents=True)
     if not insecure:

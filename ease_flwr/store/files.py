@@ -25,6 +25,16 @@ def default_folder(experiment: Experiment, strategy: str) -> Path:
     return home() / f"{experiment.name}-{strategy}-seed{experiment.seed}-{stamp}"
 
 
+def new_folder(folder: Path, why: str = "choose another, or remove it") -> None:
+    """Make a folder, or take an empty one. Raises ConfigError where something is there, or it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: {why}")
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
+
+
 def busy(file: Path) -> bool:
     """Whether another process has this lock."""
     try:

@@ -108,13 +108,17 @@ const time = s => s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`;
 const mark = (name, attributes, ...inside) => { const e = document.createElementNS("http://www.w3.org/2000/svg", name); for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); e.append(...inside); return e; };
 const dashes = ["", "6 3", "2 3", "8 3 2 3"];
 function chart(head, lines, top) {
-  const names = Object.keys(lines), all = Object.values(lines).flat(), right = Math.max(1, ...all.map(p => p[0])), high = top ?? Math.max(...all.map(p => p[1]));
-  const x = v => 34 + 260 * v / right, y = v => 120 - 105 * v / (high || 1);
-  const drawn = mark("svg", { viewBox: "0 0 300 140", role: "img", "aria-label": head + ": " + names.map(n => n + " " + lines[n].at(-1)[1].toFixed(2)).join(", ") });
-  drawn.append(mark("path", { d: "M34 15V120H294", fill: "none", stroke: "currentColor" }), mark("text", { x: 30, y: 20, "text-anchor": "end" }, high.toFixed(top ? 0 : 2)),
-    mark("text", { x: 30, y: 120, "text-anchor": "end" }, "0"), mark("text", { x: 294, y: 134, "text-anchor": "end" }, "round " + right));
-  names.forEach((n, i) => drawn.append(mark("polyline", { points: lines[n].map(p => x(p[0]) + "," + y(p[1])).join(" "), fill: "none", stroke: "currentColor", "stroke-width": 1.6, "stroke-dasharray": dashes[i % 4] }),
-    ...lines[n].map(p => mark("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.2, fill: "currentColor" })), mark("text", { x: Math.min(x(lines[n].at(-1)[0]), 240), y: Math.max(y(lines[n].at(-1)[1]) - 4, 10) }, n)));
+  const names = Object.keys(lines), all = Object.values(lines).flat(), right = Math.max(1, ...all.map(p => p[0]));
+  const high = top ?? Math.max(0, ...all.map(p => p[1])), low = top ? 0 : Math.min(0, ...all.map(p => p[1])), base = 124 + 13 * Math.ceil(names.length / 2);
+  const x = v => 34 + 260 * v / right, y = v => base - 105 * (v - low) / (high - low || 1), round = v => v.toFixed(top ? 0 : 2);
+  const drawn = mark("svg", { viewBox: `0 0 300 ${base + 18}`, role: "img", "aria-label": head + ": " + names.map(n => n + " " + lines[n].at(-1)[1].toFixed(2)).join(", ") });
+  drawn.append(mark("path", { d: `M34 ${base - 105}V${base}H294`, fill: "none", stroke: "currentColor" }), mark("text", { x: 30, y: base - 97, "text-anchor": "end" }, round(high)),
+    mark("text", { x: 30, y: base, "text-anchor": "end" }, round(low)), mark("text", { x: 294, y: base + 14, "text-anchor": "end" }, "round " + right));
+  names.forEach((n, i) => {
+    const style = { fill: "none", stroke: "currentColor", "stroke-width": 1.6, "stroke-dasharray": dashes[i % 4] }, left = 34 + 134 * (i % 2), line = 11 + 13 * Math.floor(i / 2);
+    drawn.append(mark("path", { d: `M${left} ${line - 4}h22`, ...style }), mark("text", { x: left + 26, y: line }, n), mark("polyline", { points: lines[n].map(p => x(p[0]) + "," + y(p[1])).join(" "), ...style }),
+      ...lines[n].map(p => mark("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.2, fill: "currentColor" })));
+  });
   const box = document.createElement("figure"), title = document.createElement("figcaption");
   title.textContent = head; box.style.margin = 0; box.append(title, drawn);
   return box;

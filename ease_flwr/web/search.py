@@ -54,6 +54,8 @@ def gallery(folder: Path, own: Own) -> Gallery:
     experiment, _ = config.from_run_config(read_run_config(folder))
     settings = experiment.data.model_copy(update={"root": own.root} if own.root else {})
     world = data.load(settings, experiment.seed)
+    if own.root and settings.kind == "personas":
+        raise ConfigError(f"--data {own.root}: this run's pairs are drawn, and need no folder: leave it out")
     if own.client not in ("", *world.clients):
         raise ConfigError(f"--client {own.client}: no client of this run: there are {', '.join(world.clients)}")
     if settings.kind == "folder" and not (own.root and own.client):

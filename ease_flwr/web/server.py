@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -36,6 +38,8 @@ from ease_flwr.web.search import Own, Search, Started
 LOOPBACK = "127.0.0.1"
 LARGEST = 20_000_000
 """Bytes of a picture that is searched with."""
+PIXELS = 50_000_000
+"""Of such a picture."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -76,26 +80,21 @@ class Page:
 
     def examples(self, request: Request) -> Response:
         """What one may begin a search with; 202 while models are being loaded."""
-        started = self.search()
-        if started is None:
-            return _json({"error": "a search needs a run that has finished"}, 409)
-        if started.error:
-            return _json({"error": started.error}, 409)
-        if started.made is None:
-            return _json({}, 202)
-        return _json({"pairs": started.made.examples(), "count": len(started.made.gallery.sets)})
+        return self._found(lambda made: {"pairs": made.examples(), "count": len(made.gallery.sets)})
 
     def picture(self, request: Request) -> Response:
         made = self._made()
         number = request.path_params["number"]
-        if made is None or not 0 <= number < len(made.gallery.sets):
+        if made is None or number >= len(made.gallery.sets):
             return _json({"error": "no such picture"}, 404)
         return Response(made.png(number), media_type="image/png", headers=HEADERS)
 
     def pictures_for(self, request: Request) -> Response:
         """For a caption: the best pictures of each model."""
         caption = request.query_params.get("caption", "").strip()
-        return self._found(lambda made: made.pictures(caption)) if caption else _json({"error": "type a caption"}, 400)
+        if not caption:
+            return _json({"error": "type a caption"}, 400)
+        return self._found(lambda made: {"models": made.pictures(caption)})
 
     def captions_for(self, request: Request) -> Response:
         """For a picture of the gallery: the best captions of each model."""
@@ -103,7 +102,7 @@ class Page:
         made = self._made()
         if made and number >= len(made.gallery.sets):
             return _json({"error": "no such picture"}, 404)
-        return self._found(lambda made: made.captions(number))
+        return self._found(lambda made: {"models": made.captions(number)})
 
     async def captions_for_file(self, request: Request) -> Response:
         """For a picture that is sent: the best captions of each model."""
@@ -113,23 +112,36 @@ class Page:
             if len(body) > LARGEST:
                 return _json({"error": f"the file has more than {LARGEST // 1_000_000} MB"}, 413)
         try:
-            picture = await run_in_threadpool(lambda: Image.open(io.BytesIO(body)).convert("RGB"))
+            picture = await run_in_threadpool(_opened, body)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             return _json({"error": f"not a picture: {str(error).splitlines()[0][:100]}"}, 400)
-        return await run_in_threadpool(self._found, lambda made: made.captions(picture))
+        return await run_in_threadpool(self._found, lambda made: {"models": made.captions(picture)})
 
     def _made(self) -> Search | None:
         started = self.search()
         return started.made if started else None
 
     def _found(self, ask: Callable[[Search], dict[str, Any]]) -> Response:
-        made = self._made()
-        if made is None:
-            return _json({"error": "the models are being loaded"}, 409)
+        """What a search answers; 202 while its models are being loaded."""
+        started = self.search()
+        if started is None:
+            return _json({"error": "a search needs a run that has finished"}, 409)
+        if started.error:
+            return _json({"error": started.error}, 409)
+        if started.made is None:
+            return _json({"error": "the models are being loaded"}, 202)
         try:
-            return _json({"models": ask(made)})
+            return _json(ask(started.made))
         except ValueError as error:  # of a tokenizer that does not know a word
             return _json({"error": " ".join(str(error).split())}, 400)
+
+
+def _opened(content: bytes) -> Image.Image:
+    """A picture from the bytes of its file. Raises OSError or ValueError where it is none, or is too large to be one."""
+    picture = Image.open(io.BytesIO(content))
+    if picture.width * picture.height > PIXELS:
+        raise ValueError(f"it has more than {PIXELS // 1_000_000} million pixels")
+    return picture.convert("RGB")
 
 
 def _json(content: Any, status: int = 200) -> Response:
@@ -150,6 +162,15 @@ def application(folder: Path, token: str, own: Own) -> Starlette:
     ]
     ours = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
     return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[ours])
+
+
+def _open(address: str) -> None:
+    """In the user's browser, by a file: arguments of a program can be read by everybody on the machine."""
+    descriptor, name = tempfile.mkstemp(suffix=".html", prefix="ease-open-")
+    with os.fdopen(descriptor, "w") as f:
+        f.write(f'<meta http-equiv="refresh" content="0; url={address}">')
+    atexit.register(Path(name).unlink, missing_ok=True)
+    webbrowser.open(Path(name).as_uri())
 
 
 def uvicorn_server(app: Starlette) -> uvicorn.Server:
@@ -175,6 +196,6 @@ def serve(folder: Path, own: Own, port: int, browser: bool) -> None:
     address = f"http://{LOOPBACK}:{listening.getsockname()[1]}/{token}/"
     print(f"{address}\nCtrl-C ends it", flush=True)
     if browser and (sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ):
-        webbrowser.open(address)
+        _open(address)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn_server(application(folder, token, own)).run([listening])
