@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(overrides, line):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(
         ConfigError,
-        match=r"^no experiment 'persona': there are coco, flickr30k, flickr8k, flickr8k_sample, flickr8k_towers, hosp",
+        match=r"^no experiment 'persona': there are coco, demo, flickr30k, flickr8k, flickr8k_sample, flickr8k_towers, hosp",
     ):
         config.load("persona")
     with pytest.raises(ConfigError, match=r"^no 'eas' in strategies/: there are ascent, ccu, "):

@@ -99,14 +99,14 @@ def test_lines_that_contradict_each_other_are_refused(tmp_path, column):
     (entry,) = formats.read_entries(str(tmp_path))
     assert (entry.captions, entry.label, entry.split, entry.client) == (("one", "two"), "x", "train", "a")
     (tmp_path / "captions.csv").write_text("\n".join([*lines, said[column]]) + "\n")
-    with pytest.raises(ConfigError, match="line 4 has another label, split or client for train-0.png than line 2"):
+    with pytest.raises(ConfigError, match=r"line 4 has another label, split or client for train-0.png than line 2"):
         formats.read_entries(str(tmp_path))
 
 
 def test_who_brings_a_backdoor_must_be_there(tmp_path):
     write_photographs(tmp_path, train=7, val=2, test=2)
     as_table(tmp_path, lambda i: WARDS[i % 3])
-    with pytest.raises(ConfigError, match="data.backdoor.clients: no client q; there are ward-a, ward-b, ward-c"):
+    with pytest.raises(ConfigError, match=r"data.backdoor.clients: no client q; there are ward-a, ward-b, ward-c"):
         world(tmp_path, **{"data.backdoor.clients": "q"})
 
 
