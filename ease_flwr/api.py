@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ease_flwr import config, data, launcher
-from ease_flwr.audit.summary import read_results, read_run_config
+from ease_flwr.audit.summary import current_audit, read_results, read_run_config
 from ease_flwr.config import ConfigError, Experiment, RunError
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.exchange.judgement import SETS
@@ -109,19 +109,27 @@ class Run:
     def table(self) -> Any:
         """R@1 in percent, mean of both directions: a row a model, a column a set of pairs.
 
-        A pandas DataFrame where pandas is installed, else a list of dictionaries with the model's name under "model".
+        A pandas DataFrame where pandas is installed, else a list of dictionaries with the model's name under "model", which
+        prints as a table.
         """
         rows = self._rows()
         try:
             import pandas
         except ImportError:
-            return rows
+            return Rows(rows)
         return pandas.DataFrame(rows).set_index("model")
 
     def _rows(self) -> list[dict[str, Any]]:
         models = self.results["models"]
         names = [s for s in SETS if s in next(iter(models.values()))]
         return [{"model": m, **{s: sets[s]["r1"] for s in names}} for m, sets in models.items()]
+
+    def verdict(self) -> str:
+        """Its last audit in one sentence: is it forgotten, is the rest kept, how sure is that? "" without an audit."""
+        from ease_flwr.audit import opening, verdict
+
+        _, found = current_audit(self.folder, self.results)
+        return opening.text(opening.sentence(verdict.read_rows(found["verdict"]), found["level"])) if found else ""
 
     def audit(self, level: str = "full", references: int = 0, where: Where | None = None) -> dict[str, Any]:
         """Ask every client about every model; returns audit.json.
@@ -197,6 +205,18 @@ class Run:
             return world.client(client).train
         except KeyError:
             raise ConfigError(f"the pairs of {client} are on its host, not here") from None
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows that print as a table."""
+
+    def __str__(self) -> str:
+        lines = [list(self[0]), *([_shown(v) for v in row.values()] for row in self)]
+        wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        return "\n".join(
+            "  ".join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(line, wide, strict=True)))
+            for line in lines
+        )
 
 
 class Request:

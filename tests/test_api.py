@@ -1,5 +1,6 @@
 """Runs in Python: the script of the README, and what each call says where it cannot do what is asked."""
 
+import html
 import re
 import subprocess
 import sys
@@ -66,15 +67,30 @@ def test_a_model_embeds_and_searches_as_the_run_does(whole, tmp_path):
     assert not np.allclose(images, run.model("unlearned").images(pairs.images[:40]), atol=1e-3)
 
 
+def test_a_run_says_how_it_went(reported, whole):
+    page = re.search(r'<p class="sentence">(.*?)</p>', (reported / "report.html").read_text()).group(1)
+    assert ease.open_run(reported).verdict() == html.unescape(re.sub("<.*?>", "", page))
+    assert ease.open_run(whole).verdict() == ""  # without an audit
+
+
+def test_rows_print_as_a_table(reported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    rows = ease.open_run(reported).table()
+    head, *lines = str(rows).splitlines()
+    assert head.split() == list(rows[0])
+    assert lines[0].split() == ["original", *(f"{v:.1f}" for v in [*rows[0].values()][1:])]
+    assert len({len(line) for line in (head, *lines)}) == 1
+
+
 def test_a_run_shows_itself(whole):
     run = ease.open_run(str(whole))
     assert repr(run) == f"Run({str(whole)!r})"
     assert run.models == tuple(run.results["models"])
     rows = run.table()
     assert rows[0]["retain"] == run.results["models"]["original"]["retain"]["r1"]
-    html = run._repr_html_()
-    assert html.count("<tr>") == len(rows) + 1
-    assert f"<td>{rows[0]['retain']:.1f}</td>" in html
+    shown = run._repr_html_()
+    assert shown.count("<tr>") == len(rows) + 1
+    assert f"<td>{rows[0]['retain']:.1f}</td>" in shown
     assert run.experiment.name == "personas"
 
 

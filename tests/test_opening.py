@@ -38,8 +38,7 @@ WIDE = (-9.0, 9.0)
 
 
 def said(*rows, level="full"):
-    parts = [f"{p.head}: {p.why}" if p.why else p.head for p in opening.sentence(rows, level)]
-    return "; ".join(parts) + "."
+    return opening.text(opening.sentence(rows, level))
 
 
 def heads(*rows):

@@ -50,6 +50,11 @@ def sentence(rows: Sequence[Row], level: str) -> list[Part]:
     return [replace(said[0], head=said[0].head[0].upper() + said[0].head[1:]), *said[1:]]
 
 
+def text(parts: Sequence[Part]) -> str:
+    """The sentence without its tones."""
+    return f"{'; '.join(f'{p.head}: {p.why}' if p.why else p.head for p in parts)}."
+
+
 def _part(question: str, rows: Sequence[Row]) -> Part:
     bad = [r for r in rows if not r.answer.startswith((*GOOD, "above", UNSURE))]
     unsure = [r for r in rows if r.answer.startswith(UNSURE)]

@@ -1,7 +1,6 @@
-"""`ease`: run experiments, compare, ablate and tune methods of unlearning, make the base model.
+"""Make a federated image-text model forget, and see what is left. Begin with `ease run`."""
 
-Everything here works without torch and flwr in memory, so that help and mistakes are answered at once.
-"""
+# Without torch and flwr in memory, so that help and mistakes are answered at once.
 
 from __future__ import annotations
 
@@ -45,8 +44,9 @@ def run(
 
     with mistakes("run"):
         where = Where(superlink, client_cpus, client_gpus)
-        told = config.parse_assignments(set or [])
-        api.run(experiment, seed=seed, strategy=strategy, overrides=told, folder=run_dir, fresh=fresh, until=until, where=where)
+        how: Any = {"seed": seed, "strategy": strategy, "folder": run_dir, "fresh": fresh, "until": until, "where": where}
+        ended = api.run(experiment, overrides=config.parse_assignments(set or []), **how)
+        print("" if until else ended.verdict())
 
 
 @app.command()

@@ -99,7 +99,10 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
         sweep.say(f"{total} cells, each a run of its own in {folder}")
     first = [(seed, variants[0]) for seed in seeds]
     rest = [(seed, variant) for seed in seeds for variant in variants[1:]]
-    with ThreadPoolExecutor(jobs) as pool, Family(lambda: "the same command goes on: finished cells are kept") as family:
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        Family(lambda: "the same command goes on: finished cells are kept, others begin again") as family,
+    ):
         outcomes = [cell(*c) for c in first]
         outcomes += pool.map(lambda c: cell(*c), rest)
     found: Found = {variant.label: {} for variant in variants}
