@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -159,6 +160,15 @@ def test_a_wheel_has_one_package_and_all_of_it(wheel):
     ours = {p.relative_to(APP / "ease_flwr") for p in (APP / "ease_flwr").rglob("*") if p.is_file() and p.suffix != ".pyc"}
     assert ours <= {p.relative_to(package) for p in package.rglob("*")}
     assert {"strategies", "clients", "conf", "pyproject.toml", "README.md", "LICENSE", "py.typed"} <= set(os.listdir(package))
+
+
+def test_a_wheel_says_what_it_is(wheel):
+    (about,) = wheel.glob("*.dist-info/METADATA")
+    said = about.read_text().split("\n\n", 1)[0].splitlines()
+    assert f"Version: {__version__}" in said
+    assert "Classifier: Typing :: Typed" in said
+    assert "Project-URL: Paper, https://arxiv.org/abs/2605.00733" in said
+    assert any(re.fullmatch(r"Requires-Dist: flwr\[simulation\].*<1\.43.*", line) for line in said)
 
 
 def test_a_wheel_lays_itself_out_as_an_app(wheel, our_methods_alone, tmp_path, monkeypatch):
