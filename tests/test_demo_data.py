@@ -48,7 +48,8 @@ def test_its_pictures_are_those_of_the_world_that_drew_them(root):
 
 
 def test_it_is_learnt_and_forgotten(root, home):
-    few = {k: v for k, v in TINY.items() if not k.startswith("data.")} | {"data.root": root, "learn.rounds": 2}
+    few = {k: v for k, v in TINY.items() if not k.startswith("data.")} | {"data.root": root, "learn.rounds": 1}
+    few |= {"strategy.rounds": 1, "continuation.rounds": 0}
     told = {"run-dir": str(home / "run"), "experiment": "demo", "set": " ".join(f"{k}={v}" for k, v in few.items())}
     submit(RUN_CONFIG | told, InProcessGrid(len(demo.WARDS), RUN_CONFIG | told))
     results = json.loads((home / "run" / "results.json").read_text())
