@@ -119,24 +119,22 @@ function chart(head, lines, top) {
     drawn.append(mark("path", { d: `M${left} ${line - 4}h22`, ...style }), mark("text", { x: left + 26, y: line }, n), mark("polyline", { points: lines[n].map(p => x(p[0]) + "," + y(p[1])).join(" "), ...style }),
       ...lines[n].map(p => mark("circle", { cx: x(p[0]), cy: y(p[1]), r: 2.2, fill: "currentColor" })));
   });
-  const box = document.createElement("figure"), title = document.createElement("figcaption");
-  title.textContent = head; box.style.margin = 0; box.append(title, drawn);
-  return box;
+  return element("figure", { style: "margin: 0" }, element("figcaption", {}, head), drawn);
 }
 async function follow() {
   let s;
-  try { s = await (await fetch("situation")).json(); } catch { document.getElementById("status").textContent = "No answer: is `ease open` still running?"; setTimeout(follow, 3000); return; }
+  try { s = await (await fetch("situation")).json(); } catch { byId("status").textContent = "No answer: is `ease open` still running?"; setTimeout(follow, 3000); return; }
   if (s.over && s.report) { location.reload(); return; }
-  const r = s.round, at = document.getElementById("status");
+  const r = s.round, at = byId("status");
   at.textContent = s.error ? `${told.failed}: ${s.error}` : s.silent ? `No word for ${time(s.silent)}. If it was killed, \\`ease resume\\` goes on with it.` : s.over ? "Finished. There is no report yet: `ease report` writes one where the run has an audit." : told[s.status] ?? s.status;
-  document.getElementById("bar").value = r.last ? r.round / r.last : 0;
+  byId("bar").value = r.last ? r.round / r.last : 0;
   const facts = r.last ? { phase: r.model, round: `${r.round} of ${r.last}`, loss: r.loss.toFixed(3), clients: `${r.answered} of ${r.asked}`, took: time(r.seconds), "ETA of the phase": time(r.eta) } : {};
   const recall = Object.entries(s.recall).filter(([set]) => set === "retain" || set === ("forget_exclusive" in s.recall ? "forget_exclusive" : "forget"));
   for (const [set, models] of recall) { const last = Object.entries(models).at(-1); facts[`R@1 ${set} (${last[0]})`] = last[1].at(-1)[1].toFixed(1) + " %"; }
-  document.getElementById("now").replaceChildren(...Object.entries(facts).map(([k, v]) => { const d = document.createElement("div"), t = document.createElement("dt"), w = document.createElement("dd"); t.textContent = k; w.textContent = v; d.append(t, w); return d; }));
-  document.getElementById("charts").replaceChildren(...(Object.keys(s.loss).length ? [chart("Loss, mean of the clients", s.loss)] : []), ...recall.map(([set, lines]) => chart(`R@1 % of validation pairs: ${set}`, lines, 100)));
-  document.getElementById("log").textContent = s.log.join("\\n") + (s.table ? "\\n\\n" + s.table : "");
-  if (s.over && document.getElementById("later").hidden) { document.getElementById("later").hidden = false; offer(); }
+  byId("now").replaceChildren(...Object.entries(facts).map(([k, v]) => element("div", {}, element("dt", {}, k), element("dd", {}, v))));
+  byId("charts").replaceChildren(...(Object.keys(s.loss).length ? [chart("Loss, mean of the clients", s.loss)] : []), ...recall.map(([set, lines]) => chart(`R@1 % of validation pairs: ${set}`, lines, 100)));
+  byId("log").textContent = s.log.join("\\n") + (s.table ? "\\n\\n" + s.table : "");
+  if (s.over && byId("later").hidden) { byId("later").hidden = false; offer(); }
   setTimeout(follow, 1000);
 }
 follow();
