@@ -12,6 +12,7 @@ import typer
 
 from ease_flwr import config
 from ease_flwr.cli import data as cli_data
+from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import operator as cli_operator
 from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, SUPERLINK, mistakes, own_files
 
@@ -293,7 +294,6 @@ def bench(
 
 for name, command in cli_operator.COMMANDS.items():
     app.command(name)(command)
-for name, group in cli_operator.GROUPS.items():
-    app.add_typer(group, name=name)
+app.add_typer(cli_deploy.deploy, name="deploy")
 app.add_typer(cli_data.data, name="data")
 app.command("align")(cli_data.align)
