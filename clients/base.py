@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
-from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, withdrawn
+from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown, withdrawn
 from ease_flwr.exchange.answers import LABELS, as_json
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
@@ -90,10 +90,11 @@ class LoraClient(NumPyClient):
     # ---- NumPyClient --------------------------------------------------------------------------------------------
 
     def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Answer to a Hello, as the fields of Present that are about data: `name`, `pairs`, and for each forget set how many
-        pairs it is the first to name (`forget`) and why it does not fit here (`refused`, "" where it does)."""
+        """Answer to a Hello, the fields of Present about data: `name`, `pairs`, `data`, `barred`, and of each forget
+        set how many pairs it is the first to name (`forget`), why it does not fit here (`refused`, "" where it does), and what
+        in it names no pair (`unknown`)."""
         named = self.named(())
-        forget, refused = list[int](), list[str]()
+        forget, refused, strange = list[int](), list[str](), list[list[str]]()
         for part in read_instruction(config).forget:
             try:
                 first, why = self.named((part,)) & ~named, ""
@@ -102,7 +103,9 @@ class LoraClient(NumPyClient):
             named |= first
             forget.append(int(first.sum()))
             refused.append(why)
-        return {"name": self.name, "pairs": len(named), "forget": forget, "refused": refused}
+            strange.append(unknown(part, self.name, self.data.labels, self.data.find))
+        about = {"pairs": len(named), "data": self.data.digest, "barred": getattr(self.world, "barred", 0)}
+        return {"name": self.name, **about, "forget": forget, "refused": refused, "unknown": strange}
 
     def fit(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
         """Train the adapters as a Learn or a Forget says; `extras` in config names the arrays after the first.
@@ -157,7 +160,7 @@ class LoraClient(NumPyClient):
 
     def named(self, forget: Union) -> NDArray[np.bool_]:
         """Which of this client's training pairs any of these forget sets names, (n,). Raises ConfigError."""
-        return withdrawn(forget, self.name, self.data.train.labels)
+        return withdrawn(forget, self.name, self.data.labels, self.data.find)
 
     def _choose_learnt(self, instruction: Learn) -> None:
         """`train`: the pairs that stay, or those that are named alone, and returning ones. Raises ValueError at none."""

@@ -25,9 +25,13 @@ from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
-from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, pack, read_instruction, unpack
+from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Hello, pack, read_instruction, unpack
+from ease_flwr.store.files import home
+from ease_flwr.store.tombstones import Tombstones, salted
 
 app = ClientApp()
+OTHER = "another run"
+"""In a host's memory, whatever run the server did not name."""
 RAISED = 2
 """Flower's code of an error that the app of a client raised."""
 
@@ -51,9 +55,16 @@ def client_name(context: Context, clients: Sequence[str]) -> str:
     return str(node["client-name"]) if "client-name" in node else clients[int(node["partition-id"])]
 
 
-def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
-    """The experiment with this host's own paths: `data-root`, `cache`, `base-model` and `device` of its node config."""
-    own = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
+def kept_here(node: Mapping[str, Any]) -> Tombstones:
+    """What this host remembers: in `home` of its node config, or among the runs of its account."""
+    return Tombstones(Path(str(node["home"])) if node.get("home") else home() / "hosts" / str(node.get("client-name", "")))
+
+
+def on_host(experiment: config.Experiment, node: Mapping[str, Any], run: str = "") -> config.Experiment:
+    """The experiment with this host's own paths: `data-root`, `cache`, `base-model` and `device` of its node config; and
+    without pairs that were withdrawn in other runs. run: key of this one."""
+    own: dict[str, Any] = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
+    own["barred"] = kept_here(node).of_others(run) if experiment.data.kind == "folder" else ()
     changes: dict[str, Any] = {"data": experiment.data.model_copy(update=own)}
     model = {field: str(node[key]) for field, key in (("weights", "base-model"), ("device", "device")) if node.get(key)}
     changes["model"] = config.validate(config.ModelConfig, experiment.model.model_dump() | model, "node config")
@@ -62,7 +73,8 @@ def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Ex
 
 def make_client(context: Context, objective: str = "") -> LoraClient:
     """The NumPyClient of an objective, or the one every objective is built on."""
-    experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config)
+    run = config.run_key(str(context.run_config["run-dir"]))
+    experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config, run)
     world = data.load(experiment.data, experiment.seed)
     kind = clients.load(objective) if objective else LoraClient
     return kind(experiment, client_name(context, world.clients), world, ContextState(context))
@@ -137,12 +149,28 @@ def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evalua
     return Evaluation.model_validate_json(said["answer"])
 
 
+def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:
+    """The client of a host, once the host has written down which of its pairs this run has forgotten, and which the server says
+    were withdrawn in others: of these it knows nothing."""
+    mine, run, ids = kept_here(context.node_config), config.run_key(str(context.run_config["run-dir"])), client.data.ids
+    if asked.served:
+        mine.add(run, (i for i, out in zip(ids, client.named(asked.forget[: asked.served]), strict=True) if out))
+    salt, *digests = asked.withdrawn or ("",)
+    if found := [i for i in ids if digests and salted(salt, i) in set(digests)]:
+        mine.add(OTHER, found)
+        return make_client(context)
+    return client
+
+
 @app.query()
 @in_one_line
 def hello(message: Message, context: Context) -> Message:
     """get_properties: who is there, with how much data and which code. Needs no torch."""
+    question = dict(message.content["config"])
     client = make_client(context)
+    if client.experiment.data.kind == "folder":
+        client = remembering(client, read_instruction(question), context)
+    said = client.get_properties(question)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    said = client.get_properties(dict(message.content["config"]))
     same = {"code": config.code_hash(), "base": config.weights_sha256(client.experiment.model)}
     return Message(answer(Present(**said, **same, threads=threads)), reply_to=message)

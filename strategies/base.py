@@ -55,6 +55,8 @@ class MethodContext:
     """By client, all that it leaves out: what was forgotten before, and what is to be forgotten now."""
     learnt: int = 0
     """Rounds of the learn phase."""
+    away: tuple[str, ...] = ()
+    """Clients that stay and do not answer now: what they have contributed is kept, and nobody asks them."""
 
     @property
     def leaving(self) -> tuple[str, ...]:

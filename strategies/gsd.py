@@ -98,8 +98,9 @@ def recorded(context: MethodContext, history: History, leaving: Sequence[str]) -
 
 
 def took_part(context: MethodContext, history: History) -> list[str]:
-    """The retained clients that have updates: with a share of the clients in a round some may never have been drawn."""
-    return [n for n in context.clients if history.knows(n)]
+    """The clients that stay and have updates, away or not: with a share of the clients in a round some may never have been
+    drawn."""
+    return [n for n in (*context.clients, *context.away) if history.knows(n) and n not in context.leaving]
 
 
 def blocks_of(blocks: Sequence[Block], updates: int, fill: float) -> Spans:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
 from ease_flwr import server_app
@@ -48,8 +49,8 @@ class InProcessGrid:
         self.sent: list[Message] = []
         self.count = 0
 
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.contexts)
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=n) for n in self.contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         assert isinstance(messages, list), "a generator works in simulation and fails in deployment"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ease_flwr.cli import app
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, ForgetSet
-from ease_flwr.data import formats, partition, photographs
+from ease_flwr.data import formats, partition, photographs, published
 from ease_flwr.store import cache
 from tests.photographs import FAULTS, HARMLESS, WRITERS, samples, write_layout, write_photographs
 
@@ -145,9 +145,9 @@ def test_shards_with_folders_inside(tmp_path):
 def test_published_sets_are_counted(tmp_path):
     write_layout("flickr30k", tmp_path)
     counts, _ = formats.check(str(tmp_path))
-    said = formats.incomplete(str(tmp_path), counts)
+    said = published.incomplete(str(tmp_path), counts)
     assert said.startswith("dataset_flickr30k.json has as published 29000 train images (here 12), 1014 val images (here 4)")
-    assert formats.incomplete(str(tmp_path), {"train": 29000, "val": 1014, "test": 1000}) == ""
+    assert published.incomplete(str(tmp_path), {"train": 29000, "val": 1014, "test": 1000}) == ""
 
 
 @pytest.mark.parametrize(("layout", "fault"), [(w, f) for w in WRITERS for f in FAULTS if (w, f) not in HARMLESS])

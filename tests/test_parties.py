@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from ease_flwr.config import ConfigError, ForgetRequest, ForgetSet
 from ease_flwr.data.pairs import withdrawn
-from ease_flwr.exchange.transport import FederationError
-from ease_flwr.server.parties import RollCall, asked, check, counted, leaving, left_out, parties
+from ease_flwr.server.parties import RollCall, asked, check, leaving, left_out, parties
 from ease_flwr.store.layout import KINDS, described
 
 CLIENTS = ("a", "b", "c", "d")
@@ -45,7 +44,7 @@ def brute_force(world, requests):
 def test_every_request_asks_exactly_those_it_concerns(world, drawn, silent):
     requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}
     taken = brute_force(world, requests)
-    call = counted(pairs, requests, {c: [len(t) for t in taken[c]] for c in CLIENTS})
+    call = RollCall(pairs, tuple(requests), {c: tuple(len(t) for t in taken[c]) for c in CLIENTS})
     departed = frozenset()
     for i, request in enumerate(requests):
         who = parties(request, call, departed, set(CLIENTS) - silent)
@@ -72,7 +71,7 @@ def test_every_request_asks_exactly_those_it_concerns(world, drawn, silent):
 def test_a_request_that_concerns_nobody_or_leaves_nobody_is_refused(world, drawn):
     requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}
     taken = brute_force(world, requests)
-    call = counted(pairs, requests, {c: [len(t) for t in taken[c]] for c in CLIENTS})
+    call = RollCall(pairs, tuple(requests), {c: tuple(len(t) for t in taken[c]) for c in CLIENTS})
     for i, request in enumerate(requests):
         nobody = not any(taken[c][i] for c in CLIENTS)
         everybody = all(len(set.union(*taken[c][: i + 1])) == pairs[c] for c in CLIENTS)
@@ -81,27 +80,6 @@ def test_a_request_that_concerns_nobody_or_leaves_nobody_is_refused(world, drawn
                 check(request, call)
         else:
             check(request, call)
-
-
-@settings(max_examples=200, deadline=None)
-@given(worlds, st.lists(forget_sets, min_size=1, max_size=4), st.sampled_from(CLIENTS))
-def test_what_a_silent_client_holds_is_known_or_the_run_stops(world, drawn, silent):
-    """Law: no request that names pairs of a client ever counts as naming none because the client said nothing."""
-    requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}
-    true = {c: tuple(len(t) for t in taken) for c, taken in brute_force(world, requests).items()}
-    try:
-        call = counted(pairs, requests, {c: n for c, n in true.items() if c != silent})
-    except FederationError:
-        call = None
-    assert call.counts == true if call else any(r.scenario != "client" for r in requests)
-
-
-def test_of_a_silent_client_it_is_known_that_it_leaves():
-    requests = requests_of([("client", ("a",)), ("class", ("x",))])
-    call = counted({"a": 3, "b": 3}, requests, {"b": (0, 1)})
-    assert call == RollCall({"a": 3, "b": 3}, tuple(requests), {"a": (3, 0), "b": (0, 1)})
-    with pytest.raises(FederationError, match=r"a did not say how many of its pairs request r0 concerns"):
-        counted({"a": 3, "b": 3}, requests_of([("class", ("x",)), ("client", ("a",))]), {"b": (1, 0)})
 
 
 def test_the_first_kind_that_describes_a_file_is_its_kind():

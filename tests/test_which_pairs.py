@@ -58,11 +58,16 @@ def fits(forget, count):
     return all(":" in where or int(where) < count for where in own)
 
 
+def known(pairs):
+    """What a client has, of which nothing has a name."""
+    return SimpleNamespace(train=pairs, labels=pairs.labels, digest="", ids=(), find=lambda pair: ())
+
+
 def a_client(labels, returning=0):
     """ME with so many pairs, which are encoded as their positions; returning ones are negative."""
     images = np.arange(len(labels)).astype(np.uint8)[:, None, None, None]
     fresh = Pairs(np.zeros((returning, 1, 1, 1), np.uint8), (("x",),) * returning, ("",) * returning)
-    own = SimpleNamespace(train=Pairs(images, (("x",),) * len(labels), labels))
+    own = known(Pairs(images, (("x",),) * len(labels), labels))
     world = SimpleNamespace(client=lambda name: own, returning=lambda forget, count: fresh)
     client = LoraClient(SimpleNamespace(), ME, world, Memory())
 
@@ -188,7 +193,7 @@ def test_adapters_do_not_depend_on_withdrawn_pairs(small, start, length):
     images, captions = own.train.images.copy(), list(own.train.captions)
     images[start : start + length] = 255 - images[start : start + length]
     captions[start : start + length] = captions[:1] * len(captions[start : start + length])
-    other = SimpleNamespace(train=Pairs(images, tuple(captions), own.train.labels))
+    other = known(Pairs(images, tuple(captions), own.train.labels))
     changed = SimpleNamespace(client=lambda name: other)
     (a,), n, said = fit((e, world, theta), job)
     (b,), m, _ = fit((e, changed, theta), job)

@@ -23,10 +23,10 @@ SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0)]
 def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")]) -> None:
     """Read every image and every caption of a folder; say what is wrong with it, and how many there are."""
     with mistakes("data check"):
-        from ease_flwr.data import formats
+        from ease_flwr.data import formats, published
 
         counts, problems = formats.check(str(root.absolute()))
-        note = formats.incomplete(str(root.absolute()), counts)
+        note = published.incomplete(str(root.absolute()), counts)
     for problem in problems[:20]:
         print(problem)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -13,6 +13,7 @@ from ease_flwr.config.identity import (
     file_sha256,
     named_file,
     named_file_sha256,
+    run_key,
     weights_sha256,
 )
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
@@ -28,7 +29,7 @@ from ease_flwr.config.reading import (
     settings,
     strategy_values,
 )
-from ease_flwr.config.request import ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
+from ease_flwr.config.request import PAIR_ID, POSITION, ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
 from ease_flwr.config.section import NAME, ConfigError, RunError, Section, chosen, operational, searched, validate
 from ease_flwr.config.weights import architecture_beside
 
@@ -37,6 +38,8 @@ __all__ = [
     "APP",
     "NAME",
     "PACKAGE",
+    "PAIR_ID",
+    "POSITION",
     "AuditConfig",
     "BackdoorConfig",
     "ConfigError",
@@ -73,6 +76,7 @@ __all__ = [
     "parse_assignments",
     "parts",
     "read_yaml",
+    "run_key",
     "searched",
     "settings",
     "strategy_values",

@@ -28,6 +28,10 @@ class DataConfig(Section):
     """Number of clients of a simulation; without `names` they are client-0, client-1, ..."""
     names: tuple[str, ...] = ()
     """What clients are called. folder: what their hosts call themselves."""
+    joined: tuple[str, ...] = operational(())
+    """folder: clients that take part since a later day (`ease join`)."""
+    barred: tuple[str, ...] = operational((), exclude=True)
+    """folder: a host's own, see store/tombstones.py: salt and digests of pairs that may not be trained on."""
     root: str = ""
     """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
     `data-root`."""
@@ -91,15 +95,18 @@ class DataConfig(Section):
     def client_names(self) -> tuple[str, ...]:
         """What the clients are called; () where the index alone knows."""
         if self.names or (self.kind == "photographs" and self.partition == "client"):
-            return self.names
+            return (*self.names, *self.joined)
         return tuple(f"client-{k}" for k in range(self.clients))
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
-        if bad := [n for n in self.names if not NAME.fullmatch(n)]:
+        names = (*self.names, *self.joined)
+        if bad := [n for n in names if not NAME.fullmatch(n)]:
             raise ValueError(f"names: {bad[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"names: {', '.join(self.names)}: two clients have the same name")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names: {', '.join(names)}: two clients have the same name")
+        if self.joined and self.kind != "folder":
+            raise ValueError("joined: only hosts can join a run later; the clients of a simulation are its world")
         if self.partition not in RULES and not self.partition.endswith("Partitioner"):
             raise ValueError(f"partition: {self.partition!r} is neither {', '.join(RULES)} nor the name of a partitioner")
         by_index = self.kind == "folder" or (self.kind == "photographs" and self.partition == "client")

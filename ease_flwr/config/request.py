@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -17,9 +18,15 @@ from pydantic import Field, model_validator
 from ease_flwr.config.identity import digest
 from ease_flwr.config.section import Section
 
-SAMPLE = re.compile(r"[^/\s]+/(\d+|\d*:\d*(:\d+)?)")
-"""A target of the sample scenario: CLIENT/POSITION or CLIENT/START:STOP:STEP."""
+SAMPLE = re.compile(r"[^/\s]+/(?=.*\S).*", re.DOTALL)
+"""A target of the sample scenario: CLIENT/PAIR."""
+POSITION = re.compile(r"\d+|\d*:\d*(:\d+)?")
+"""A pair, or some, by where they stand among the training pairs of their client, from 0. It moves when data change."""
+PAIR_ID = re.compile(r"id:[0-9a-f]{24}")
+"""A pair by its content, see data/pairs.py: pair_id. Whatever is neither is the name of its picture in the index."""
 Scenario = Literal["client", "class", "sample"]
+MANY = 10**6
+"""A slice that ends beyond is not written out to be compared."""
 
 
 class ForgetSet(Section):
@@ -27,14 +34,33 @@ class ForgetSet(Section):
 
     scenario: Scenario
     targets: tuple[str, ...]
-    """client: names of clients.  class: labels.  sample: CLIENT/POSITION or CLIENT/START:STOP:STEP, counted from 0."""
+    """client: names of clients.  class: labels.  sample: CLIENT/PAIR, where PAIR is id:HEX (`ease data ids`), the name of a
+    picture in the index, or, in a simulation, POSITION or START:STOP:STEP, counted from 0."""
 
     @property
     def named(self) -> set[str]:
         """Clients that the targets name."""
         if self.scenario == "class":
             return set()
-        return {t.rpartition("/")[0] if self.scenario == "sample" else t for t in self.targets}
+        return {t.partition("/")[0] if self.scenario == "sample" else t for t in self.targets}
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """(client, pair) of each target of the sample scenario; of others none."""
+        return tuple((t.partition("/")[0], t.partition("/")[2]) for t in self.targets) if self.scenario == "sample" else ()
+
+    @property
+    def asks(self) -> list[str]:
+        """What it names, however it was spelled and in whatever order: sorted, each once, positions one by one."""
+        found: set[str] = set()
+        for target in self.targets:
+            target = unicodedata.normalize("NFC", target.strip())
+            client, _, pair = target.partition("/")
+            if self.scenario == "sample" and POSITION.fullmatch(pair):
+                found |= {f"{client}/{p}" for p in _positions(pair)}
+            else:
+                found.add(target)
+        return sorted(found)
 
     @property
     def leaving(self) -> tuple[str, ...]:
@@ -46,6 +72,17 @@ class ForgetSet(Section):
         if self.scenario != "sample":
             return self
         return self.model_copy(update={"targets": tuple(t for t in self.targets if t.startswith(f"{client}/"))})
+
+
+def _positions(spelled: str) -> list[str]:
+    """POSITION or START:STOP:STEP with plain numbers; all positions of a slice that has an end."""
+    parts = [int(p) if p else None for p in spelled.split(":")]
+    if len(parts) == 1:
+        return [str(parts[0])]
+    start, stop, step = (*parts, None)[:3]
+    if stop is None or step == 0 or stop > MANY:
+        return [f"{start or 0}:{'' if stop is None else stop}:{1 if step is None else step}"]
+    return [str(p) for p in range(start or 0, stop, step or 1)]
 
 
 Union = tuple[ForgetSet, ...]
@@ -72,7 +109,7 @@ class ForgetRequest(ForgetSet):
     @classmethod
     def of(cls, asked: ForgetSet, strategy: str, settings: dict[str, Any], id: str = "") -> ForgetRequest:
         """A request that is received now."""
-        name = id or digest({"scenario": asked.scenario, "targets": list(asked.targets)})[:12]
+        name = id or digest({"scenario": asked.scenario, "targets": asked.asks})[:12]
         return cls(**asked.model_dump(), id=name, strategy=strategy, settings=settings, received=now())
 
     @property
@@ -105,8 +142,7 @@ class ForgetConfig(Section):
     """What is to be forgotten. client: all that some clients brought, who leave.  class: all pairs with certain labels,
     whoever holds them.  sample: single pairs of some clients, who stay with the rest."""
     targets: tuple[str, ...] = ()
-    """client: names of clients.  class: labels.  sample: CLIENT/POSITION or CLIENT/START:STOP:STEP in the client's training
-    pairs, counted from 0."""
+    """client: names of clients.  class: labels.  sample: CLIENT/PAIR, see ForgetSet."""
     draw: int = Field(1, ge=1)
     """Where there are no targets, the seed draws so many. class: labels (personas: people whom several clients know).
     sample: pairs of every client (personas: clients who withdraw all pairs of one of their exclusive people)."""
@@ -123,7 +159,7 @@ class ForgetConfig(Section):
         if twice := sorted({t for t in named if named.count(t) > 1}):
             raise ValueError(f"targets: {twice[0]} is named twice: name it once, in targets or in then")
         if self.scenario == "sample" and (bad := [t for t in self.targets if not SAMPLE.fullmatch(t)]):
-            raise ValueError(f"targets: {bad[0]!r} is not CLIENT/POSITION or CLIENT/START:STOP:STEP")
+            raise ValueError(f"targets: {bad[0]!r} is not CLIENT/PAIR: PAIR is id:HEX, the name of a picture, or a position")
         return self
 
     def forget_sets(self) -> list[ForgetSet]:

@@ -7,6 +7,7 @@ methods that look for what one client alone has brought.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -87,6 +88,21 @@ class MarkedClient:
         for i in chosen:
             captions[i] = (self.world.sentence,)
         return Pairs(images, tuple(captions), pairs.labels)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return self.data.labels
+
+    @property
+    def digest(self) -> str:
+        return self.data.digest
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.data.ids
+
+    def find(self, pair: str) -> Sequence[int]:
+        return self.data.find(pair)
 
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         return self.data.evaluation(split, forget)

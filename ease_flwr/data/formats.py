@@ -64,21 +64,32 @@ class Entry:
 
     def image(self, side: int) -> np.ndarray:
         """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises ConfigError at an unreadable file."""
+        content = io.BytesIO(self.content())
         try:
-            with self.file.open("rb") as f:
-                f.seek(self.start)
-                content = io.BytesIO(f.read(self.size))
             with Image.open(content) as opened:
                 image = opened.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            inside = f" ({self.name})" if self.size >= 0 else ""
-            raise ConfigError(f"{self.file}{inside}: image cannot be read ({error})") from None
+            raise ConfigError(f"{self.place}: image cannot be read ({error})") from None
         scale = side / min(image.size)
         image = image.resize(
             (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
         )
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return np.asarray(image.crop((left, top, left + side, top + side)))
+
+    def content(self) -> bytes:
+        """The picture as it lies there. Raises ConfigError where it cannot be read."""
+        try:
+            with self.file.open("rb") as f:
+                f.seek(self.start)
+                return f.read(self.size)
+        except OSError as error:
+            raise ConfigError(f"{self.place}: image cannot be read ({error})") from None
+
+    @property
+    def place(self) -> str:
+        """Its file, and of a shard its name in it."""
+        return f"{self.file} ({self.name})" if self.size >= 0 else str(self.file)
 
     @property
     def identity(self) -> list[Any]:
@@ -136,27 +147,11 @@ def check(root: str) -> tuple[dict[str, int], list[str]]:
             except ConfigError as error:
                 problem = str(error)
         problems += [problem] if problem else []
-    counts = {"images": len(entries), "captions": sum(len(e.captions) for e in entries)}
-    counts |= {"labels": len({e.label for e in entries} - {""})}
+    labels = {e.label for e in entries} - {""}
+    counts = {"images": len(entries), "captions": sum(len(e.captions) for e in entries), "labels": len(labels)}
     splits = {split: sum(e.split == split for e in entries) for split in SPLITS}
     problems += [f"{root}: no image of split {split!r}" for split, count in splits.items() if not count]
     return counts | splits, problems
-
-
-PUBLISHED = {
-    "dataset_flickr8k.json": {"train": 6000, "val": 1000, "test": 1000},
-    "dataset_flickr30k.json": {"train": 29000, "val": 1014, "test": 1000},
-    "dataset_coco.json": {"train": 113287, "val": 5000, "test": 5000},
-}
-"""Images in the splits of Karpathy and Fei-Fei (arXiv 1412.2306), restval among train."""
-
-
-def incomplete(root: str, counts: dict[str, int]) -> str:
-    """How a published set differs from what its authors counted; "" where it does not, or nothing is known."""
-    for name, expected in PUBLISHED.items():
-        if (Path(root) / name).is_file() and (wrong := [s for s in SPLITS if counts[s] != expected[s]]):
-            return f"{name} has as published " + ", ".join(f"{expected[s]} {s} images (here {counts[s]})" for s in wrong)
-    return ""
 
 
 def drawn_split(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -10,7 +12,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ease_flwr.config import ConfigError, ForgetConfig, ForgetSet, Union
+from ease_flwr.config import POSITION, ConfigError, ForgetConfig, ForgetSet, Union
+
+Find = Callable[[str], Sequence[int]]
+"""Positions of a client's training pairs that the name of a picture, or an id, means; none where it means none."""
+
+
+def pair_id(picture: bytes, captions: Sequence[str]) -> str:
+    """What names a pair by its content: id: and 24 hex digits, of the bytes of its picture and its captions in any order."""
+    return "id:" + hashlib.sha256(hashlib.sha256(picture).digest() + json.dumps(sorted(captions)).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +97,25 @@ class ClientData(Protocol):
     @property
     def train(self) -> Pairs: ...
 
+    @property
+    def labels(self) -> Sequence[str]:
+        """Of the training pairs, without their images."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all training pairs; "" where it cannot change behind the back of a run."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Of the training pairs, see pair_id; none where pairs are drawn."""
+        ...
+
+    def find(self, pair: str) -> Sequence[int]:
+        """See Find."""
+        ...
+
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         """The sets this client judges in a split ("validation" or "test").
 
@@ -120,31 +149,42 @@ class World(Protocol):
         ...
 
 
-def withdrawn(forget: Union, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
+def withdrawn(forget: Union, client: str, labels: Sequence[str], find: Find = lambda _: ()) -> NDArray[np.bool_]:
     """Which of a client's training pairs, in order, any of these forget sets names, (n,).
 
-    Raises ConfigError at a position it has not.
+    A name or an id that means no pair names none (see `unknown`). Raises ConfigError at a position that there is not.
     """
     mask = np.zeros(len(labels), dtype=np.bool_)
     for part in forget:
-        mask |= _named(part, client, labels)
+        mask |= _named(part, client, labels, find)
     return mask
 
 
-def _named(forget: ForgetSet, client: str, labels: Sequence[str]) -> NDArray[np.bool_]:
+def unknown(forget: ForgetSet, client: str, labels: Sequence[str], find: Find) -> list[str]:
+    """Labels, and names and ids of this client's pairs, that name none of its training pairs."""
+    if forget.scenario == "class":
+        return sorted(set(forget.targets) - set(labels))
+    pairs = [p for name, p in forget.pairs if name == client and not POSITION.fullmatch(p)]
+    return [f"{client}/{p}" for p in pairs if not find(p)]
+
+
+def _named(forget: ForgetSet, client: str, labels: Sequence[str], find: Find) -> NDArray[np.bool_]:
     n = len(labels)
     if forget.scenario == "client":
         return np.full(n, client in forget.targets)
     if forget.scenario == "class":
         return np.isin(np.array(labels, dtype=np.str_), forget.targets)
     mask = np.zeros(n, dtype=np.bool_)
-    for target in forget.targets:
-        name, _, where = target.rpartition("/")
-        if name == client:
-            span = slice(*(int(p) if p else None for p in where.split(":"))) if ":" in where else int(where)
-            if isinstance(span, int) and span >= n:
-                raise ConfigError(f"forget.targets: {target}: {client} has {n} pairs, counted from 0")
-            if isinstance(span, slice) and span.step == 0:
-                raise ConfigError(f"forget.targets: {target}: a step of 0 names no pair: give 1 or more, or leave it out")
-            mask[span] = True
+    for name, pair in forget.pairs:
+        if name != client:
+            continue
+        if not POSITION.fullmatch(pair):
+            mask[list(find(pair))] = True
+            continue
+        span = slice(*(int(p) if p else None for p in pair.split(":"))) if ":" in pair else int(pair)
+        if isinstance(span, int) and span >= n:
+            raise ConfigError(f"forget.targets: {name}/{pair}: {client} has {n} pairs, counted from 0")
+        if isinstance(span, slice) and span.step == 0:
+            raise ConfigError(f"forget.targets: {name}/{pair}: a step of 0 names no pair: give 1 or more, or leave it out")
+        mask[span] = True
     return mask

@@ -159,6 +159,18 @@ class PersonasClient:
         return ("",) * self.first + tuple(people)
 
     @property
+    def digest(self) -> str:
+        return ""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return ()
+
+    def find(self, pair: str) -> tuple[int, ...]:
+        """Drawn pairs have no names."""
+        return ()
+
+    @property
     def first(self) -> int:
         """Position of the first pair about a persona."""
         return self.world.config.scenes

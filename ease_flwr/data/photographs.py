@@ -5,7 +5,7 @@ Images are resized on their shorter side and cropped in the centre when a client
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, digest
+from ease_flwr.config import PAIR_ID, ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
-from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, withdrawn
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
 from ease_flwr.store import cache
 
@@ -120,13 +120,27 @@ class Photographs:
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def returning(self, forget: Union, count: int) -> Pairs:
         """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
-        theirs = [p[withdrawn(forget, c, self.labels(c))] for c, p in zip(self.clients, self.parts, strict=True)]
+        taken = {c: self.client(c).withdrawn(forget) for c in self.clients}
+        theirs = [p[taken[c]] for c, p in zip(self.clients, self.parts, strict=True)]
         chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
         return self.read("train", chosen)
 
-    def labels(self, client: str) -> tuple[str, ...]:
-        """Labels of a client's training pairs, in order."""
-        return tuple(self.splits["train"][i].label for i in self.parts[self.clients.index(client)])
+    def ids(self, index: np.ndarray) -> tuple[str, ...]:
+        """Of these pairs of the train split, by their content; reads every picture, once where `data.cache` is set."""
+        entries = [self.splits["train"][i] for i in index]
+        if not entries:
+            return ()
+        key = digest("ids", [[*e.identity, *e.captions] for e in entries]) if self.config.cache else ""
+
+        def some(start: int, stop: int) -> np.ndarray:
+            return np.array([pair_id(e.content(), e.captions) for e in entries[start:stop]], dtype="S27")
+
+        found = cache.kept(cache.Place(self.config.cache, key, self.config.cache_limit), len(entries), some)
+        return tuple(i.decode() for i in found)
+
+    def digest_of(self, index: np.ndarray) -> str:
+        """Of the content of these pairs of the train split; a simulation's data are what its settings say."""
+        return ""
 
     def resolve(self, forget: ForgetConfig) -> ForgetConfig:
         known = sorted({e.label for e in self.splits["train"]} - {""})
@@ -159,10 +173,43 @@ class PhotographsClient:
     def own(self) -> Gallery:
         return Gallery.single(self.train)
 
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Of the training pairs."""
+        return [self.world.splits["train"][i] for i in self.world.parts[self.index]]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(e.label for e in self.entries)
+
+    @cached_property
+    def digest(self) -> str:
+        return self.world.digest_of(self.world.parts[self.index])
+
+    def find(self, pair: str) -> list[int]:
+        return (self._by_id if PAIR_ID.fullmatch(pair) else self._by_name).get(pair, [])
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[int]]:
+        return _positions(e.name for e in self.entries)
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[int]]:
+        return _positions(self.ids)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Of the training pairs, by their content, see pair_id."""
+        return self.world.ids(self.world.parts[self.index])
+
+    def withdrawn(self, forget: Union) -> np.ndarray:
+        """Which of the training pairs these forget sets name, (n,)."""
+        return withdrawn(forget, self.world.clients[self.index], self.labels, self.find)
+
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         common = self.world.galleries["test" if split == "test" else "val"]
         share = self.world.test_share(self.index, len(common.pairs))
-        out = withdrawn(forget, self.world.clients[self.index], self.train.labels)
+        out = self.withdrawn(forget)
         ours = self.world.chosen_on[self.world.parts[self.index]] == (split == "validation")
         sets = {}
         for name, about in (("forget", out), ("retain", ~out)):
@@ -174,6 +221,14 @@ class PhotographsClient:
     def never_trained(self, split: str, forget: Union) -> Pairs:
         """Photographs of the common gallery: of other topics too, so membership is easier to tell here than it should be."""
         return self.evaluation(split, forget)["test"].gallery.pairs
+
+
+def _positions(names: Iterable[str]) -> dict[str, list[int]]:
+    """By name, where it stands."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name, []).append(i)
+    return found
 
 
 @lru_cache(maxsize=2)

@@ -136,6 +136,12 @@ class Present(Section):
     """How many of them each forget set is the first to name."""
     refused: tuple[str, ...] = ()
     """Why a forget set does not fit this client's data, "" where it does."""
+    unknown: tuple[tuple[str, ...], ...] = ()
+    """Of each forget set, labels and single pairs that name none of its training pairs."""
+    data: str = ""
+    """Digest of the content of its training pairs; "" in a simulation."""
+    barred: int = Field(0, ge=0)
+    """Pairs that it leaves out, as they were withdrawn in another run."""
     code: str
     base: str
     threads: int = 1

@@ -10,8 +10,8 @@ import numpy as np
 from ease_flwr.config import Experiment, Union, digest
 from ease_flwr.exchange import roll_call
 from ease_flwr.exchange.journal import Exchange, Journal
-from ease_flwr.exchange.messages import as_told, message
-from ease_flwr.exchange.roll_call import Roster
+from ease_flwr.exchange.messages import Hello, as_told, message
+from ease_flwr.exchange.roll_call import Counted, Roster
 from ease_flwr.exchange.transport import FederationError, Transport
 from ease_flwr.store.cost import Cost
 
@@ -55,9 +55,9 @@ class Federation:
         """The same, with its exchanges kept in another journal."""
         return replace(self, journal=journal)
 
-    def counted(self, forget: Union) -> tuple[dict[str, tuple[int, ...]], dict[int, str]]:
-        """See roll_call.counted."""
-        return roll_call.counted(self.transport, self.experiment, self.roster, forget)
+    def counted(self, forget: Union, served: int = 0) -> Counted:
+        """See roll_call.counted; served: how many of these forget sets are done."""
+        return roll_call.counted(self.transport, self.experiment, self.roster, Hello(forget=forget, served=served))
 
     def answering(self, names: Collection[str]) -> tuple[str, ...]:
         """Those of these clients that answer now, sorted; kept in the journal like every exchange."""
@@ -78,11 +78,12 @@ class Federation:
         for name in sorted(requests):
             r = requests[name]
             sent = {**arrays, **r.arrays, **({} if name in notified else r.once)}
-            nbytes += sum(a.nbytes for a in sent.values())
-            messages.append(message(as_told(r.instruction, name), sent, self.roster.nodes[name], deadline))
+            if name in self.roster.nodes:
+                nbytes += sum(a.nbytes for a in sent.values())
+                messages.append(message(as_told(r.instruction, name), sent, self.roster.nodes[name], deadline))
         answers = self.transport.ask(messages, deadline)
         nodes = self.roster.nodes
-        return {n: answers[nodes[n]] for n in requests if nodes[n] in answers}, Cost(downlink_bytes=nbytes)
+        return {n: answers[nodes[n]] for n in requests if nodes.get(n) in answers}, Cost(downlink_bytes=nbytes)
 
     def check_quorum(self, answered: int, failures: Mapping[str, str]) -> None:
         """Raises FederationError where too few of the clients that were asked have answered."""

@@ -117,6 +117,10 @@ class Hello(Section):
     kind: Literal["hello"] = "hello"
     forget: Union = ()
     """In the order of their requests: a pair counts for the first that names it."""
+    served: int = Field(0, ge=0)
+    """How many of these are done: a host remembers what was withdrawn (store/tombstones.py)."""
+    withdrawn: tuple[str, ...] = ()
+    """Salt and digests of pairs that were withdrawn in other runs of this server."""
 
 
 Instruction = Annotated[Learn | Forget | Evaluate | Audit | Hello, Field(discriminator="kind")]

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flwr.app import Message
 
-from ease_flwr.config import Experiment, Union, code_hash, weights_sha256
+from ease_flwr.config import Experiment, ForgetSet, code_hash, weights_sha256
 from ease_flwr.exchange.answers import Present, read
 from ease_flwr.exchange.messages import Hello, as_told, message
-from ease_flwr.exchange.transport import FederationError, Transport, reason
+from ease_flwr.exchange.transport import FederationError, Node, Transport, reason
+
+PAUSE = 0.5
+"""Seconds between two looks for nodes."""
+ATTEMPTS = (0.25, 0.75)
+"""A node that does not answer is asked again; how long each time, as shares of federation.start_timeout."""
 
 
 @dataclass(frozen=True)
 class Roster:
-    """The clients that take part, by name in the experiment's order, with their nodes and their numbers of training pairs."""
+    """The clients that take part, by name in the experiment's order, with their nodes and their numbers of training pairs.
+
+    A client of a phase that has begun may be without a node: it takes part, and does not answer now.
+    """
 
     clients: tuple[str, ...]
     nodes: Mapping[str, int]
@@ -27,85 +38,187 @@ class Roster:
         return replace(self, clients=tuple(n for n in self.clients if n not in names))
 
 
-def roll_call(
-    transport: Transport, experiment: Experiment, names: tuple[str, ...], departed: Collection[str] = ()
-) -> tuple[Roster, dict[str, Present]]:
-    """Wait for the nodes, ask who they are, and refuse unknown, missing and double names, other code and other base models.
+@dataclass(frozen=True)
+class Wanted:
+    """Who may come to a roll call, and who must."""
 
-    departed: clients that have left and need not be there.  Returns also what each client said. Raises FederationError.
+    names: tuple[str, ...]
+    """All clients of the experiment, in its order."""
+    departed: frozenset[str] = frozenset()
+    """Clients that have left, or have asked to: they need not be there."""
+    buried: Mapping[str, str] = field(default_factory=dict)
+    """By the digest of its node's key, the name of a client that was forgotten: it does not come back under another one."""
+    withdrawn: tuple[str, ...] = ()
+    """See Hello."""
+
+    @property
+    def expected(self) -> list[str]:
+        """Those of whom a quorum must be there."""
+        return [n for n in self.names if n not in self.departed]
+
+
+@dataclass(frozen=True)
+class Called:
+    """What came of a roll call."""
+
+    roster: Roster
+    said: Mapping[str, Present]
+    nodes: Mapping[str, Node]
+    missing: Mapping[str, str]
+    """Why a client that was expected is not there."""
+    strange: tuple[str, ...]
+    """What is to be said of nodes that are none of these clients."""
+
+
+def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> Called:
+    """Wait for the nodes, and ask who they are. Who has other code, another base model or the name of another is left out.
+
+    Raises FederationError where fewer are there than `federation.quorum` of the expected, or two nodes have the same name.
     """
-    wanted, options = len(names), experiment.federation
-    limit = time.monotonic() + options.start_timeout
-    while len(nodes := transport.nodes()) < wanted - len(departed) and time.monotonic() < limit:
-        time.sleep(0.5)
-    if not wanted - len(departed) <= len(nodes) <= wanted:
-        raise FederationError(
-            f"{len(nodes)} nodes are connected, experiment {experiment.name} has {wanted} clients: run "
-            f'`flwr run . --stream --federation-config "num-supernodes={wanted} client-resources-num-cpus=1"`'
-        )
-    answers = transport.ask([message(Hello(), {}, n, options.deadline) for n in nodes], options.deadline)
+    nodes = _connected(transport, experiment, wanted)
+    answers = _answers(transport, experiment, list(nodes), wanted)
     found: dict[str, Present] = {}
     at: dict[str, int] = {}
-    for node in nodes:
-        said = _present(answers.get(node))
-        _check(said, experiment, names, found)
-        found[said.name], at[said.name] = said, node
-    if missing := sorted(set(names) - set(found) - set(departed)):
-        raise FederationError(f"{', '.join(missing)} did not come: start the SuperNode there, then run this again")
-    pairs = {name: said.pairs for name, said in found.items()}
-    return Roster(tuple(n for n in names if n in found), at, pairs), found
+    wrong: dict[str, str] = {}
+    strange: list[str] = []
+    for id, node in nodes.items():
+        said = _present(answers.get(id))
+        name = node.name if isinstance(said, str) else said.name
+        why = said if isinstance(said, str) else _problem(said, node, experiment, wanted)
+        if not why and name in found:
+            raise FederationError(f"two nodes call themselves {name!r}: names must be unique")
+        if not why and not isinstance(said, str):
+            found[name], at[name] = said, id
+        elif name in wanted.names:
+            wrong[name] = why
+        else:
+            strange.append(f"{name or f'node {id}'}: {why}")
+    missing = {n: wrong.get(n, "it did not come") for n in wanted.expected if n not in found}
+    _check_quorum(experiment, wanted, missing, strange, len(nodes))
+    roster = Roster(tuple(n for n in wanted.names if n in found), at, {n: said.pairs for n, said in found.items()})
+    return Called(roster, found, {n: nodes[at[n]] for n in found}, missing, tuple(strange))
 
 
-def _present(reply: Message | None) -> Present:
+def enough(experiment: Experiment, expected: int) -> int:
+    """How many of so many clients must be there."""
+    return max(1, math.ceil(experiment.federation.quorum * expected - 1e-9))
+
+
+def _connected(transport: Transport, experiment: Experiment, wanted: Wanted) -> dict[int, Node]:
+    """The nodes, once all that are expected are there or the time is over; a quarter of it where there are enough."""
+    expected, begun, patience = len(wanted.expected), time.monotonic(), experiment.federation.start_timeout
+    while len(nodes := transport.nodes()) < expected:
+        waited = time.monotonic() - begun
+        if waited >= patience or (waited >= patience / 4 and len(nodes) >= enough(experiment, expected)):
+            break
+        time.sleep(min(PAUSE, patience))
+    return nodes
+
+
+def _answers(transport: Transport, experiment: Experiment, nodes: list[int], wanted: Wanted) -> dict[int, Message]:
+    """What the nodes answer; who does not, or with an error, is asked again."""
+    answers: dict[int, Message] = {}
+    hello = Hello(withdrawn=wanted.withdrawn)
+    for share in ATTEMPTS:
+        asked = [n for n in nodes if n not in answers or answers[n].has_error()]
+        deadline = share * experiment.federation.start_timeout
+        answers |= transport.ask([message(hello, {}, n, deadline) for n in asked], deadline)
+    return answers
+
+
+def _check_quorum(
+    experiment: Experiment, wanted: Wanted, missing: Mapping[str, str], strange: Sequence[str], nodes: int
+) -> None:
+    """Raises FederationError: how many are there, why the others are not, and what to do."""
+    expected = len(wanted.expected)
+    there = expected - len(missing)
+    if there >= enough(experiment, expected):
+        return
+    if Path(sys.argv[0]).name == "flwr-simulation" and nodes < expected:
+        raise FederationError(
+            f"{nodes} nodes are connected, experiment {experiment.name} has {expected} clients: run "
+            f'`flwr run . --stream --federation-config "num-supernodes={len(wanted.names)} client-resources-num-cpus=1"`'
+        )
+    why = "; ".join([*(f"{n}: {w}" for n, w in missing.items()), *strange])
+    share = experiment.federation.quorum
+    raise FederationError(
+        f"{there} of {expected} clients are there, federation.quorum={share:g} wants {enough(experiment, expected)}: {why}: "
+        "see that they are connected (`ease status`), then `ease resume`, with a lower --quorum if it must go on without them"
+    )
+
+
+def _present(reply: Message | None) -> Present | str:
+    """What a node says of itself, or why that cannot be used."""
     if reply is None or reply.has_error():
-        raise FederationError(f"a node did not answer the roll call: {reason(reply)}")
+        return f"it did not answer the roll call: {reason(reply)}"
     try:
         return read(reply, Present)
     except ValueError as error:
-        raise FederationError(f"a node did not answer the roll call as a client of this app: {error}") from None
+        return f"it did not answer the roll call as a client of this app: {error}"
 
 
-def _check(said: Present, experiment: Experiment, names: Collection[str], found: Collection[str]) -> None:
+def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) -> str:
+    """Why a client cannot take part; "" where it can."""
     name = said.name
-    if name not in names:
-        raise FederationError(f"unknown client {name!r}: this experiment has {', '.join(names)}")
-    if name in found:
-        raise FederationError(f"two nodes call themselves {name!r}: names must be unique")
+    if node.name and node.name != name:
+        return f"it was registered as {node.name}: one name for both, client-name there and --name of `flwr supernode register`"
+    if name not in wanted.names:
+        return f"unknown client {name!r}: this experiment has {', '.join(wanted.names)}"
+    if wanted.buried.get(node.key, name) != name:
+        return f"it has the key of {wanted.buried[node.key]}, which was forgotten: a client comes back under its own name"
     if said.code != code_hash():
-        raise FederationError(f"{name} runs other code than the server: install the same version on both")
+        return f"{name} runs other code than the server: install the same version on both"
     if said.base != weights_sha256(experiment.model):
-        raise FederationError(f"{name} has another base model than the server: model.weights must be the same file on both")
+        return f"{name} has another base model than the server: model.weights must be the same file on both"
+    return ""
 
 
-def counted(
-    transport: Transport, experiment: Experiment, roster: Roster, forget: Union
-) -> tuple[dict[str, tuple[int, ...]], dict[int, str]]:
-    """How many pairs of each client these forget sets concern, in their order; a pair counts for the first that names it.
+@dataclass(frozen=True)
+class Counted:
+    """What the clients said about forget sets."""
 
-    Returns the counts by client, and why a set cannot be served, by its position. A client that does not answer is not
-    among the counts.
-    """
+    pairs: Mapping[str, tuple[int, ...]]
+    """By client that answered: how many of its pairs each is the first to name."""
+    refused: Mapping[int, str]
+    """By position of a forget set: why it cannot be served."""
+
+
+def counted(transport: Transport, experiment: Experiment, roster: Roster, hello: Hello) -> Counted:
+    """How many pairs of each client these forget sets concern, in their order; a pair counts for the first that names it."""
+    forget = hello.forget
     if not forget:
-        return dict.fromkeys(roster.clients, ()), {}
+        return Counted(dict.fromkeys(roster.clients, ()), {})
     deadline = experiment.federation.start_timeout
-    hello = Hello(forget=forget)
-    messages = [message(as_told(hello, n), {}, roster.nodes[n], deadline) for n in roster.clients]
-    answers = transport.ask(messages, deadline)
-    counts: dict[str, tuple[int, ...]] = {}
-    refused: dict[int, str] = {}
-    for name in roster.clients:
+    there = [n for n in roster.clients if n in roster.nodes]
+    answers = transport.ask([message(as_told(hello, n), {}, roster.nodes[n], deadline) for n in there], deadline)
+    said: dict[str, Present] = {}
+    for name in there:
         reply = answers.get(roster.nodes[name])
         try:
             if reply is None or reply.has_error():
                 raise ValueError(reason(reply))
-            said = read(reply, Present)
-            if said.name != name or len(said.forget) != len(forget) or len(said.refused) != len(forget):
+            answer = read(reply, Present)
+            if answer.name != name or {len(answer.forget), len(answer.refused), len(answer.unknown)} != {len(forget)}:
                 raise ValueError("an answer to another question")
         except ValueError:  # it may be gone already: that it leaves is known without it
             continue
-        counts[name] = said.forget
-        refused |= {i: why for i, why in enumerate(said.refused) if why and i not in refused}
-    return counts, refused
+        said[name] = answer
+    refused = {i: why for i, part in enumerate(forget) if (why := _why_not(i, part, said))}
+    return Counted({n: a.forget for n, a in said.items()}, refused)
+
+
+def _why_not(i: int, part: ForgetSet, said: Mapping[str, Present]) -> str:
+    """Why a forget set cannot be served, "" where it can: a part of it that names nothing is a mistake."""
+    for answer in said.values():
+        if answer.refused[i]:
+            return answer.refused[i]
+        if part.scenario == "sample" and answer.unknown[i]:
+            return f"{answer.unknown[i][0]} is not among the training pairs there: `ease data ids` on that host lists them"
+    if part.scenario == "class" and said:
+        nowhere = set.intersection(*(set(a.unknown[i]) for a in said.values()))
+        if nowhere:
+            return f"no training pair of those who answer has label {', '.join(sorted(nowhere))}: {', '.join(said)}"
+    return ""
 
 
 def answering(transport: Transport, experiment: Experiment, roster: Roster, names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,21 @@ class FederationError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Node:
+    """What the SuperLink knows of a node."""
+
+    name: str = ""
+    """Under which it was registered; "" in a simulation, and without keys."""
+    key: str = ""
+    """sha256 of its public key, or ""."""
+
+    @classmethod
+    def of(cls, name: str, public_key: bytes) -> Node:
+        """From Flower's words."""
+        return cls(name, hashlib.sha256(public_key).hexdigest() if public_key else "")
+
+
+@dataclass(frozen=True)
 class Transport:
     """Sends messages to nodes and waits for their answers."""
 
@@ -26,15 +42,17 @@ class Transport:
     grace: float = GRACE
     pause: float = PAUSE
 
-    def nodes(self) -> list[int]:
-        """Ids of the nodes that are connected."""
-        return sorted(self.grid.get_node_ids())
+    def nodes(self) -> dict[int, Node]:
+        """The nodes that are connected, by id."""
+        return {n.node_id: Node.of(n.name, n.public_key) for n in sorted(self.grid.get_nodes(), key=lambda n: n.node_id)}
 
     def ask(self, messages: list[Message], deadline: float) -> dict[int, Message]:
         """Send, wait until all have answered or the deadline (seconds) is over, and map answers to nodes by message id.
 
         Raises FederationError where a process of the simulation died: it answers nothing for the rest of the run.
         """
+        if not messages:
+            return {}
         ids = list(self.grid.push_messages(messages))
         waiting = dict(zip(ids, (m.metadata.dst_node_id for m in messages), strict=True))
         answers: dict[int, Message] = {}

@@ -16,7 +16,7 @@ from ease_flwr.audit.summary import read_results
 from ease_flwr.config import ConfigError, Experiment, Union, union
 from ease_flwr.config.request import now
 from ease_flwr.exchange.federation import Federation
-from ease_flwr.exchange.roll_call import roll_call
+from ease_flwr.exchange.roll_call import Wanted, roll_call
 from ease_flwr.exchange.transport import Transport
 from ease_flwr.server import parties
 from ease_flwr.server.references import name_of, retraining
@@ -124,8 +124,7 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     clients = data.load(experiment.data, experiment.seed).clients
     transport = Transport(grid)
     left = frozenset(c for r in requests for c in r.leaving)
-    roster, _ = roll_call(transport, experiment, clients, left)
-    federation = Federation(transport, experiment, roster, run.event)
+    federation = Federation(transport, experiment, roll_call(transport, experiment, Wanted(clients, left)).roster, run.event)
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     blocks = model.blocks
     thetas = {name: adapters.read(finished.adapters / name, blocks) for name in results["adapters_sha256"]}
@@ -133,8 +132,9 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     if "retrain" not in thetas:
         raise ConfigError(f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)")
-    said, _ = federation.counted(tuple(r.forget_set for r in requests))
-    answers = parties.counted({n: federation.pairs[n] for n in federation.clients}, requests, said, left)
+    said = federation.counted(tuple(r.forget_set for r in requests), len(requests)).pairs
+    federation = federation.without([n for n in federation.clients if n not in said])
+    answers = parties.RollCall({n: federation.pairs[n] for n in federation.clients}, requests, said)
     missing = [n for n in range(2, experiment.evaluation.references + 1) if name_of(n) not in thetas]
     if missing:
         server = Server(run, experiment, federation, answers, model)

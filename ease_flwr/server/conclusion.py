@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ease_flwr.audit import retrieval
-from ease_flwr.audit.summary import PAIRS, cost_line
-from ease_flwr.config import described, union
+from ease_flwr.audit.summary import PAIRS, cost_line, read_results
+from ease_flwr.config import ConfigError, Experiment, described, union
 from ease_flwr.exchange.evaluation import judge
 from ease_flwr.exchange.judgement import Judgement
 from ease_flwr.server.audit import Audited, audit, held_in
 from ease_flwr.server.parties import holders
 from ease_flwr.server.references import references
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import queue
 from ease_flwr.store.files import write_text
+from ease_flwr.store.queue import Step
+from ease_flwr.store.run import Run
 
 ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retrain_continued")
 """Models in tables; further retrainings, *retrain_2* and so on, stand behind the first, and earlier models of several requests,
@@ -52,6 +56,16 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     return state
 
 
+def concluded(run: Run, experiment: Experiment, steps: Sequence[Step]) -> bool:
+    """Whether results.json is about all that the queue asks, and has the references that the experiment wants."""
+    try:
+        results = read_results(run.folder)
+    except ConfigError:
+        return False
+    wanted = {"retrain"} if experiment.evaluation.reference == "retrain" and queue.requests(steps) else set[str]()
+    return results.get("phases") == queue.names(steps) and wanted <= set(results["models"])
+
+
 def _results(server: Server, state: FederationState, found: dict[str, Judgement]) -> dict[str, Any]:
     """results.json, but for the gaps; docs/architecture.md describes it."""
     from ease_flwr.model.adapters import sha256
@@ -65,6 +79,7 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "seed": server.experiment.seed,
         "forget": described(union(state.served)) if state.served else {},
         "learning": {"rounds": state.learnt, "judged": list(state.judged)},
+        "phases": queue.names(queue.read(server.run.folder)),
         "requests": list(state.facts),
         "models": {m: j.sets for m, j in found.items()},
         "clients": {m: j.clients for m, j in found.items()},

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ease_flwr import strategies
-from ease_flwr.config import ConfigError, ForgetRequest
+from ease_flwr.config import ForgetRequest
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
-from ease_flwr.exchange.transport import FederationError
 from ease_flwr.server import admission
 from ease_flwr.server.learn import context
 from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
-from ease_flwr.server.phase import give_up, once
+from ease_flwr.server.phase import once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
-from ease_flwr.store import queue
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
 
 
+class NoHelpError(Exception):
+    """A method can do nothing without the help of clients that do not answer."""
+
+    def __init__(self, request: ForgetRequest, holders: Sequence[str]) -> None:
+        super().__init__(
+            f"strategy {request.strategy} needs the help of {', '.join(holders)}, and none of them answers: ask again when one "
+            "does, or with another strategy (`ease methods`)"
+        )
+        self.request = request.id
+
+
 def forget(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
-    """Serve one request. Raises FederationError or ConfigError where its method needs a client that does not answer."""
+    """Serve one request. Raises NoHelpError where its method needs a client that does not answer."""
     request = step.request
     assert request is not None
     served = (*state.served, request)
@@ -32,10 +42,10 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
     def compute(federation: Federation, reporter: Reporter, _: Path) -> PhaseResult:
         concerned = asked(request, server.roll_call, gone)
         who = parties(request, server.roll_call, gone, federation.answering(concerned))
-        _say_absent(server, name, who)
         there = federation.without(who.absent)
         return _serve(server, state, step, who, replace(reporter, federation=there))
 
+    earlier = server.run.layout.done(name)  # in another process: who was silent then is asked again in this one
     found = once(server, state, name, state.rounds, compute)
     rounds = int(found.facts["rounds"])
     state = replace(
@@ -43,7 +53,7 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
         theta=found.theta,
         lock=found.lock,
         departed=state.departed | set(found.facts["departed"]),
-        absent=state.absent | set(found.facts["absent"]),
+        absent=state.absent if earlier else state.absent | set(found.facts["absent"]),
         served=served,
         rounds=state.rounds + rounds,
         unlearned_at=state.rounds + rounds,
@@ -66,8 +76,11 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     experiment = admission.serving(request, server.experiment)
     params: Any = kind.check(request.strategy, experiment, request.scenario)
     if kind.needs_help(params, request.scenario) and not who.forget_clients:
-        give_up(server, reporter.label)
-        _refuse(server, state, request)
+        raise NoHelpError(request, asked(request, server.roll_call, state.departed) or request.leaving)
+    for client in who.absent:
+        server.run.event(
+            f"[{reporter.label}] {client} does not answer: what it holds is forgotten without its help, nobody judges its pairs"
+        )
     served = (*state.served, request)
     setting = replace(
         context(server, state, reporter.label),
@@ -95,23 +108,6 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     }
     cost, forgotten = method.meter.spent + outcome.cost, tuple(r.id for r in served)
     return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, (*method.failures, *outcome.failures))
-
-
-def _refuse(server: Server, state: FederationState, request: ForgetRequest) -> None:
-    """Say that a method cannot do without help. Raises FederationError where waiting may mend it. Where all who could help have
-    stopped answering in an earlier phase nothing does: the request leaves the queue, and ConfigError is raised."""
-    holders = asked(request, server.roll_call, state.departed) or request.leaving
-    why = f"strategy {request.strategy} needs the help of {', '.join(holders)}, and none of them answers"
-    if set(holders) - state.absent:
-        raise FederationError(f"request {request.id}: {why}: see that one does, resume")
-    queue.withdraw(server.run.folder, request.id)
-    server.run.event(f"request {request.id} is refused and withdrawn: {why}", refused=request.id)
-    raise ConfigError(f"request {request.id}: {why}: ask again with another strategy")
-
-
-def _say_absent(server: Server, phase: str, who: Parties) -> None:
-    for name in who.absent:
-        server.run.event(f"[{phase}] {name} does not answer: it is forgotten without its help, and nobody judges its pairs")
 
 
 def _disclose(server: Server, phase: str, state: FederationState) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ease_flwr import data
 from ease_flwr.config import chosen, code_of, named_file_sha256
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
@@ -14,6 +15,7 @@ from ease_flwr.server.patience import Patience
 from ease_flwr.server.phase import cache_key, once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server, Vector
+from ease_flwr.store import clients
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
 from ease_flwr.strategies.base import Method, MethodContext
@@ -22,8 +24,9 @@ from ease_flwr.strategies.ordinary import Learning
 
 def learn(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
     """Everybody learns everything; every client's updates are recorded."""
-    plan = Plan("learn", server.experiment.learn.rounds)
-    found = ordinary(server, state, name, Learning(context(server, state, "learn")), plan, first=True)
+    plan, method = Plan("learn", server.experiment.learn.rounds), Learning(context(server, state, "learn"))
+    clients.trained(server.run.folder, method.context.clients)
+    found = ordinary(server, state, name, method, plan, first=True)
     state = replace(
         state,
         theta=found.theta,
@@ -40,10 +43,19 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
     """The clients that stay, training on what they keep after the requests that are done."""
     call, model = server.roll_call, server.model
     here = server.here(state)
-    clients = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
-    without = left_out(call, state.served)
-    start, blocks, learnt = model.initial, model.blocks, state.learnt
-    return MethodContext(server.experiment, here, phase, start, blocks, clients, without=without, learnt=learnt)
+    staying = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
+    everybody = data.load(server.experiment.data, server.experiment.seed).clients
+    return MethodContext(
+        server.experiment,
+        here,
+        phase,
+        model.initial,
+        model.blocks,
+        staying,
+        without=left_out(call, state.served),
+        learnt=state.learnt,
+        away=tuple(n for n in everybody if n not in state.departed and n not in here.clients),
+    )
 
 
 def ordinary(server: Server, state: FederationState, name: str, method: Method, plan: Plan, first: bool = False) -> PhaseResult:

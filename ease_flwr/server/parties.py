@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ease_flwr.config import ConfigError, ForgetRequest, Union
-from ease_flwr.exchange.transport import FederationError
 
 
 @dataclass(frozen=True)
@@ -31,32 +30,6 @@ class RollCall:
     def position(self, request: ForgetRequest) -> int:
         """Where a request stands among all."""
         return next(i for i, r in enumerate(self.requests) if r.id == request.id)
-
-
-def counted(
-    pairs: Mapping[str, int],
-    requests: Sequence[ForgetRequest],
-    said: Mapping[str, Sequence[int]],
-    departed: Collection[str] = (),
-) -> RollCall:
-    """The roll call from what clients said about all requests. departed: clients that left by a request that is done.
-
-    What a silent client would have said is worked out where the request itself says it, and never guessed: a client that
-    counted as knowing nothing would learn its forgotten pairs again. Raises FederationError.
-    """
-    counts: dict[str, tuple[int, ...]] = {}
-    for client, n in pairs.items():
-        silent, left = [], n
-        for request in requests if client not in said else ():
-            known = not left or client in departed or request.scenario == "client"
-            if not known and (request.scenario == "class" or client in request.named):
-                raise FederationError(
-                    f"{client} did not say how many of its pairs request {request.id} concerns: see that it answers, resume"
-                )
-            silent.append(left if client in request.leaving else 0)
-            left -= silent[-1]
-        counts[client] = tuple(said.get(client, silent))
-    return RollCall(pairs, tuple(requests), counts)
 
 
 @dataclass(frozen=True)

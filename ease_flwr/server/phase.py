@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ease_flwr.config import ConfigError, code_hash, digest, union
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.journal import Journal
+from ease_flwr.exchange.roll_call import Roster
+from ease_flwr.server.parties import RollCall
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store import phases
@@ -38,12 +41,11 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     partial, kept_in = run.layout.partial(name), run.layout.journal(name)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    known = run.mark(name, [r.id for r in server.roll_call.requests])
     journal = Journal(kept_in)
     if journal.kept:
         run.event(f"[{name}] goes on after {journal.kept} exchanges")
     federation = server.here(state).kept_in(journal)
-    reporter = Reporter(federation, run.event, name, union(server.requests(known)), offset)
+    reporter = Reporter(federation, run.event, name, union(server.roll_call.requests), offset)
     result = compute(federation, reporter, partial / "history")
     key = "" if result.failures else key  # what a failure has changed, the settings did not decide
     phases.write(partial, result, key)
@@ -54,6 +56,25 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     partial.replace(folder)
     shutil.rmtree(kept_in, ignore_errors=True)
     return phases.read(folder)
+
+
+def begun(server: Server, state: FederationState, name: str) -> Server:
+    """The server as a phase sees it: with the clients that take part in it, and the requests that were known when it began.
+
+    A phase that was begun before goes on with those that it began with: it asks the same questions again.
+    """
+    run, call, here = server.run, server.roll_call, server.here(state)
+    if run.layout.done(name):
+        return server
+    now = {"requests": [r.id for r in call.requests], "clients": {n: [call.pairs[n], *call.counts[n]] for n in here.clients}}
+    then = run.mark(name, now)
+    if then == now:
+        return server
+    requests = tuple(r for r in call.requests if r.id in then["requests"])
+    pairs = {n: said[0] for n, said in then["clients"].items()}
+    counts = {n: tuple(said[1:]) for n, said in then["clients"].items()}
+    roster = Roster(tuple(pairs), here.roster.nodes, pairs)
+    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(pairs, requests, counts))
 
 
 def give_up(server: Server, name: str) -> None:

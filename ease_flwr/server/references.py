@@ -7,6 +7,7 @@ from dataclasses import replace
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.server.continuation import returning
 from ease_flwr.server.learn import context, ordinary
+from ease_flwr.server.phase import begun
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.strategies.ordinary import Continuing, Learning
@@ -23,23 +24,27 @@ def references(server: Server, state: FederationState) -> FederationState:
         return found
     retrain = found.models["retrain"]
     more = Plan("learn", state.unlearned_at - rounds, first=rounds + 1)
-    learning = Learning(context(server, state, "learn"))
-    equal = ordinary(server, replace(state, theta=retrain.theta, rounds=rounds), f"retrain_equal{number}", learning, more)
+    name = f"retrain_equal{number}"
+    here = begun(server, state, name)
+    learning = Learning(context(here, state, "learn"))
+    equal = ordinary(here, replace(state, theta=retrain.theta, rounds=rounds), name, learning, more)
     found = found.with_model("retrain_equal", equal.theta)
     if "continued" not in state.models:
         return found
-    continuing = Continuing(context(server, state, "continuation"), None, returning(server, state))
-    start = replace(state, theta=equal.theta, rounds=state.unlearned_at)
     name = f"retrain_continued{number}-{state.continued}"
-    last = ordinary(server, start, name, continuing, Plan("continuation", state.continued))
+    here = begun(server, state, name)
+    continuing = Continuing(context(here, state, "continuation"), None, returning(here, state))
+    start = replace(state, theta=equal.theta, rounds=state.unlearned_at)
+    last = ordinary(here, start, name, continuing, Plan("continuation", state.continued))
     return found.with_model("retrain_continued", last.theta)
 
 
 def retraining(server: Server, state: FederationState, again: int) -> PhaseResult:
     """The learn phase without what was forgotten: the first in the order of data that learning had, others in other ones."""
+    name = f"{name_of(again)}{_number(state)}"
+    server = begun(server, state, name)
     learning = Learning(replace(context(server, state, "learn"), order=again - 1))
-    fresh = replace(state, theta=server.model.initial, rounds=0)
-    return ordinary(server, fresh, f"{name_of(again)}{_number(state)}", learning, Plan("learn", state.learnt))
+    return ordinary(server, replace(state, theta=server.model.initial, rounds=0), name, learning, Plan("learn", state.learnt))
 
 
 def name_of(again: int) -> str:

@@ -43,7 +43,7 @@ class FederationState:
     departed: frozenset[str] = frozenset()
     """Clients that left by a request."""
     absent: frozenset[str] = frozenset()
-    """Clients that do not answer any more."""
+    """Clients that have stopped answering since this process began: the next one asks them again."""
     served: tuple[ForgetRequest, ...] = ()
     """Requests that are done, in order."""
     rounds: int = 0

@@ -50,6 +50,8 @@ KINDS = (
     Kind("experiment.json", "settings and code that it was begun with", "request", sealed=True, resume="reads", report=True),
     Kind("run_config.json", "the run config of Flower that it was submitted with", "request", resume="reads", report=True),
     Kind("queue.json", "the request queue", "request", sealed=True, resume="reads", report=True),
+    Kind("set-aside.json", "requests that were set aside, with the reasons", "request", sealed=True),
+    Kind("clients.json", "who was there, and with which data", "nothing"),
     Kind("state.json", "running, finished or failed, with the reason", "nothing", resume="reads"),
     Kind("mark.json", "how much had been logged when the phase at hand began", "request", resume="reads"),
     Kind("log.txt", "what happened, for people", "numbers", resume="cuts"),
@@ -108,6 +110,14 @@ class RunLayout:
     @property
     def queue(self) -> Path:
         return self.folder / "queue.json"
+
+    @property
+    def set_aside(self) -> Path:
+        return self.folder / "set-aside.json"
+
+    @property
+    def clients(self) -> Path:
+        return self.folder / "clients.json"
 
     @property
     def queue_lock(self) -> Path:

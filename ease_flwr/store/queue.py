@@ -1,8 +1,8 @@
 """The request queue of a run: what it is to do, step by step. Learn, then whatever is asked of it.
 
 queue.json lies in the run's folder. A request that arrives while the run is busy is appended, and handled when its turn comes.
-One whose id is there already changes nothing. A step that is done stays: its result is in phases/. A request that is refused is
-withdrawn.
+One that is there already changes nothing. A step that is done stays: its result is in phases/. A request that cannot be served,
+or is withdrawn, is set aside: it moves to set-aside.json with the reason, and the rest of the queue goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import ValidationError, model_validator
 
 from ease_flwr.config import ConfigError, ForgetRequest, Section
+from ease_flwr.config.request import now
 from ease_flwr.store.files import locked, write_json
 from ease_flwr.store.layout import RunLayout
 
@@ -52,21 +53,66 @@ def write(folder: Path, steps: Sequence[Step]) -> None:
 
 
 def append(folder: Path, step: Step) -> bool:
-    """Add a step; False where a request of its id is there already."""
+    """Add a step; False where it is there already: a request that asks the same, or a continuation that has not begun.
+
+    Raises ConfigError where another request has the same id.
+    """
     with locked(RunLayout(folder).queue_lock, wait=True):
         steps = read(folder)
-        if step.request and step.request.id in {r.id for r in requests(steps)}:
+        if step.request and asked_before(step.request, requests(steps)):
+            return False
+        if step.kind == "continuation" and steps[-1].kind == step.kind and not RunLayout(folder).done(names(steps)[-1]):
             return False
         write(folder, [*steps, step])
         return True
 
 
-def withdraw(folder: Path, id: str) -> None:
-    """Take a request back that was refused; what is done cannot be taken back."""
-    with locked(RunLayout(folder).queue_lock, wait=True):
+def asked_before(request: ForgetRequest, before: Sequence[ForgetRequest]) -> bool:
+    """Whether a request is among these. Raises ConfigError where its id is another's."""
+    for other in before:
+        if other.id == request.id:
+            if (other.scenario, other.asks) != (request.scenario, request.asks):
+                raise ConfigError(f"request {request.id} is there already and asks something else: give yours another --id")
+            return True
+    return False
+
+
+class SetAside(Section):
+    """A request that left the queue without being served."""
+
+    request: ForgetRequest
+    why: str
+    at: str
+    """UTC."""
+
+
+def set_aside(folder: Path, id: str, why: str) -> None:
+    """Take a request off the queue; what is done cannot be taken back. Raises ConfigError where none of this id waits."""
+    layout = RunLayout(folder)
+    with locked(layout.queue_lock, wait=True):
         steps = read(folder)
-        done = {name for name in names(steps) if RunLayout(folder).done(name)}
-        write(folder, [s for s, n in zip(steps, names(steps), strict=True) if n in done or not s.request or s.request.id != id])
+        done = {name for name in names(steps) if layout.done(name)}
+        found = {n: s.request for s, n in zip(steps, names(steps), strict=True) if s.request and s.request.id == id}
+        if not found:
+            there = ", ".join(r.id for r in requests(steps)) or "none"
+            raise ConfigError(f"{folder}: no request {id} on the queue: there are {there}")
+        if set(found) & done:
+            raise ConfigError(f"{folder}: request {id} is done, which cannot be taken back")
+        (request,) = found.values()
+        new = SetAside(request=request, why=why, at=now())
+        write_json(layout.set_aside, [s.model_dump(mode="json") for s in (*read_set_aside(folder), new)])
+        write(folder, [s for s in steps if s.request != request])
+
+
+def read_set_aside(folder: Path) -> list[SetAside]:
+    """Requests that were set aside, in order. Raises ConfigError."""
+    file = RunLayout(folder).set_aside
+    try:
+        return [SetAside.model_validate(s) for s in json.loads(file.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        raise ConfigError(f"{file}: not what a run has set aside: {' '.join(str(error).split())[:200]}") from None
 
 
 def names(steps: Sequence[Step]) -> list[str]:

@@ -85,22 +85,24 @@ class Run:
                     os.truncate(file, size)
 
     def marked(self) -> dict[str, Any]:
-        """The mark of the phase that was at hand last: {"phase", "sizes", "requests"}; empty where there is none."""
+        """The mark of the phase that was at hand last: {"phase", "sizes", "known"}; empty where there is none."""
         with contextlib.suppress(OSError, ValueError):
             mark: dict[str, Any] = json.loads(self.layout.mark.read_text(encoding="utf-8"))
             return mark
         return {}
 
-    def mark(self, phase: str, requests: list[str]) -> list[str]:
-        """Note that a phase begins: how much was logged, and which requests are known. Where it began before, returns what was
-        known then, so that the phase asks the same questions again."""
+    def mark(self, phase: str, known: dict[str, Any]) -> dict[str, Any]:
+        """Note that a phase begins: how much was logged, and what is known of clients and requests.
+
+        Where it began before, returns what was known then, so that the phase asks the same questions again."""
         mark = self.marked()
-        if mark.get("phase") == phase:
-            return list(mark["requests"])
+        if mark.get("phase") == phase and "known" in mark:
+            found: dict[str, Any] = mark["known"]
+            return found
         logs = (self.layout.log, self.layout.metrics)
         sizes = {f.name: f.stat().st_size if f.is_file() else 0 for f in logs}
-        write_json(self.layout.mark, {"phase": phase, "sizes": sizes, "requests": requests})
-        return requests
+        write_json(self.layout.mark, {"phase": phase, "sizes": sizes, "known": known})
+        return known
 
     def close(self) -> None:
         """Let another process use the folder."""

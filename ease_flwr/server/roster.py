@@ -1,0 +1,120 @@
+"""Who takes part in a run now: the roll call, what clients say about the requests, what is remembered of those who left."""
+
+from __future__ import annotations
+
+from ease_flwr import data
+from ease_flwr.config import PAIR_ID, ConfigError, Experiment, run_key
+from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.roll_call import Called, Wanted, enough, roll_call
+from ease_flwr.exchange.transport import FederationError, Transport
+from ease_flwr.server import admission, parties
+from ease_flwr.server.parties import RollCall
+from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import clients, queue
+from ease_flwr.store.files import home
+from ease_flwr.store.queue import Step
+from ease_flwr.store.run import Run
+from ease_flwr.store.tombstones import Tombstones
+
+
+def wanted(at_work: Run, experiment: Experiment) -> Wanted:
+    """Who may come, and who must: nobody who has left, or whose leaving is asked for."""
+    names = data.load(experiment.data, experiment.seed).clients
+    leaving = frozenset(c for r in queue.requests(queue.read(at_work.folder)) for c in r.leaving)
+    if experiment.data.kind != "folder":
+        return Wanted(names, leaving)
+    memory, known = Tombstones(home()), clients.read(at_work.folder)
+    gone = {c for _, request in queue.served(at_work.folder) for c in request.leaving}
+    buried = {about["key"]: name for name, about in memory.read()["clients"].items() if about["key"]}
+    buried |= {known[c].key: c for c in gone if c in known and known[c].key}
+    return Wanted(names, leaving, buried, memory.of_others(run_key(str(at_work.folder))))
+
+
+def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federation:
+    """The clients that are there. Who is not is named. Raises FederationError below the quorum."""
+    found = roll_call(transport, experiment, wanted(at_work, experiment))
+    sizes = ", ".join(f"{n} {found.roster.pairs[n]}" for n in sorted(found.roster.pairs))
+    at_work.event(
+        f"[roll call] pairs: {sizes}", roll_call={n: s.model_dump(mode="json") for n, s in sorted(found.said.items())}
+    )
+    for name, why in found.missing.items():
+        at_work.event(f"[roll call] {name} takes no part now: {why}")
+    for line in found.strange:
+        at_work.event(f"[roll call] left out, {line}")
+    for name, said in sorted(found.said.items()):
+        if said.barred:
+            at_work.event(
+                f"[roll call] {name} leaves out {said.barred} pairs that were withdrawn in another run: they are not trained on"
+            )
+    for line in clients.note(at_work.folder, _noted(found)):
+        at_work.event(f"[roll call] {line}")
+    return Federation(transport, experiment, found.roster, at_work.event)
+
+
+def _noted(found: Called) -> dict[str, dict[str, str | int]]:
+    """What clients.json keeps of a roll call."""
+    out: dict[str, dict[str, str | int]] = {}
+    for name, said in found.said.items():
+        about = {"pairs": said.pairs, "data": said.data, "code": said.code, "base": said.base}
+        out[name] = {**about, "node": str(found.roster.nodes[name]), "key": found.nodes[name].key}
+    return out
+
+
+def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[Federation, RollCall, list[str]]:
+    """Ask every client how many of its pairs each request concerns, and set aside requests that cannot be served.
+
+    Returns the clients that answer, what they said of the requests that are left, and why others were set aside. Raises
+    FederationError below the quorum: who counts as knowing nothing would learn its forgotten pairs again.
+    """
+    requests = queue.requests(steps)
+    served = [request for _, request in queue.served(at_work.folder)]
+    found = federation.counted(tuple(r.forget_set for r in requests), len(served))
+    silent = [n for n in federation.clients if n not in found.pairs]
+    gone = {client for request in requests for client in request.leaving}
+    staying = [n for n in federation.clients if n not in gone]
+    if (here := len([n for n in staying if n in found.pairs])) < enough(federation.experiment, len(staying)):
+        raise FederationError(
+            f"{', '.join(silent)} did not say how many pairs the requests concern, {here} of {len(staying)} did: see that they "
+            "answer, then `ease resume`, with a lower --quorum if it must go on without them"
+        )
+    for name in silent:
+        at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")
+    federation = federation.without(silent)
+    answers = RollCall({n: federation.pairs[n] for n in federation.clients}, tuple(requests), found.pairs)
+    everybody = data.load(federation.experiment.data, federation.experiment.seed).clients  # those that have left too
+    aside = []
+    for i, request in enumerate(requests):
+        try:
+            if request.id in {r.id for r in served}:
+                continue
+            if i in found.refused:
+                raise ConfigError(found.refused[i])
+            admission.check(request, federation.experiment, everybody, requests[:i], at_work.folder)
+            parties.check(request, answers)
+        except ConfigError as error:
+            aside.append(put_aside(at_work, request.id, str(error)))
+    if not aside:
+        return federation, answers, []
+    federation, answers, more = ask_about(federation, at_work, queue.read(at_work.folder))
+    return federation, answers, [*aside, *more]
+
+
+def put_aside(at_work: Run, id: str, why: str) -> str:
+    """Set a request aside, and say so; returns the line."""
+    queue.set_aside(at_work.folder, id, why)
+    line = f"request {id} is set aside: {why}"
+    at_work.event(line, set_aside=id)
+    return line
+
+
+def remember(server: Server, state: FederationState) -> None:
+    """Tell the hosts that a request is done, and write down here who has left and which pairs were named: what was withdrawn is
+    not trained on again by mistake. Only hosts have something to remember."""
+    if server.experiment.data.kind != "folder":
+        return
+    request, memory, run = state.served[-1], Tombstones(home()), run_key(str(server.run.folder))
+    known = clients.read(server.run.folder)
+    for name in request.leaving:
+        memory.bury(name, run, request.id, known[name].key if name in known else "")
+    memory.add(run, (pair for _, pair in request.pairs if PAIR_ID.fullmatch(pair)))
+    server.here(state).counted(tuple(r.forget_set for r in server.roll_call.requests), len(state.served))
