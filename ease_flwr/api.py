@@ -154,7 +154,7 @@ class Run:
         request: Request | None = None,
         where: Where | None = None,
     ) -> Run:
-        """A request to forget, done now: clients that leave, labels that are withdrawn, or single pairs as CLIENT/POSITION.
+        """A request to forget, done now: clients that leave, labels that are withdrawn, or single pairs as CLIENT/PAIR.
 
         Asked twice it is done once. Raises ConfigError for a request that cannot be served, RunError where it stops.
         """

@@ -76,8 +76,12 @@ def make_client(context: Context, objective: str = "") -> LoraClient:
     run = config.run_key(str(context.run_config["run-dir"]))
     experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config, run)
     world = data.load(experiment.data, experiment.seed)
+    if (name := client_name(context, world.clients)) not in world.clients:
+        raise config.ConfigError(
+            f"this host is called {name}, and the run has {', '.join(world.clients)}: mend client-name, or `ease join` it"
+        )
     kind = clients.load(objective) if objective else LoraClient
-    return kind(experiment, client_name(context, world.clients), world, ContextState(context))
+    return kind(experiment, name, world, ContextState(context))
 
 
 def read(message: Message) -> tuple[Any, list[str], list[NDArray[Any]]]:
@@ -156,10 +160,17 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
     if asked.served:
         mine.add(run, (i for i, out in zip(ids, client.named(asked.forget[: asked.served]), strict=True) if out))
     salt, *digests = asked.withdrawn or ("",)
-    if found := [i for i in ids if digests and salted(salt, i) in set(digests)]:
-        mine.add(OTHER, found)
-        return make_client(context)
-    return client
+    heard = mine.read()["classes"]
+    labels = {label for request, labels in asked.classes.items() if request not in heard for label in labels}
+    told = [
+        i
+        for i, label in zip(ids, client.data.labels, strict=True)
+        if label in labels or (digests and salted(salt, i) in digests)
+    ]
+    mine.add(OTHER, told)
+    for request in asked.classes.keys() - heard.keys():
+        mine.add_class(OTHER, request, asked.classes[request])
+    return make_client(context) if told else client
 
 
 @app.query()

@@ -51,6 +51,7 @@ def run(new: NewRun, where: Where) -> int:
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.check()
+    admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
         config.architecture_beside(checked.model)
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
@@ -106,6 +107,8 @@ def resume(folder: Path, where: Where) -> int:
     check_function(folder)
     if busy(layout.run_lock):
         print(f"{folder} is at work: waiting for its end; it may do this as well", flush=True)
+    if where.quorum:
+        settings["set"] = f"{settings['set']} federation.quorum={where.quorum}".lstrip()
     with locked(layout.run_lock, wait=True):
         if not queue.left_to_do(folder) and read_state(folder)["status"] == "finished":
             print(f"{folder}: everything on its request queue is done")
@@ -130,7 +133,8 @@ class Asked:
 def forget(folder: Path, asked: Asked, where: Where) -> int:
     """Put a request on the queue of a run that has learnt, and do it. Asked twice it is done once.
 
-    Raises ConfigError for a request that cannot be served; the queue is as it was then.
+    Raises ConfigError for a request that cannot be served: the queue is as it was then. One that only the clients can refuse is
+    set aside by the server, and the exit status is 1.
     """
     folder = folder.absolute()
     check_function(folder)
@@ -141,7 +145,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     (wanted,) = world.resolve(asked.forget).forget_sets()
     request = ForgetRequest.of(wanted, asked.strategy, values, asked.id)
     before = queue.requests(queue.read(folder))
-    if request.id not in {r.id for r in before}:
+    if not queue.asked_before(request, before):
         admission.check(request, experiment, world.clients, before, folder)
     if queue.append(folder, Step(kind="forget", request=request)):
         print(f"request {request.id}: on the queue of {folder}")
@@ -156,8 +160,46 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     check_function(folder)
     if not queue.requests(queue.read(folder)):
         raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
-    queue.append(folder, Step(kind="continuation", rounds=rounds))
+    if not queue.append(folder, Step(kind="continuation", rounds=rounds)):
+        print(f"a continuation of {queue.read(folder)[-1].rounds} rounds waits already: it is done now, and no other is queued")
     return resume(folder, where)
+
+
+def withdraw(folder: Path, id: str) -> None:
+    """Take a request back that is not done. What has begun of it is removed. Raises ConfigError."""
+    folder = folder.absolute()
+    layout = RunLayout(folder)
+    queue.read(folder)
+    with locked(layout.run_lock):
+        steps = queue.read(folder)
+        phase = {s.request.id: n for s, n in zip(steps, queue.names(steps), strict=True) if s.request}.get(id)
+        queue.set_aside(folder, id, "it was withdrawn")
+        if phase and layout.journal(phase).is_dir():  # it had begun: what comes next has its name now, and asks anew
+            shutil.rmtree(layout.journal(phase))
+            layout.mark.unlink(missing_ok=True)
+
+
+def join(folder: Path, name: str) -> None:
+    """Let a new host take part in a run that has learnt, from its next rounds on. Raises ConfigError."""
+    folder = folder.absolute()
+    layout = RunLayout(folder)
+    settings = read_run_config(folder)
+    experiment, _ = config.from_run_config(settings)
+    if not layout.done("learn"):
+        raise ConfigError(f"{folder} has not learnt yet: `ease resume {folder}` first")
+    if name in experiment.data.client_names:
+        gone = name in {c for _, r in queue.served(folder) for c in r.leaving}
+        raise ConfigError(
+            f"{name} was forgotten by {folder}, for good: where it has agreed, a new run takes it (data.returned={name})"
+            if gone
+            else f"{name} takes part in {folder} already"
+        )
+    joined = ",".join((*experiment.data.joined, name))
+    kept = [part for part in settings["set"].split() if not part.startswith("data.joined=")]
+    settings["set"] = " ".join((*kept, f"data.joined={joined}"))
+    admission.check_names([name], config.from_run_config(settings)[0].data)
+    with locked(layout.run_lock):
+        write_json(layout.run_config, settings)
 
 
 def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:

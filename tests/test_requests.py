@@ -52,9 +52,7 @@ def test_it_goes_on_when_the_host_of_who_left_is_gone(whole, learnt, tmp_path):
     assert "client-0" not in results["clients"]["continued"]
     del grid.contexts[102]  # one that is needed
     queue.append(run, Step(kind="continuation", rounds=1))
-    with pytest.raises(
-        FederationError, match=r"1 of 2 clients are there, federation.quorum=1 wants 2: client-2: it did not come"
-    ):
+    with pytest.raises(FederationError, match=r"1 of 2 clients are there, .*: client-2: it did not come"):
         submit({**settings(run, **{"federation.start_timeout": 0.1}), "resume": True}, grid)
 
 
@@ -205,12 +203,10 @@ def test_a_method_that_needs_help_and_finds_none_is_set_aside_and_the_rest_goes_
         heard.extend([name] * (name == "client-1"))
         return None if name == "client-1" and len(heard) > 2 else reply  # there at the start, silent when its turn comes
 
-    hasty = settings(run, **{"federation.start_timeout": 0.2})
+    hasty = settings(run, **{"federation.start_timeout": 0.2, "federation.quorum": 0.5})
     helpless = enqueue(run, pairs("client-1/16"), "npo", rounds=1)
     enqueue(run, leaves("client-0"), rounds=2, bke={"enabled": True}, lock={"strength": 20})
-    with pytest.raises(
-        ConfigError, match=rf"request {helpless.id} is set aside: strategy npo needs the help of client-1, and none"
-    ):
+    with pytest.raises(ConfigError, match=rf"{helpless.id} is set aside: strategy npo needs the help of client-1, and none"):
         submit({**hasty, "resume": True}, InProcessGrid(3, hasty, tamper=tamper))
     assert [r.targets for _, r in queue.served(run)] == [("client-0",)]
     assert not queue.left_to_do(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,37 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ an
     if problems:
         print(f"ease data check: {len(problems)} problems" + (", the first 20 are above" if len(problems) > 20 else ""))
         raise typer.Exit(1)
+
+
+@data.command("ids")
+def data_ids(
+    root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")],
+    client: Annotated[str, typer.Option(help="What this host calls itself.")],
+    match: Annotated[
+        list[str] | None, typer.Option(help="Text in the name of the picture or in a caption; may be repeated. None: all.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="Of the pairs.")] = "",
+    names: Annotated[bool, typer.Option("--names", help="Add the names of the pictures as remarks.")] = False,
+) -> None:
+    """Print ids of training pairs on this host, CLIENT/id:HEX a line: for `ease forget --ids FILE`.
+
+    An id is a digest of picture and captions: it says nothing about them, and does not move when data change.
+    """
+    with mistakes("data ids"):
+        from ease_flwr.data import formats, pairs
+
+        entries = formats.read_index(str(root.absolute()))["train"]
+        wanted = [m.casefold() for m in match or [""]]
+        chosen = [
+            e
+            for e in entries
+            if (not label or e.label == label) and any(m in s.casefold() for m in wanted for s in (e.name, *e.captions))
+        ]
+        if not chosen:
+            raise config.ConfigError(f"{root}: no training pair matches: look for less, or see `ease data check {root}`")
+        for e in chosen:
+            print(f"{client}/{pairs.pair_id(e.content(), e.captions)}" + (f"  # {e.name}" if names else ""))
+    print(f"{len(chosen)} of {len(entries)} training pairs", file=sys.stderr)
 
 
 @data.command("demo")

@@ -10,32 +10,33 @@ from typing import Annotated
 import typer
 
 from ease_flwr import config
-from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, SUPERLINK, mistakes
 
 RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
 
-def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0) -> None:
+def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0, quorum: QUORUM = 0.0) -> None:
     """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("resume"):
-        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus, quorum))
 
 
 def forget(
     run: RUN,
     client: Annotated[list[str] | None, typer.Option(help="Client that leaves; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label that is withdrawn, whoever holds it; may be repeated.")] = None,
-    ids: Annotated[Path | None, typer.Option(help="File of single pairs, a line each: CLIENT/POSITION.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="File of single pairs, a line each: CLIENT/PAIR, # begins a remark.")] = None,
     strategy: Annotated[str, typer.Option(help="File in strategies/.")] = "ease",
     id: Annotated[str, typer.Option(help="Name of the request; by default it is named by what it asks.")] = "",
     set: SET = None,
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    quorum: QUORUM = 0.0,
 ) -> None:
     """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
     from ease_flwr import api
@@ -46,7 +47,7 @@ def forget(
         if sum(map(bool, asked.values())) != 1:
             raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
         how = api.Request(strategy, config.parse_assignments(set or []), id)
-        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus, quorum))
 
 
 def continue_(
@@ -55,13 +56,34 @@ def continue_(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    quorum: QUORUM = 0.0,
 ) -> None:
     """Those who stay go on learning, under the forget lock."""
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("continue"):
-        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus, quorum))
+
+
+def withdraw(run: RUN, id: Annotated[str, typer.Argument(help="Of the request: `ease status RUN` lists them.")]) -> None:
+    """Take a request back that is not done; the rest of the queue stays."""
+    with mistakes("withdraw"):
+        from ease_flwr import launcher
+
+        launcher.withdraw(run, id)
+        print(f"request {id} is set aside; nothing of it was done")
+
+
+def join(
+    run: RUN, name: Annotated[str, typer.Argument(help="What its host calls itself: client-name of its node config.")]
+) -> None:
+    """Let a new host take part in a run that has learnt, from its next rounds on."""
+    with mistakes("join"):
+        from ease_flwr import launcher
+
+        launcher.join(run, name)
+        print(f"{name} takes part from the next rounds on: `ease continue {run}`")
 
 
 def open_(
@@ -159,11 +181,14 @@ def export(
 
 
 def _lines(file: Path) -> list[str]:
+    """Of a file: without a byte order mark, remarks and empty lines. Raises ConfigError."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.partition(" #")[0].strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise config.ConfigError(f"--ids {file}: {error}") from None
-    return [line for line in lines if line]
+    if not (found := [line for line in lines if line and not line.startswith("#")]):
+        raise config.ConfigError(f"--ids {file}: no pair in it: write a line each, CLIENT/PAIR")
+    return found
 
 
 def app(folder: Annotated[Path, typer.Argument(help="New folder; letters, digits and hyphens.")] = Path("ease-flwr")) -> None:
@@ -180,6 +205,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "forget": forget,
     "continue": continue_,
+    "withdraw": withdraw,
+    "join": join,
     "open": open_,
     "purge": purge,
     "receipt": receipt,

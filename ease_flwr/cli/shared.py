@@ -17,6 +17,10 @@ from ease_flwr import __version__, config
 
 CPUS = Annotated[int, typer.Option(help="Simulation: CPU cores of one client.", min=1)]
 GPUS = Annotated[float, typer.Option(help="Simulation: share of a GPU that Ray reserves for one client.", min=0)]
+QUORUM = Annotated[
+    float,
+    typer.Option(help="Share of the clients that must be there, this time; 0: as the experiment says.", min=0, max=1),
+]
 SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a deployed federation; default: a simulation.")]
 
 

@@ -30,7 +30,9 @@ class DataConfig(Section):
     """What clients are called. folder: what their hosts call themselves."""
     joined: tuple[str, ...] = operational(())
     """folder: clients that take part since a later day (`ease join`)."""
-    barred: tuple[str, ...] = operational((), exclude=True)
+    returned: tuple[str, ...] = operational(())
+    """folder: clients that a run of this server has forgotten, and that have agreed to take part in this one."""
+    barred: tuple[str, ...] = operational(())
     """folder: a host's own, see store/tombstones.py: salt and digests of pairs that may not be trained on."""
     root: str = ""
     """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config

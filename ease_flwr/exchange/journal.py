@@ -53,6 +53,11 @@ class Journal:
         """Whether the exchange at hand is the first after those that another process has made."""
         return self.kept > 0 and self.count == self.kept + 1
 
+    @property
+    def replaying(self) -> bool:
+        """Whether all exchanges so far were made by another process."""
+        return 0 < self.count <= self.kept
+
     def once(self, asked: str, exchange: Callable[[], Exchange]) -> Exchange:
         """The next exchange: as it is kept, or done now and kept. asked: digest of the question.
 

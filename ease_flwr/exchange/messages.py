@@ -121,6 +121,8 @@ class Hello(Section):
     """How many of these are done: a host remembers what was withdrawn (store/tombstones.py)."""
     withdrawn: tuple[str, ...] = ()
     """Salt and digests of pairs that were withdrawn in other runs of this server."""
+    classes: Mapping[str, tuple[str, ...]] = {}
+    """Labels that were, by request: a host that was away then has not heard of it."""
 
 
 Instruction = Annotated[Learn | Forget | Evaluate | Audit | Hello, Field(discriminator="kind")]

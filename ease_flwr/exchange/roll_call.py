@@ -48,8 +48,8 @@ class Wanted:
     """Clients that have left, or have asked to: they need not be there."""
     buried: Mapping[str, str] = field(default_factory=dict)
     """By the digest of its node's key, the name of a client that was forgotten: it does not come back under another one."""
-    withdrawn: tuple[str, ...] = ()
-    """See Hello."""
+    hello: Hello = Hello()
+    """What they are asked."""
 
     @property
     def expected(self) -> list[str]:
@@ -118,11 +118,10 @@ def _connected(transport: Transport, experiment: Experiment, wanted: Wanted) -> 
 def _answers(transport: Transport, experiment: Experiment, nodes: list[int], wanted: Wanted) -> dict[int, Message]:
     """What the nodes answer; who does not, or with an error, is asked again."""
     answers: dict[int, Message] = {}
-    hello = Hello(withdrawn=wanted.withdrawn)
     for share in ATTEMPTS:
         asked = [n for n in nodes if n not in answers or answers[n].has_error()]
         deadline = share * experiment.federation.start_timeout
-        answers |= transport.ask([message(hello, {}, n, deadline) for n in asked], deadline)
+        answers |= transport.ask([message(wanted.hello, {}, n, deadline) for n in asked], deadline)
     return answers
 
 

@@ -63,6 +63,8 @@ class Plan:
     first: int = 1
     history: History | None = None
     """Where weighted updates are recorded, if anywhere."""
+    recorded: tuple[str, ...] = ()
+    """Whose; none named: everybody's."""
     evaluation_request: Callable[[int], Evaluate | None] = lambda round: None
     """The evaluation of the adapters before a round, if clients are to do one with its training."""
     report: Callable[[Progress], None] = lambda progress: None
@@ -100,7 +102,7 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
         with meter.on_server():
             if plan.history is not None:
                 total = sum(u.examples for u in updates.values())
-                for name, update in updates.items():
+                for name, update in ((n, u) for n, u in updates.items() if not plan.recorded or n in plan.recorded):
                     plan.history.append(round, name, np.float32(update.examples / total) * (update.adapters - before))
             theta = method.combine(round, before, updates)
             recent.append(theta)

@@ -44,9 +44,9 @@ class Link:
             raise RuntimeError(f"flwr run refused the app: {' '.join(said.split())}") from None
         return str(answer["run-id"])
 
-    def follow(self, run_id: str, folder: Path) -> int:
-        """Print the events of a run until it ends; 0 if it finished."""
-        position, asked = 0, time.monotonic()
+    def follow(self, run_id: str, folder: Path, position: int = 0) -> int:
+        """Print the events of a run until it ends; 0 if it finished. position: how much of its log is known already."""
+        asked = time.monotonic()
         while True:
             state = read_state(folder)
             position = _print_new(folder / "log.txt", position)
@@ -87,6 +87,12 @@ def read_state(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {"status": "", "error": ""}
     return state
+
+
+def logged(folder: Path) -> int:
+    """How many bytes the log of a run has."""
+    log = folder / "log.txt"
+    return log.stat().st_size if log.is_file() else 0
 
 
 def _print_new(log: Path, position: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ease_flwr import config, data
 from ease_flwr.hosts import processes
-from ease_flwr.hosts.link import Link, read_state
+from ease_flwr.hosts.link import Link, logged, read_state
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen."""
@@ -29,20 +29,23 @@ class Where:
     """Simulation: CPU cores of one client."""
     client_gpus: float = 0.0
     """Simulation: share of a GPU that Ray reserves for one client."""
+    quorum: float = 0.0
+    """Share of the clients that must be there, this time; 0: as the experiment says (federation.quorum)."""
 
 
 def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
     """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished."""
+    said = logged(folder)
     if where.superlink:
         link = Link(where.superlink)
-        return link.follow(link.submit(settings), folder)
+        return link.follow(link.submit(settings), folder, said)
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
         nodes += f" client-resources-num-gpus={where.client_gpus}"
     print(f"starting Flower and Ray on this machine for {clients} clients, some ten seconds to half a minute", flush=True)
     with own_superlink(where.client_cpus, advice=lambda: _advice(folder)) as own:
-        return own.follow(own.submit(settings, nodes), folder)
+        return own.follow(own.submit(settings, nodes), folder, said)
 
 
 def _advice(folder: Path) -> str:

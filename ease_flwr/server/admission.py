@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ease_flwr import strategies
-from ease_flwr.config import ConfigError, Experiment, ForgetRequest, Section
+from ease_flwr.config import POSITION, ConfigError, DataConfig, Experiment, ForgetRequest, Section
 from ease_flwr.store import phases
+from ease_flwr.store.files import home
 from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.tombstones import Tombstones
 
 
 def check(
@@ -20,6 +22,15 @@ def check(
     """
     method = strategies.load(request.strategy)
     params = method.check(request.strategy, serving(request, experiment), request.scenario)
+    for client, pair in request.pairs:
+        position = POSITION.fullmatch(pair) is not None
+        if position and experiment.data.kind == "folder":
+            raise ConfigError(
+                f"{client}/{pair}: positions move when data change: name pairs of hosts by their content, "
+                "as `ease data ids` lists them there"
+            )
+        if not position and experiment.data.kind == "personas":
+            raise ConfigError(f"{client}/{pair}: drawn pairs have no names: give CLIENT/POSITION or CLIENT/START:STOP:STEP")
     if unknown := sorted(request.named - set(clients)):
         raise ConfigError(f"no client {', '.join(unknown)}; there are {', '.join(clients)}")
     gone = {client: r.id for r in before for client in r.leaving}
@@ -32,6 +43,11 @@ def check(
             f"strategy {request.strategy} follows every round of the learn phase, and {sorted(gone)[0]} has left since: "
             "use a strategy that does not (`ease methods`)"
         )
+    if method.history == "rounds" and experiment.data.joined:
+        raise ConfigError(
+            f"strategy {request.strategy} follows every round of the learn phase, and {experiment.data.joined[0]} has joined "
+            "since: use a strategy that does not (`ease methods`)"
+        )
     if method.history and (missing := sorted(_purged_updates(run) - set(gone))):
         raise ConfigError(
             f"strategy {request.strategy} reads the updates of the learn phase, and those of {missing[0]} were purged: "
@@ -40,6 +56,19 @@ def check(
     if method.history == "rounds" and _purged_updates(run):
         raise ConfigError(f"strategy {request.strategy} follows every round of the learn phase, and some were purged")
     return params
+
+
+def check_names(names: Collection[str], data: DataConfig) -> None:
+    """Raises ConfigError where one of these hosts was forgotten, and nobody has said that it may come back."""
+    if data.kind != "folder":
+        return
+    gone = Tombstones(home()).read()["clients"]
+    if back := sorted(set(gone) & set(names) - set(data.returned)):
+        about = gone[back[0]]
+        raise ConfigError(
+            f"{back[0]} was forgotten on {about['at'][:10]}, by request {about['request']}: leave it out, or, where it has "
+            f"agreed to take part again, say data.returned={back[0]}"
+        )
 
 
 def serving(request: ForgetRequest, experiment: Experiment) -> Experiment:

@@ -9,6 +9,7 @@ from ease_flwr.exchange.messages import Returning
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.server.learn import context, ordinary
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import clients
 from ease_flwr.store.queue import Step
 from ease_flwr.strategies.ordinary import Continuing
 
@@ -16,11 +17,16 @@ from ease_flwr.strategies.ordinary import Continuing
 def continuation(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
     """Some more rounds of those who stay."""
     method = Continuing(context(server, state, "continuation"), state.lock, returning(server, state))
-    plan = Plan("continuation", step.rounds, first=state.continued + 1)
+    joined = server.experiment.data.joined  # the learn phase has no updates of theirs
+    clients.trained(server.run.folder, method.context.clients)
+    plan = Plan("continuation", step.rounds, first=state.continued + 1, recorded=joined)
     found = ordinary(server, state, name, method, plan)
+    assert state.history is not None
+    assert found.history is not None
     state = replace(
         state,
         theta=found.theta,
+        history=state.history.followed_by(found.history),
         rounds=state.rounds + step.rounds,
         continued=state.continued + step.rounds,
         failures=state.failures + found.failures,

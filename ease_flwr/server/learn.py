@@ -69,10 +69,10 @@ def ordinary(server: Server, state: FederationState, name: str, method: Method, 
         from ease_flwr.store.history import History  # imports torch
 
         told = replace(plan, evaluation_request=reporter.evaluation_request, report=reporter)
-        if not first:
-            outcome = run_rounds(federation, method, state.theta, told)
-            return PhaseResult(outcome.theta, outcome.cost, state.forgotten, facts=method.facts, failures=outcome.failures)
         history, patience = History(folder, server.experiment.history), Patience(federation, reporter.event)
+        if not first:
+            outcome = run_rounds(federation, method, state.theta, replace(told, history=history if plan.recorded else None))
+            return PhaseResult(outcome.theta, outcome.cost, state.forgotten, facts=method.facts, failures=outcome.failures)
         outcome = run_rounds(federation, method, state.theta, replace(told, history=history, over=patience.over))
         facts, failures = {**method.facts, "judged": patience.judged}, (*outcome.failures, *patience.failures)
         return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, facts=facts, failures=failures)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ease_flwr.config import ConfigError, code_hash, digest, union
 from ease_flwr.exchange.federation import Federation
@@ -45,7 +46,11 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     if journal.kept:
         run.event(f"[{name}] goes on after {journal.kept} exchanges")
     federation = server.here(state).kept_in(journal)
-    reporter = Reporter(federation, run.event, name, union(server.roll_call.requests), offset)
+
+    def event(line: str, **values: Any) -> None:
+        (run.repeat if journal.replaying else run.event)(line, **values)
+
+    reporter = Reporter(federation, event, name, union(server.roll_call.requests), offset)
     result = compute(federation, reporter, partial / "history")
     key = "" if result.failures else key  # what a failure has changed, the settings did not decide
     phases.write(partial, result, key)

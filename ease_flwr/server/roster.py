@@ -5,6 +5,7 @@ from __future__ import annotations
 from ease_flwr import data
 from ease_flwr.config import PAIR_ID, ConfigError, Experiment, run_key
 from ease_flwr.exchange.federation import Federation
+from ease_flwr.exchange.messages import Hello
 from ease_flwr.exchange.roll_call import Called, Wanted, enough, roll_call
 from ease_flwr.exchange.transport import FederationError, Transport
 from ease_flwr.server import admission, parties
@@ -27,7 +28,8 @@ def wanted(at_work: Run, experiment: Experiment) -> Wanted:
     gone = {c for _, request in queue.served(at_work.folder) for c in request.leaving}
     buried = {about["key"]: name for name, about in memory.read()["clients"].items() if about["key"]}
     buried |= {known[c].key: c for c in gone if c in known and known[c].key}
-    return Wanted(names, leaving, buried, memory.of_others(run_key(str(at_work.folder))))
+    run = run_key(str(at_work.folder))
+    return Wanted(names, leaving, buried, Hello(withdrawn=memory.of_others(run), classes=memory.classes_of_others(run)))
 
 
 def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federation:
@@ -116,5 +118,7 @@ def remember(server: Server, state: FederationState) -> None:
     known = clients.read(server.run.folder)
     for name in request.leaving:
         memory.bury(name, run, request.id, known[name].key if name in known else "")
+    if request.scenario == "class":
+        memory.add_class(run, request.id, request.targets)
     memory.add(run, (pair for _, pair in request.pairs if PAIR_ID.fullmatch(pair)))
     server.here(state).counted(tuple(r.forget_set for r in server.roll_call.requests), len(state.served))

@@ -23,9 +23,19 @@ from ease_flwr.config import ConfigError, HistoryConfig
 class History:
     """The update history in one folder. How it is kept matters to `append` alone."""
 
-    def __init__(self, folder: Path, config: HistoryConfig | None = None) -> None:
+    def __init__(self, folder: Path, config: HistoryConfig | None = None, later: tuple[Path, ...] = ()) -> None:
+        """later: folders of later phases, with updates of clients that have joined since."""
         self.folder = folder
         self.config = config or HistoryConfig()
+        self.later = later
+
+    def followed_by(self, other: History) -> History:
+        """This one, with what a later phase has recorded."""
+        return History(self.folder, self.config, (*self.later, other.folder))
+
+    def _files(self, client: str) -> list[Path]:
+        """Of a client, in order of rounds."""
+        return [f for folder in (self.folder, *self.later) for f in sorted((folder / client).glob("*.safetensors"))]
 
     def append(self, round: int, client: str, column: NDArray[np.float32]) -> None:
         """Keep one weighted update, float32 (p,)."""
@@ -52,7 +62,7 @@ class History:
 
         Nothing else is read into memory. Raises ValueError if there are none.
         """
-        files = sorted((self.folder / client).glob("*.safetensors"))
+        files = self._files(client)
         if not files:
             raise ValueError(f"no update history of {client} in {self.folder}: it never took part, or it was purged")
         parts = []
@@ -63,7 +73,7 @@ class History:
 
     def knows(self, client: str) -> bool:
         """Whether there are updates of a client: in a small enough share of the rounds it may never have taken part."""
-        return any((self.folder / client).glob("*.safetensors"))
+        return bool(self._files(client))
 
     def rounds(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Round by round, the weighted update (p,) of each client that took part, by name.
@@ -79,4 +89,4 @@ class History:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(f.stat().st_size for f in self.folder.glob("*/*.safetensors"))
+        return sum(f.stat().st_size for folder in (self.folder, *self.later) for f in folder.glob("*/*.safetensors"))

@@ -54,7 +54,7 @@ KINDS = (
     Kind("clients.json", "who was there, and with which data", "nothing"),
     Kind("state.json", "running, finished or failed, with the reason", "nothing", resume="reads"),
     Kind("mark.json", "how much had been logged when the phase at hand began", "request", resume="reads"),
-    Kind("log.txt", "what happened, for people", "numbers", resume="cuts"),
+    Kind("log.txt", "what happened, for people", "numbers"),
     Kind("metrics.jsonl", "what happened, for programs", "numbers", resume="cuts", report=True),
     Kind("results.json", "every number", "numbers", sealed=True, report=True),
     Kind("table.md", "recall of every model", "numbers"),

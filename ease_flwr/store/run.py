@@ -36,6 +36,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.experiment = experiment
         self.fresh = fresh
+        self.said = frozenset[str]()
+        """Beginnings of the lines that an earlier process has said of the phase at hand."""
         self.started = time.monotonic()
         self._in_use = locked(self.layout.run_lock)
         self._in_use.__enter__()
@@ -72,17 +74,19 @@ class Run:
             )
 
     def _clear(self) -> None:
-        """Remove what was left half done, and take back what was said of an unfinished phase: it will be said again."""
+        """Remove what was left half done. Take back the numbers of an unfinished phase: they will be said again. Lines stay."""
         for artefact in list(self.layout.artefacts()):
             if artefact.kind and artefact.kind.resume == "removes":
                 artefact.path.unlink()
         for folder in self.folder.glob("*.partial"):
             shutil.rmtree(folder)
         if (mark := self.marked()) and not self.layout.done(mark["phase"]):
-            for name, size in mark["sizes"].items():
-                file = self.folder / name
-                if file.is_file() and file.stat().st_size > size:
-                    os.truncate(file, size)
+            sizes, numbers, log = mark["sizes"], self.layout.metrics, self.layout.log
+            if numbers.is_file() and numbers.stat().st_size > sizes[numbers.name]:
+                os.truncate(numbers, sizes[numbers.name])
+            if log.is_file():
+                since = log.read_bytes()[sizes[log.name] :].decode(errors="replace").splitlines()
+                self.said = frozenset(line.partition("  ")[0] for line in since)
 
     def marked(self) -> dict[str, Any]:
         """The mark of the phase that was at hand last: {"phase", "sizes", "known"}; empty where there is none."""
@@ -118,9 +122,21 @@ class Run:
 
     def event(self, line: str, **values: Any) -> None:
         """One line for people (stdout and log.txt) and, with values, one for programs (metrics.jsonl)."""
+        self._say(line)
+        self._note(values)
+
+    def repeat(self, line: str, **values: Any) -> None:
+        """An event that an earlier process has met too: the line is there already, unless that process died before it."""
+        if line.partition("  ")[0] not in self.said:
+            self._say(line)
+        self._note(values)
+
+    def _say(self, line: str) -> None:
         print(line, flush=True)
         with self.layout.log.open("a", encoding="utf-8") as f:
             f.write(line + "\n")
+
+    def _note(self, values: dict[str, Any]) -> None:
         if values:
             if self.track and "model" in values:
                 self.tracked += 1

@@ -30,9 +30,10 @@ def salted(salt: str, pair: str) -> str:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """Those of one machine, in FOLDER/withdrawn.json: {"salt", "pairs": {digest: {"run", "at"}}, "clients": {name: {...}}}.
+    """Those of one machine, in FOLDER/withdrawn.json. run: a key of the run that has forgotten them (config/identity.py).
 
-    run: a key of the run that has forgotten them, see config/identity.py: run_key.
+    salt.  pairs: {digest: {"run", "at"}}.  clients: {name: {"run", "request", "key", "at"}}.  classes: {request: {"run", "labels",
+    "at"}}; on a host those that it has heard of: pairs with these labels are among its own then.
     """
 
     folder: Path
@@ -46,9 +47,9 @@ class Tombstones:
         """All of them. Raises ConfigError where the file is broken: it is never taken for empty."""
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
-            return {"salt": str(found["salt"]), "pairs": dict(found["pairs"]), "clients": dict(found["clients"])}
+            return {"salt": str(found["salt"]), **{k: dict(found[k]) for k in ("pairs", "clients", "classes")}}
         except FileNotFoundError:
-            return {"salt": "", "pairs": {}, "clients": {}}
+            return {"salt": "", "pairs": {}, "clients": {}, "classes": {}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.file}: not a list of what was withdrawn ({error}): restore it from a backup") from None
 
@@ -57,6 +58,18 @@ class Tombstones:
         found = self.read()
         pairs = sorted(d for d, about in found["pairs"].items() if about["run"] != run)
         return (found["salt"], *pairs) if pairs else ()
+
+    def classes_of_others(self, run: str) -> dict[str, tuple[str, ...]]:
+        """By request, labels that other runs have forgotten."""
+        return {r: tuple(about["labels"]) for r, about in self.read()["classes"].items() if about["run"] != run}
+
+    def add_class(self, run: str, request: str, labels: Iterable[str]) -> None:
+        """Remember the labels of a request."""
+
+        def change(kept: dict[str, Any]) -> None:
+            kept["classes"].setdefault(request, {"run": run, "labels": list(labels), "at": now()})
+
+        self._change(change)
 
     def add(self, run: str, pairs: Iterable[str]) -> None:
         """Remember pairs by their ids. What is there already stays as it is."""

@@ -1,0 +1,168 @@
+"""A federation of hosts in this process: each has a folder of drawn pictures, a memory and a key of its own."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+from ease_flwr.clients.base import LoraClient
+from flwr.app import Context, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from PIL import Image
+
+from ease_flwr import data
+from ease_flwr.config import DataConfig
+from ease_flwr.data import folder as hosts_data
+from ease_flwr.data.pairs import pair_id
+from ease_flwr.data.personas import load
+from tests.in_process_grid import InProcessGrid, submit
+
+NAMES = ("north", "south", "west")
+LATE = "east"
+"""A host that joins later."""
+WORLD = DataConfig(
+    **{"names": (*NAMES, LATE), "clients": 4, "exclusive": 2, "exclusive_pairs": 3, "shared": 2, "sharers": 2, "strangers": 2},
+    **{"exclusive_others": 2, "shared_pairs": 2, "scenes": 8, "test_scenes": 8, "unseen": 8},
+)
+SETTINGS = {
+    **{"data.kind": "folder", "data.names": ",".join(NAMES), "data.image_size": 64, "forget.targets": "north"},
+    **{"learn.rounds": 2, "learn.batch": 8, "learn.average": 1, "learn.epochs": 1, "strategy.rounds": 1},
+    **{"evaluation.every": 0, "evaluation.reference": "none", "evaluation.equal": "false", "audit.level": "none"},
+    **{"continuation.overlap": 0, "federation.quorum": 0.3, "federation.start_timeout": 0.4, "federation.deadline": 30},
+}
+
+
+def run_config(folder, **changes):
+    """Of a run that learns, on hosts."""
+    said = " ".join(f"{k}={v}" for k, v in (SETTINGS | changes).items())
+    own = {"experiment": "demo", "strategy": "ease", "seed": 0, "run-dir": str(folder), "fresh": False, "set": said}
+    return {**own, "data.root": "", "model.weights": "", "forget.targets": "", "until": "learn"}
+
+
+class Host:
+    """One host: pairs in its folder, by name, which tests may change."""
+
+    def __init__(self, name, folder, key=""):
+        self.name, self.root, self.home, self.key = (
+            name,
+            folder / name / "data",
+            folder / name / "home",
+            key or f"key of {name}",
+        )
+        self.online = True
+        world = load(WORLD, 0)
+        (self.root / "images").mkdir(parents=True)
+        self.rows = []
+        for split, pairs in (
+            ("train", world.client(name).train),
+            *((s, world.scene_tests[k].pairs) for s, k in (("val", "validation"), ("test", "test"))),
+        ):
+            for i, (image, captions, label) in enumerate(zip(pairs.images, pairs.captions, pairs.labels, strict=True)):
+                self.rows.append((f"{split}-{i}.png", captions[0], label, split))
+                Image.fromarray(image).save(self.root / "images" / self.rows[-1][0])
+        self.write()
+
+    def write(self):
+        """The index, as the rows stand."""
+        with (self.root / "captions.csv").open("w", newline="") as f:
+            csv.writer(f).writerows([("image", "caption", "label", "split"), *self.rows])
+
+    @property
+    def train(self):
+        """Rows of training pairs."""
+        return [r for r in self.rows if r[3] == "train"]
+
+    def id(self, row):
+        return pair_id((self.root / "images" / row[0]).read_bytes(), [" ".join(row[1].split())])
+
+    @property
+    def ids(self):
+        """Of the training pairs by their labels: [(id, label)]."""
+        return [(self.id(r), r[2]) for r in self.train]
+
+    def remove(self, row):
+        """The owner deletes a pair."""
+        self.rows.remove(row)
+        (self.root / "images" / row[0]).unlink()
+        self.write()
+
+    def reverse(self):
+        """The owner sorts the table the other way round."""
+        self.rows.reverse()
+        self.write()
+
+    def rename(self, row, name):
+        """The owner calls a picture something else."""
+        (self.root / "images" / row[0]).rename(self.root / "images" / name)
+        self.rows[self.rows.index(row)] = (name, *row[1:])
+        self.write()
+
+
+class HostGrid(InProcessGrid):
+    """Nodes of the hosts that are online."""
+
+    def __init__(self, hosts, run_config, tamper=None):
+        super().__init__(0, run_config, tamper=tamper)
+        self.hosts = {100 + k: h for k, h in enumerate(hosts) if h.online}
+        for node, host in self.hosts.items():
+            known = {"client-name": host.name, "data-root": str(host.root), "home": str(host.home)}
+            self.contexts[node] = Context(
+                run_id=1, node_id=node, node_config=known, state=RecordDict(), run_config=dict(run_config)
+            )
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=n, name=h.name, public_key=h.key.encode()) for n, h in self.hosts.items()]
+
+
+class Federation:
+    """Hosts, runs on them, and which pairs were trained on: (run, host, id), in order."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder = folder
+        self.hosts = {n: Host(n, folder) for n in (*NAMES, LATE)}
+        self.hosts[LATE].online = False
+        self.trained = []
+        chosen = LoraClient._choose_learnt
+
+        def noted(client, instruction):
+            chosen(client, instruction)
+            left_out = client.named(instruction.without)
+            self.trained += [
+                (self.at_work, client.name, i) for i, out in zip(client.data.ids, left_out, strict=True) if not out
+            ]
+
+        monkeypatch.setattr(LoraClient, "_choose_learnt", noted)
+        self.at_work = ""
+
+    def submit(self, run_config, tamper=None):
+        """One process of the server."""
+        hosts_data.load.cache_clear()
+        data.load.cache_clear()
+        self.at_work = Path(run_config["run-dir"]).name
+        self.grid = HostGrid(self.hosts.values(), run_config, tamper)
+        submit(run_config, self.grid)
+
+    def submitted(self, run_config, experiment, folder, where):
+        """In place of the launcher's."""
+        self.submit(run_config)
+        return 0
+
+    def learn(self, name, **changes):
+        """A run that has learnt; its folder."""
+        folder = self.folder / name
+        self.submit(run_config(folder, **changes))
+        return folder
+
+
+def fingerprint(host):
+    """As the server knows a host's key."""
+    return hashlib.sha256(host.key.encode()).hexdigest()
+
+
+def log(run):
+    return (run / "log.txt").read_text()
+
+
+def remembered(host):
+    """What a host's memory says."""
+    return json.loads((host.home / "withdrawn.json").read_text())

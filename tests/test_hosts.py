@@ -1,0 +1,169 @@
+"""Hosts with data of their own: pairs by content, data that change, what was withdrawn, hosts that come and go."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ease_flwr import cli, launcher
+from ease_flwr.config import ConfigError, ForgetConfig
+from ease_flwr.hosts.simulation import Where
+from ease_flwr.launcher import Asked
+from ease_flwr.store import clients, queue
+from ease_flwr.store.files import home as where_runs_are
+from tests.hosts import LATE, NAMES, Federation, fingerprint, log, remembered
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    found = Federation(tmp_path, monkeypatch)
+    monkeypatch.setattr(launcher, "submit", found.submitted)
+    return found
+
+
+def ask(run, scenario, *targets, strategy="finetune", **how):
+    return launcher.forget(
+        run, Asked(ForgetConfig(scenario=scenario, targets=targets), strategy, ("rounds=1",), **how), Where()
+    )
+
+
+def last_trained(federation, host):
+    """Ids that a host trained on in the last process."""
+    return {i for run, name, i in federation.trained if name == host and run == federation.at_work}
+
+
+def test_a_pair_is_the_same_pair_wherever_it_stands(federation):
+    """Positions would have meant another photograph."""
+    run, south = federation.learn("run"), federation.hosts["south"]
+    row = south.train[2]
+    wanted = south.id(row)
+    south.reverse()
+    south.rename(row, "another-name.png")
+    south.remove(south.train[0])
+    assert south.train[2][0] != "another-name.png"
+    federation.trained.clear()
+    assert ask(run, "sample", f"south/{wanted}") == 0
+    assert last_trained(federation, "south") == {i for i, _ in south.ids} - {wanted}
+    assert wanted in {i for i, _ in south.ids}
+    assert "south: its data have changed since they were learnt (" in log(run)
+    counted = json.loads((run / "results.json").read_text())["models"]["unlearned"]["forget"]["n"]
+    assert counted == 1
+
+
+def test_names_of_pictures_name_pairs_too(federation):
+    run, south = federation.learn("run"), federation.hosts["south"]
+    federation.trained.clear()
+    assert ask(run, "sample", f"south/{south.train[1][0]}") == 0
+    assert last_trained(federation, "south") == {i for i, _ in south.ids} - {south.id(south.train[1])}
+
+
+def test_what_names_nothing_is_refused_and_positions_are(federation):
+    run, south = federation.learn("run"), federation.hosts["south"]
+    before = (run / "queue.json").read_bytes()
+    federation.trained.clear()
+    with pytest.raises(ConfigError, match=r"south/3: positions move when data change: name pairs of hosts by their content"):
+        ask(run, "sample", "south/3")
+    gone = south.id(south.train[0])
+    south.remove(south.train[0])
+    with pytest.raises(ConfigError, match=rf"south/{gone} is not among the training pairs there: `ease data ids`"):
+        ask(run, "sample", f"south/{gone}", f"south/{south.id(south.train[0])}")
+    with pytest.raises(ConfigError, match=r"no training pair of those who answer has label nobody: north, south, west"):
+        ask(run, "class", south.train[-1][2], "nobody")
+    assert (run / "queue.json").read_bytes() == before
+    assert len(queue.read_set_aside(run)) == 2
+    assert not federation.trained
+
+
+def test_what_was_withdrawn_is_not_trained_on_in_any_run_of_these_hosts(federation):
+    run, south, west = federation.learn("run"), federation.hosts["south"], federation.hosts["west"]
+    one = south.ids[1][0]
+    label = west.train[-1][2]
+    with_label = {(h.name, i) for h in federation.hosts.values() for i, about in h.ids if about == label}
+    ask(run, "sample", f"south/{one}")
+    ask(run, "class", label)
+    federation.trained.clear()
+    other = federation.learn("other")
+    bad = {("south", one), *with_label}
+    trained = {(name, i) for _, name, i in federation.trained}
+    assert trained
+    assert not trained & bad
+    assert "south leaves out" in log(other)
+    assert "that were withdrawn in another run: they are not trained on" in log(other)
+    # a host that has lost its memory is told by the server what was named to it one by one
+    (south.home / "withdrawn.json").unlink()
+    federation.trained.clear()
+    federation.learn("third")
+    assert ("south", one) not in {(name, i) for _, name, i in federation.trained}
+    assert remembered(south)["pairs"]
+    assert one not in (south.home / "withdrawn.json").read_text()  # digests are salted
+
+
+def test_who_was_forgotten_does_not_come_back_unnoticed(federation):
+    run, south = federation.learn("run"), federation.hosts["south"]
+    ask(run, "client", "south")
+    assert json.loads((where_runs_are() / "withdrawn.json").read_text())["clients"]["south"]["key"] == fingerprint(south)
+    with pytest.raises(ConfigError, match=r"south was forgotten on \d{4}-\d\d-\d\d, by request \w+: leave it out, or, where"):
+        launcher.run(launcher.NewRun("demo", assignments=[f"{k}={v}" for k, v in _typed().items()]), Where("ease"))
+    south.name = LATE  # the same host calls itself something else
+    launcher.join(run, LATE)
+    federation.trained.clear()
+    launcher.continue_training(run, 1, Where())
+    assert "has the key of south, which was forgotten" in log(run)
+    assert {name for _, name, _ in federation.trained} == {"north", "west"}
+
+
+def _typed():
+    return {"data.kind": "folder", "data.names": ",".join(NAMES), "forget.targets": "north"}
+
+
+def test_a_host_that_is_gone_blocks_nothing(federation):
+    run = federation.learn("run")
+    federation.hosts["south"].online = False
+    assert ask(run, "client", "south", strategy="ease") == 0
+    assert "south" not in log(run).rpartition("[roll call] pairs")[2].partition("\n")[0]
+    federation.hosts["west"].online = False
+    launcher.continue_training(run, 1, Where(quorum=0.5))
+    assert "west takes no part now: it did not come" in log(run)
+    federation.hosts["west"].online = True
+    federation.trained.clear()
+    launcher.continue_training(run, 1, Where())
+    assert {name for _, name, _ in federation.trained} == {"north", "west"}  # it takes part again
+
+
+def test_a_host_joins_later_and_can_be_forgotten_again(federation):
+    run = federation.learn("run")
+    federation.hosts[LATE].online = True
+    ask(run, "client", "south", strategy="ease")
+    launcher.join(run, LATE)
+    federation.trained.clear()
+    launcher.continue_training(run, 2, Where())
+    assert {name for _, name, _ in federation.trained} == {"north", "west", LATE}
+    assert {p.parent.name for p in run.glob("phases/continuation/history/*/*")} == {LATE}
+    assert clients.read(run)[LATE].learnt
+    assert ask(run, "client", LATE, strategy="ease") == 0
+    said = json.loads((run / "results.json").read_text())["requests"][-1]
+    assert said["gsd"] == "history"
+    assert any(said["unique"].values())
+    with pytest.raises(ConfigError, match=r"federaser follows every round of the learn phase, and"):
+        ask(run, "client", "west", strategy="federaser")
+    with pytest.raises(ConfigError, match=r"west takes part in .* already"):
+        launcher.join(run, "west")
+    with pytest.raises(ConfigError, match=rf"{LATE} was forgotten by .*, for good: where it has agreed, a new run takes it"):
+        launcher.join(run, LATE)
+
+
+def test_ids_are_listed_on_the_host(federation, tmp_path):
+    south = federation.hosts["south"]
+    listed = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--names"])
+    assert listed.stdout.splitlines() == [f"south/{south.id(r)}  # {r[0]}" for r in south.train]
+    one = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--match", "TRAIN-3."])
+    assert one.stdout.splitlines() == [f"south/{south.id(south.train[3])}"]
+    none = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--match", "no such thing"])
+    assert none.exit_code == 2
+    assert "no training pair matches" in none.output
+    file = tmp_path / "ids.txt"
+    file.write_text("\ufeff# withdrawn in May\r\n\r\n" + "\r\n".join(listed.stdout.splitlines()[:2]), encoding="utf-8")
+    from ease_flwr.cli.operator import _lines
+
+    assert _lines(file) == [f"south/{south.id(r)}" for r in south.train[:2]]
