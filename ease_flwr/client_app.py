@@ -162,11 +162,8 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
     salt, *digests = asked.withdrawn or ("",)
     heard = mine.read()["classes"]
     labels = {label for request, labels in asked.classes.items() if request not in heard for label in labels}
-    told = [
-        i
-        for i, label in zip(ids, client.data.labels, strict=True)
-        if label in labels or (digests and salted(salt, i) in digests)
-    ]
+    about = zip(ids, client.data.labels, strict=True)
+    told = [i for i, label in about if label in labels or (digests and salted(salt, i) in digests)]
     mine.add(OTHER, told)
     for request in asked.classes.keys() - heard.keys():
         mine.add_class(OTHER, request, asked.classes[request])

@@ -158,7 +158,8 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     """Let those who stay go on learning for some rounds, under the lock. Raises ConfigError."""
     folder = folder.absolute()
     check_function(folder)
-    if not queue.requests(queue.read(folder)):
+    experiment, _ = config.from_run_config(read_run_config(folder))
+    if not queue.requests(queue.read(folder)) and not experiment.data.joined:
         raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
     if not queue.append(folder, Step(kind="continuation", rounds=rounds)):
         print(f"a continuation of {queue.read(folder)[-1].rounds} rounds waits already: it is done now, and no other is queued")

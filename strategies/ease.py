@@ -214,7 +214,7 @@ class Ease(Method):
         self.spans, unique = measured.spans, gsd.bases(p, measured.angles, context.experiment.seed)
         self.gap = self.around(context.theta_0 if p.reference == "start" else theta, unique)
         after = on_numpy(self.gap.project, theta)
-        names = [*context.leaving, *gsd.took_part(context, history)]
+        names = [*filter(history.knows, context.leaving), *gsd.took_part(context, history)]
         self.facts |= {"tau": p.tau, **gsd.facts(context, names, measured, unique, theta, after)}
         if not all((towers := self.facts["unique"]).values()):
             context.federation.say(f"[{context.phase}] nothing unique in the {min(towers, key=towers.__getitem__)} tower")

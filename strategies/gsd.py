@@ -94,7 +94,8 @@ def source(scenario: str, params: GsdParams) -> Literal["history", "none"]:
 def recorded(context: MethodContext, history: History, leaving: Sequence[str]) -> Columns:
     """The learn phase's updates, of clients that leave, or are taken to, and of the others that took part in it."""
     others = [n for n in took_part(context, history) if n not in leaving]
-    return Columns(*([partial(history.columns, n) for n in who] for who in (leaving, others)))
+    gone = [n for n in leaving if history.knows(n)]
+    return Columns(*([partial(history.columns, n) for n in who] for who in (gone, others)))
 
 
 def took_part(context: MethodContext, history: History) -> list[str]:

@@ -48,7 +48,7 @@ class Wanted:
     """Clients that have left, or have asked to: they need not be there."""
     buried: Mapping[str, str] = field(default_factory=dict)
     """By the digest of its node's key, the name of a client that was forgotten: it does not come back under another one."""
-    hello: Hello = Hello()
+    hello: Hello = field(default_factory=Hello)
     """What they are asked."""
 
     @property

@@ -19,6 +19,7 @@ from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
+from ease_flwr.strategies.base import Method
 
 
 class NoHelpError(Exception):
@@ -75,6 +76,10 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     kind = strategies.load(request.strategy)
     experiment = admission.serving(request, server.experiment)
     params: Any = kind.check(request.strategy, experiment, request.scenario)
+    if kind.history and request.leaving and not any(map(history.knows, request.leaving)):
+        said = f"[{reporter.label}] {', '.join(request.leaving)} never took part: nothing to take back, the others go on"
+        server.run.event(said)
+        kind, params = Method, Method.Params(rounds=params.rounds)
     if kind.needs_help(params, request.scenario) and not who.forget_clients:
         raise NoHelpError(request, asked(request, server.roll_call, state.departed) or request.leaving)
     for client in who.absent:

@@ -32,8 +32,8 @@ def salted(salt: str, pair: str) -> str:
 class Tombstones:
     """Those of one machine, in FOLDER/withdrawn.json. run: a key of the run that has forgotten them (config/identity.py).
 
-    salt.  pairs: {digest: {"run", "at"}}.  clients: {name: {"run", "request", "key", "at"}}.  classes: {request: {"run", "labels",
-    "at"}}; on a host those that it has heard of: pairs with these labels are among its own then.
+    salt.  pairs: {digest: {"run", "at"}}.  clients: {name: {"run", "request", "key", "at"}}.  classes: {request: {"run",
+    "labels", "at"}}; on a host those that it has heard of: its pairs with these labels are among `pairs` since.
     """
 
     folder: Path
