@@ -45,6 +45,11 @@ CHECKS = {
         ("-m", "pytest", "-q", "-m", "long", "tests/test_sequences.py"),
         (*RUN, "ease_flwr.launcher", "ease_flwr.store.purge", "ease_flwr.audit.receipt", *halves("npo", "npo")),
     ),
+    "hosts-sequences": Check(
+        "random sequences of requests on hosts that leave, go away, come back, join, and change their data",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_host_sequences.py"),
+        (*RUN, "ease_flwr.launcher", "ease_flwr.data.folder", "ease_flwr.store.tombstones", *halves("npo", "npo")),
+    ),
     "kills": Check(
         "SIGKILL at twenty random moments, resumed to the same bits",
         ("-m", "tests.kill_9", "FOLDER", "20"),

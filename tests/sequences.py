@@ -111,9 +111,8 @@ class Federation:
         self.run_config = {**RUN_CONFIG, "run-dir": str(self.folder), "set": " ".join(f"{k}={v}" for k, v in WORLD.items())}
         submit({**self.run_config, "until": "learn"}, clients=CLIENTS)
         self.sent: list[Any] = []
-        self.absent: set[str] = set()
-        """Clients that stopped answering."""
         self.silent = ""
+        """The client that stops answering in this operation; in the next one it is there again."""
 
     def taken(self, sets: list[ForgetSet], client: str) -> Any:
         """Which pairs of a client these forget sets name, (n,)."""
@@ -154,8 +153,8 @@ class Federation:
         if forget is None or op.strategy not in (WITHOUT_HELP if op.kind == "client" else ("finetune",)):
             return ""
         new = [ForgetSet(scenario=forget.scenario, targets=forget.targets)]
-        fresh = [n for n in NAMES if n not in self.absent and (self.taken(new, n) & ~self.taken(self.asked, n)).any()]
-        staying = [n for n in NAMES if n not in self.absent and not self.taken([*self.asked, *new], n).all()]
+        fresh = [n for n in NAMES if (self.taken(new, n) & ~self.taken(self.asked, n)).any()]
+        staying = [n for n in NAMES if not self.taken([*self.asked, *new], n).all()]
         return fresh[0] if fresh and len(staying) > 1 else ""
 
     def do(self, op: Operation) -> None:
@@ -175,12 +174,10 @@ class Federation:
         if refused:
             assert "\n" not in refused
             assert (self.folder / "queue.json").read_bytes() == queued, "a refused request left its trace on the queue"
-            helpless = "none of them answers" in refused
-            assert not self.sent or op.kind != "client" or helpless, "refused after something had been asked"
+            assert not self.sent or op.kind != "client", "refused after something had been asked"
             return
-        self.absent |= {self.silent} - {""}
-        self.silent = ""
         self.check_messages(before)
+        self.silent = ""
         self.remember()
 
     def _do(self, op: Operation) -> None:
@@ -212,7 +209,7 @@ class Federation:
             for part in (job, getattr(job, "beside", None)):
                 if isinstance(part, Learn | Forget):
                     assert client not in departed, f"{client} has left and is asked to train"
-                    assert client not in self.absent, f"{client} does not answer and is asked to train"
+                    assert client != self.silent, f"{client} does not answer and is asked to train"
                 if isinstance(part, Forget):
                     fresh = self.taken(now, client) & ~self.taken(old, client)
                     assert fresh.any(), f"{client} has nothing to forget and is asked to"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ease_flwr.audit import envelope
 from ease_flwr.audit.summary import current_audit, read_results
-from ease_flwr.config import ConfigError, ModelConfig, code_hash, file_sha256, weights_sha256
+from ease_flwr.config import ConfigError, ForgetRequest, ModelConfig, code_hash, file_sha256, weights_sha256
 from ease_flwr.config.request import now
 from ease_flwr.store import phases, purge, queue
 from ease_flwr.store.files import write_text
@@ -68,6 +68,7 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     residual = [*purge.purged(run), *({**x.__dict__} for x in purge.residual(run))]
     return {
         "requests": requests,
+        "set_aside": [_told(run, s.request) | {"why": s.why, "at": s.at} for s in queue.read_set_aside(run)],
         "adapters": results["adapters_sha256"],
         "roster": sorted(results["clients"].get("unlearned", {})),
         "code": {"run": experiment.get("code", ""), "receipt": code_hash()},
@@ -86,19 +87,25 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _requests(run: Path) -> list[dict[str, Any]]:
-    """All requests of the queue, done or not; single pairs as salted digests."""
-    salt, out = _salt(run), []
+    """All requests of the queue, done or not."""
+    out = []
     done = {request.id: phase for phase, request in queue.served(run)}
     for request in queue.requests(queue.read(run)):
-        targets = list(request.targets)
-        if request.scenario == "sample":
-            targets = [hashlib.sha256(f"{salt}{t}".encode()).hexdigest() for t in targets]
         made = {"at": "", "code": ""}
         if request.id in done:
             made = phases.read_file(RunLayout(run).phase(done[request.id]))
-        entry = {"id": request.id, "asked": request.received, "done": made["at"], "code": made["code"]}
-        out.append({**entry, "scenario": request.scenario, "targets": targets, "strategy": request.strategy})
+        out.append(_told(run, request) | {"done": made["at"], "code": made["code"]})
     return out
+
+
+def _told(run: Path, request: ForgetRequest) -> dict[str, Any]:
+    """What was asked; single pairs as salted digests."""
+    targets = list(request.targets)
+    if request.scenario == "sample":
+        salt = _salt(run)
+        targets = [hashlib.sha256(f"{salt}{t}".encode()).hexdigest() for t in targets]
+    asked = {"id": request.id, "asked": request.received, "scenario": request.scenario}
+    return {**asked, "targets": targets, "strategy": request.strategy}
 
 
 def _salt(run: Path) -> str:

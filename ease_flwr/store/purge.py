@@ -29,7 +29,10 @@ NUMBERS = "counts and statistics: what the run says about itself"
 REQUEST = "what was asked, in words: by it the data stay out of later rounds"
 OUTSIDE = {
     "database and logs of the SuperLink": "not in this folder: messages may be in them until they are deleted there",
-    "hosts of the clients": "their data are their owners', with the cache folder if their node config names one",
+    "hosts of the clients": "their data are their owners', with the cache folder if their node config names one, and with "
+    "salted digests of what they withdrew (withdrawn.json)",
+    "withdrawn.json among the runs": "who has left, with the digest of a key, and salted digests of single pairs: by it nobody "
+    "comes back unnoticed, and nothing is trained on again by mistake",
     "other runs that learnt from the same data": "each is purged by itself",
     "backups": "not known to this app",
 }
