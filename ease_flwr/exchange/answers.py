@@ -27,7 +27,6 @@ OWN = 32
 PUSH = "lock_push"
 """Metric of every training under a forget lock: G of clients/locking.py."""
 
-
 BATCH_SEEDS = 4
 """Orders of batches that forgotten pairs are learnt again in, by every probe that does so; the same for all models."""
 STEPS = (1, 5, 15, 40)

@@ -77,8 +77,8 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     experiment = admission.serving(request, server.experiment)
     params: Any = kind.check(request.strategy, experiment, request.scenario)
     if kind.history and request.leaving and not any(map(history.knows, request.leaving)):
-        said = f"[{reporter.label}] {', '.join(request.leaving)} never took part: nothing to take back, the others go on"
-        server.run.event(said)
+        line = f"[{reporter.label}] {', '.join(request.leaving)} never took part: nothing to take back, the others go on"
+        server.run.event(line)
         kind, params = Method, Method.Params(rounds=params.rounds)
     if kind.needs_help(params, request.scenario) and not who.forget_clients:
         raise NoHelpError(request, asked(request, server.roll_call, state.departed) or request.leaving)

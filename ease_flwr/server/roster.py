@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ease_flwr import data
 from ease_flwr.config import PAIR_ID, ConfigError, Experiment, run_key
 from ease_flwr.exchange.federation import Federation
@@ -53,11 +55,11 @@ def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federa
     return Federation(transport, experiment, found.roster, at_work.event)
 
 
-def _noted(found: Called) -> dict[str, dict[str, str | int]]:
+def _noted(found: Called) -> dict[str, dict[str, Any]]:
     """What clients.json keeps of a roll call."""
-    out: dict[str, dict[str, str | int]] = {}
+    out = {}
     for name, said in found.said.items():
-        about = {"pairs": said.pairs, "data": said.data, "code": said.code, "base": said.base}
+        about: dict[str, Any] = {"pairs": said.pairs, "data": said.data, "code": said.code, "base": said.base}
         out[name] = {**about, "node": str(found.roster.nodes[name]), "key": found.nodes[name].key}
     return out
 
