@@ -16,7 +16,7 @@ from ease_flwr.hosts.certificates import LOOPBACK
 from ease_flwr.hosts.writing import put
 
 FEDERATION, NODE, LINK = "federation.json", "node.toml", "link.toml"
-TAKEN = ("server", "venv")
+TAKEN = ("server", "src", "venv")
 """Folders below the prefix that no host can be named like."""
 
 

@@ -177,8 +177,9 @@ def _server_files(folder: Path) -> str:
 
 
 def _host_files(folder: Path) -> str:
+    key = read_bytes(folder / "node.key")
     try:
-        certificates.public_half(read_bytes(folder / "node.key"))
+        certificates.public_half(key)
     except ValueError as error:
         raise ConfigError(f"{folder}/node.key: {error}: get it from the operator again (`ease deploy replace-key`)") from None
     return check_trust(folder / "ca.crt")
