@@ -36,8 +36,8 @@ def deploy_init(
         from ease_flwr.hosts.settings import Deployment
 
         more = {"port": port, "user": user, "prefix": prefix, "allow": _listed(allow), "insecure": insecure}
-        deployment.init(folder, Deployment(address=address, hosts=_listed(hosts), **more))
-        print(f"written to {folder}; what to do with it is in docs/deploy.md")
+        said = deployment.init(folder, Deployment(address=address, hosts=_listed(hosts), **more))
+        print(f"written to {folder}; docs/deploy.md says more\n{said}")
 
 
 @deploy.command("add-host")

@@ -26,8 +26,11 @@ INSTALL = "there, as root: sh install.sh"
 UNITS = {"link": "ease-superlink.service", "node": "ease-supernode.service"}
 
 
-def init(folder: Path, plan: Deployment) -> None:
-    """Write the folder of a federation, as a whole or not at all. Raises ConfigError; nothing is overwritten."""
+def init(folder: Path, plan: Deployment) -> str:
+    """Write the folder of a federation, as a whole or not at all; returns what is to be done with it.
+
+    Raises ConfigError; nothing is overwritten.
+    """
     checked(plan)
     folder = folder.absolute()
     if (folder / FEDERATION).is_file():
@@ -44,6 +47,15 @@ def init(folder: Path, plan: Deployment) -> None:
         move(draft, folder)
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
+    return steps(
+        [
+            f"carry {folder}/server/ to the server; {INSTALL}",
+            *([] if plan.insecure else [_registering(plan)]),
+            f"carry {folder}/hosts/NAME/ to each host, edit {NODE} in it; {INSTALL}",
+            f"on each machine: ease deploy health {plan.prefix}/server, or {plan.prefix}/NAME",
+            *([] if plan.insecure else [f"keep {folder}/ca/ offline"]),
+        ]
+    )
 
 
 def add_host(folder: Path, name: str) -> str:
@@ -200,7 +212,7 @@ def secure(folder: Path) -> Deployment:
 
 
 def _registering(plan: Deployment) -> str:
-    return f"on the server: ease deploy register {plan.prefix}/server"
+    return f"on the server, as {plan.user}: ease deploy register {plan.prefix}/server"
 
 
 def steps(lines: list[str]) -> str:

@@ -84,6 +84,8 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     days: for how many its certificate must be good.
     """
     folder = folder.absolute()
+    if folder.is_dir() and not os.access(folder, os.X_OK):
+        raise ConfigError(f"{folder} may not be read here: give this command as root, or as the account of the unit")
     if (folder / NODE).is_file():
         host = read(Host, folder / NODE)
         what, address, insecure, name = host.client_name, host.server, host.insecure, ""
@@ -94,10 +96,10 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
         raise ConfigError(f"{folder}: no {NODE} and no {LINK} in it: expected the folder of a host or of the server")
     trusted = "" if insecure else read_text(folder / "ca.crt")
     seen = probe(address, trusted, folder / "ca.crt", name)
-    watcher = _watcher(folder)
+    at_work = watcher(folder)
     flower = "flower-supernode" if name == "" else "flower-superlink"
-    wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(watcher, word) is None]
-    wrong = (wrong if watcher else [f"`ease deploy {'link' if name else 'node'} {folder}` does not run"]) + [seen.why] * bool(
+    wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(at_work, word) is None]
+    wrong = (wrong if at_work else [f"`ease deploy {'link' if name else 'node'} {folder}` does not run"]) + [seen.why] * bool(
         seen.why
     )
     if seen.days is not None and seen.days < days:
@@ -112,7 +114,8 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     return True, f"{what}: {flower} and flower-superexec are there, {address} answers, {fits}"
 
 
-def _watcher(folder: Path) -> psutil.Process | None:
+def watcher(folder: Path) -> psutil.Process | None:
+    """The process that watches over a folder, if there is one."""
     with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
         noted = json.loads((folder / RUNNING).read_text())
         process = psutil.Process(noted["pid"])

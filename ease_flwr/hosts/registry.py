@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ease_flwr.config import ConfigError
 from ease_flwr.hosts import certificates, processes
 from ease_flwr.hosts.deploy import CONNECTION, connection
-from ease_flwr.hosts.probe import probe
+from ease_flwr.hosts.probe import probe, watcher
 from ease_flwr.hosts.settings import LINK, Server, read
 from ease_flwr.hosts.writing import put
 from ease_flwr.store.files import locked
@@ -34,6 +36,7 @@ def register(folder: Path, superlink: str = CONNECTION, say: Say = print) -> Non
     if settings.insecure:
         say("made with --insecure: hosts have no keys, and none is registered")
         return
+    _check_account(folder)
     (folder / "flwr").mkdir(exist_ok=True)
     with locked(folder / ".registering", wait=True):
         if superlink == CONNECTION:
@@ -135,6 +138,13 @@ def _keys(folder: Path) -> dict[str, Path]:
             raise ConfigError(f"{file} and {found[key].name} are the same key: each host has a key of its own")
         found[key] = file
     return found
+
+
+def _check_account(folder: Path) -> None:
+    """What is written here is read and written by the SuperLink: the same account gives this command. Raises ConfigError."""
+    at_work, me = watcher(folder), psutil.Process().username()
+    if at_work and (account := at_work.username()) != me:
+        raise ConfigError(f"the SuperLink runs as {account}, this command as {me}: give it as {account} (sudo -u {account})")
 
 
 def _wait(folder: Path, settings: Server) -> None:
