@@ -138,6 +138,22 @@ def test_a_key_that_was_unregistered_by_hand_is_never_taken_again(world):
         register()
 
 
+def test_another_account_than_that_of_the_superlink_is_sent_away(world, monkeypatch):
+    folder, link, register = world
+
+    class Watcher:
+        def username(self):
+            return "ease"
+
+    monkeypatch.setattr(registry, "watcher", lambda _: Watcher())
+    with pytest.raises(
+        ConfigError, match=r"^the SuperLink runs as ease, this command as \w+: give it as ease \(sudo -u ease\)$"
+    ):
+        register()
+    assert not link.nodes
+    assert not (folder / "server" / "nodes.json").exists()
+
+
 def test_keys_that_cannot_be_are_said(world, tmp_path):
     folder, _, register = world
     keys = folder / "server" / "keys"

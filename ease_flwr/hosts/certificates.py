@@ -35,7 +35,7 @@ def server_certificate(authority: bytes, key: bytes, address: str) -> bytes:
     """A certificate for the server's key, for its address and loopback. Raises ValueError where a key cannot be read."""
     (issuer,) = x509.load_pem_x509_certificates(authority)
     signs, own = _load(authority), _load(key)
-    names = [_general(n) for n in dict.fromkeys([address, *LOOPBACK])]
+    names = [_general(n) for n in dict.fromkeys([address, *LOOPBACK, "::1"])]
     builder = _builder(_common_name(address), issuer.subject, own.public_key(), signs.public_key())
     builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)

@@ -144,7 +144,8 @@ def connection(server: Path, settings: Server) -> str:
 def _write_server(folder: Path, plan: Deployment) -> None:
     server, there = folder / "server", Path(plan.prefix, "server")
     (server / "flwr").mkdir(parents=True)
-    settings = Server(host="127.0.0.1" if plan.insecure else "0.0.0.0", port=plan.port, insecure=plan.insecure)
+    everywhere = "::" if ":" in plan.address else "0.0.0.0"
+    settings = Server(host="127.0.0.1" if plan.insecure else everywhere, port=plan.port, insecure=plan.insecure)
     if not plan.insecure:
         (folder / "ca").mkdir(mode=0o700)
         (server / "keys" / "retired").mkdir(parents=True)

@@ -134,7 +134,7 @@ class Server(Section):
     @property
     def here(self) -> str:
         """host:port for programs on the server itself."""
-        return endpoint("127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host, self.port)
+        return endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
 
 
 S = TypeVar("S", bound=Section)
