@@ -21,30 +21,32 @@ from ease_flwr.client_app import on_host
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import folder as hosts_data
 from ease_flwr.data import formats
-from ease_flwr.hosts import demo, deploy, processes
+from ease_flwr.hosts import demo, deploy, processes, settings
+from ease_flwr.hosts.settings import Deployment
 from tests.photographs import write_photographs
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
 
-HOSTS = ["hospital-1", "hospital-2", "clinic_3"]
+HOSTS = ("hospital-1", "hospital-2", "clinic_3")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation") / "new"
-    deploy.init(folder, HOSTS, "fl.example.org", 9443)
+    deploy.init(folder, Deployment(address="fl.example.org", hosts=HOSTS, port=9443, allow=("192.0.2.7", "2001:db8::/64")))
     return folder
 
 
 def test_the_servers_certificate_is_signed_for_its_address(written):
-    root = x509.load_pem_x509_certificate((written / "ca" / "ca.crt").read_bytes())
+    root = x509.load_pem_x509_certificate((written / "ca" / "ca.pem").read_bytes())
     server = x509.load_pem_x509_certificate((written / "server" / "server.pem").read_bytes())
     server.verify_directly_issued_by(root)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
-    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+    trusted = written / "hosts" / "clinic_3" / "ca.crt"
     done = subprocess.run(
-        ["openssl", "verify", "-CAfile", str(written / "ca" / "ca.crt"), str(written / "server" / "server.pem")],
+        ["openssl", "verify", "-x509_strict", "-CAfile", str(trusted), str(written / "server" / "server.pem")],
         capture_output=True,
         text=True,
     )
@@ -52,56 +54,96 @@ def test_the_servers_certificate_is_signed_for_its_address(written):
 
 
 def test_secrets_are_private_and_each_host_has_its_own_key(written):
-    secrets = [written / "ca" / "ca.key", written / "server" / "server.key", *written.glob("hosts/*/node.key")]
-    assert len(secrets) == 5
+    secrets = {f for f in written.rglob("*") if f.is_file() and b"PRIVATE KEY" in f.read_bytes()}
+    assert secrets == {written / "ca" / "ca.pem", written / "server" / "server.key", *written.glob("hosts/*/node.key")}
     assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in secrets)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o700
     publics = set()
     for host in HOSTS:
         key = load_ssh_private_key((written / "hosts" / host / "node.key").read_bytes(), None)
-        public = load_ssh_public_key((written / "hosts" / host / "node.key.pub").read_bytes())
+        public = load_ssh_public_key((written / "server" / "keys" / f"{host}.pub").read_bytes())
         assert key.public_key() == public
         publics.add((written / "hosts" / host / "node.key.pub").read_text())
-        assert not (written / "hosts" / host / "ca.key").exists()  # hosts get the certificate alone
     assert len(publics) == 3
 
 
-def test_units_and_commands(written):
-    unit = (written / "hosts" / "hospital-2" / "ease-supernode.service").read_text()
+def test_units_and_settings(written):
+    home = written / "hosts" / "hospital-2"
+    unit = (home / "ease-supernode.service").read_text().splitlines()
     for line in (
         "Restart=always",
         "RestartSec=30",
-        "--root-certificates /opt/ease/hospital-2/ca.crt",
-        'client-name="hospital-2"',
+        "User=ease",
+        "ExecStart=/opt/ease/venv/bin/ease deploy node /opt/ease/hospital-2",
+        "ReadWritePaths=/opt/ease/hospital-2",
     ):
         assert line in unit
-    assert str(written) not in unit
+    there = settings.read(settings.Host, home / "node.toml")
+    assert there == settings.Host(client_name="hospital-2", server="fl.example.org:9443", data_root="/data")
+    link = settings.read(settings.Server, written / "server" / "link.toml")
+    assert (link.host, link.port, link.here, link.insecure) == ("0.0.0.0", 9443, "127.0.0.1:9443", False)
     server = (written / "server" / "ease-superlink.service").read_text()
-    assert "--enable-supernode-auth" in server
-    assert "--insecure" not in server
-    register = (written / "register.sh").read_text()
-    assert register.count("flwr supernode register") == 3
-    subprocess.run(["sh", "-n", str(written / "register.sh")], check=True)
-    compose = yaml.safe_load((written / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"superlink", *HOSTS}
-    assert compose["services"]["clinic_3"]["restart"] == "always"
-    assert "9443/tcp" in (written / "FIREWALL.md").read_text()
+    assert "ExecStart=/opt/ease/venv/bin/ease deploy link /opt/ease/server\n" in server
+    connection = (written / "server" / "flwr" / "config.toml").read_text()
+    assert 'root-certificates = "/opt/ease/server/ca.crt"' in connection
+    for folder, service in ((written / "server", "superlink"), (home, "supernode")):
+        compose = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+        assert set(compose) == {service}
+        assert compose[service]["restart"] == "always"
+        assert compose[service]["logging"]["options"]["max-size"] == "10m"
+        assert compose[service]["healthcheck"]["test"][-1] == "/federation"
+    rules = (written / "server" / "ease.nft").read_text()
+    assert "elements = { 192.0.2.7 }" in rules
+    assert "elements = { 2001:db8::/64 }" in rules
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
-    def fails(match, *arguments, **options):
+    def fails(match, folder, *hosts, **options):
         with pytest.raises(ConfigError, match=match):
-            deploy.init(*arguments, **options)
+            deploy.init(tmp_path / folder, Deployment(hosts=hosts, **{"address": "server", **options}))
 
-    fails(r"--hosts: '../x' cannot name a folder", tmp_path / "a", ["b", "../x"], "server")
-    fails(r"--hosts a,a: two different names at least", tmp_path / "a", ["a", "a"], "server")
-    fails(r"--address 'x y': expected the name or IP", tmp_path / "a", ["a", "b"], "x y")
-    fails(r"--insecure is for localhost and 127.0.0.1 only", tmp_path / "a", ["a", "b"], "server", insecure=True)
+    fails(r"--hosts: '../x' cannot name a folder: letters", "a", "b", "../x")
+    fails(r"--hosts: 'server' cannot name a folder: there is a folder server of ours", "a", "server")
+    fails(r"--hosts a,a: one name at least, and none twice", "a", "a", "a")
+    fails(r"--hosts : one name at least", "a")
+    fails(r"--address 'x y': expected the name or IP", "a", "b", address="x y")
+    fails(r"--prefix 'ease': expected an absolute path", "a", "b", prefix="ease")
+    fails(r"--user 'a b': expected the name of an account", "a", "b", user="a b")
+    fails(r"--allow: '300.1.1.1' is no IP address and no network", "a", "b", allow=("300.1.1.1",))
+    fails(r"--insecure is for localhost and 127.0.0.1 only", "a", "b", insecure=True)
     assert not (tmp_path / "a").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "ca.key").write_text("secret")
-    fails(r"is not empty: keys are never overwritten", tmp_path / "full", ["a", "b"], "server")
-    deploy.init(tmp_path / "open", ["a", "b"], "localhost", insecure=True)
-    assert "--insecure" in (tmp_path / "open" / "server" / "ease-superlink.service").read_text()
+    fails(r"is not empty: keys are never overwritten", "full", "a")
+    deploy.init(tmp_path / "open", Deployment(hosts=("a",), address="localhost", insecure=True))
+    assert settings.read(settings.Server, tmp_path / "open" / "server" / "link.toml").insecure
+    assert settings.read(settings.Host, tmp_path / "open" / "hosts" / "a" / "node.toml").insecure
+    fails(rf"has a federation already: `ease deploy add-host {tmp_path}/open NAME` adds", "open", "a")
+    with pytest.raises(ConfigError, match=r"open was made with --insecure: it has no keys and no certificates"):
+        deploy.replace_key(tmp_path / "open", "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (
+            'client-name = "a"\nserver = "x:1"\nprot = 2',
+            "unknown key prot (known: client-name, server, port, data-root, device, ",
+        ),
+        ('server = "x:1"', "no client-name: it must be given"),
+        ('client-name = "a"\nserver = "x"', "server='x': expected host:port, for example fl.example.org:9092"),
+        ('client-name = "a"\nserver = "x:1"\nport = "many"', "port='many': Input should be a valid integer"),
+        ('client-name = "a"\nserver = "x:1"\ncache = \'a"b\'', "quotes, backslashes and line breaks cannot be passed on"),
+        ("client-name = a", "not TOML: "),
+    ],
+)
+def test_a_mistake_in_node_toml_is_one_line(text, mistake, tmp_path):
+    (tmp_path / "node.toml").write_text(text)
+    with pytest.raises(ConfigError) as said:
+        settings.read(settings.Host, tmp_path / "node.toml")
+    assert str(said.value).startswith(f"{tmp_path}/node.toml: ")
+    assert mistake in str(said.value)
+    assert "\n" not in str(said.value)
 
 
 # ---- a host's own data ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ease_flwr import config
-from ease_flwr.hosts import deploy, processes
+from ease_flwr.hosts import deploy, processes, registry, settings, watch
 from ease_flwr.hosts.link import Link
 from ease_flwr.hosts.simulation import Where, submit
 
@@ -31,48 +31,43 @@ DEMO = {
 class Federation:
     """SuperLink and SuperNodes of a folder of `deploy.init`, as processes of this machine."""
 
-    def __init__(self, folder: Path, port: int, family: processes.Family) -> None:
-        self.folder, self.port, self.family = folder, port, family
-        self.insecure = not (folder / "ca").is_dir()
-        self.environment = family.marked(processes.environment(folder / "server" / "flwr", threads=1))
+    def __init__(self, folder: Path, family: processes.Family) -> None:
+        self.folder, self.family = folder, family
+        self.server = folder / "server"
+        self.link_settings = settings.read(settings.Server, self.server / settings.LINK)
+        self.port = self.link_settings.port
+        self.environment = family.marked(watch.environment(self.server, threads=1))
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_link(self) -> None:
         """Start the SuperLink, and wait until it listens. Raises RuntimeError."""
-        server = self.folder / "server"
-        command = deploy.superlink(server, "127.0.0.1", self.port, self.insecure)
-        self.link = self.family.start(command, server / "superlink.out", self.environment, server)
+        command = watch.superlink(self.server, self.link_settings)
+        self.link = self.family.start(command, self.server / "superlink.out", self.environment, self.server)
         limit = time.monotonic() + START_SECONDS
         while not processes.listens(self.port):
             if self.link.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"the SuperLink did not start: see {server}/superlink.out")
+                raise RuntimeError(f"the SuperLink did not start: see {self.server}/superlink.out")
             time.sleep(0.2)
-
-    def register(self) -> None:
-        """Let the hosts take part. Raises RuntimeError."""
-        script = ["sh", str(self.folder / "register.sh")]
-        done = subprocess.run(script, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"hosts could not be registered: {' '.join((done.stdout + done.stderr).split())[:300]}")
 
     def start_node(self, host: str) -> None:
         """Start the SuperNode of a host."""
         home = self.folder / "hosts" / host
-        command = deploy.supernode(home, host, f"127.0.0.1:{self.port}", processes.free_port(), self.insecure)
-        variables = {**self.environment, "FLWR_HOME": str(home / "flwr")}
-        self.nodes[host] = self.family.start(command, home / "supernode.out", variables, home)
+        here = settings.read(settings.Host, home / settings.NODE).model_copy(
+            update={"server": self.link_settings.here, "port": processes.free_port(), "data_root": ""}
+        )
+        variables = self.family.marked(watch.environment(home, threads=1))
+        self.nodes[host] = self.family.start(watch.supernode(home, here), home / "supernode.out", variables, home)
 
 
 @contextmanager
 def federation(folder: Path, hosts: Sequence[str], say: Say = print) -> Iterator[Federation]:
     """A new federation on loopback, for as long as the block. Raises RuntimeError where it does not start."""
-    port = processes.free_port()
-    deploy.init(folder, hosts, "127.0.0.1", port)
+    deploy.init(folder, settings.Deployment(address="127.0.0.1", hosts=tuple(hosts), port=processes.free_port()))
     with processes.Family(lambda: f"logs and keys are in {folder}") as family:
-        running = Federation(folder, port, family)
+        running = Federation(folder, family)
         running.start_link()
-        say(f"SuperLink on 127.0.0.1:{port}{'' if running.insecure else ', TLS and node authentication'}")
-        running.register()
+        say(f"SuperLink on 127.0.0.1:{running.port}, TLS and node authentication")
+        registry.register(running.server, say=lambda _: None)
         for host in hosts:
             running.start_node(host)
             say(f"SuperNode {host}")
@@ -85,8 +80,8 @@ def demo(folder: Path, say: Say = print) -> int:
     Returns the exit status; what was written stays in `folder`.
     """
     hosts = [f"client-{k}" for k in range(3)]
-    settings = " ".join(f"{k}={v}" for k, v in DEMO.items())
-    run = {"experiment": "personas", "strategy": "ease", "fresh": True, "seed": 0, "set": settings}
+    told = " ".join(f"{k}={v}" for k, v in DEMO.items())
+    run = {"experiment": "personas", "strategy": "ease", "fresh": True, "seed": 0, "set": told}
     experiment = config.load("personas", dict(DEMO))
     started = time.monotonic()
     with federation(folder / "federation", hosts, say) as running:

@@ -1,70 +1,133 @@
-"""What a federation of real hosts needs, written into a folder: certificates, keys, units, and the commands in their order.
+"""What a federation of real hosts needs, written into a folder: a folder for each machine, and the certificate authority.
 
-The files are in templates/; what each is for is in docs/deploy.md.
+server/ and hosts/NAME/ travel, ca/ and retired/ stay. The files are in templates/; what each is for is in docs/deploy.md.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+import ipaddress
+import shutil
 from pathlib import Path
 from string import Template
 
-from ease_flwr.config import NAME, ConfigError
-from ease_flwr.hosts.certificates import LOOPBACK, certify, node_key
-from ease_flwr.store.files import new_folder, write_text
+from ease_flwr.config import ConfigError
+from ease_flwr.hosts import certificates
+from ease_flwr.hosts.settings import FEDERATION, LINK, NODE, Deployment, Server, checked, close, opened
+from ease_flwr.hosts.writing import SECRET, move, put, remove
+from ease_flwr.store.files import new_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
-"""Some end in .md: an app on Flower Hub has no files that end in .service or .sh."""
+"""Some end in .md: an app on Flower Hub has no files that end in .service, .sh or .nft."""
 CONNECTION = "ease"
 """What the flwr CLI calls the federation."""
-THERE = Path("/opt/ease")
-"""Where the units expect a host's folder, and the programs in venv/bin."""
-INSIDE = Path("/federation")
-"""The same in a container."""
-NODE_PORT = 9094
-"""Of each SuperNode, on loopback."""
+AUTHORITY = "ca.pem"
+"""In ca/: key and certificate of the authority in one file, which changes as a whole."""
+INSTALL = "there, as root: sh install.sh"
+UNITS = {"link": "ease-superlink.service", "node": "ease-supernode.service"}
 
 
-def init(
-    folder: Path, hosts: Sequence[str], address: str, port: int = 9092, insecure: bool = False, user: str = "ease"
-) -> None:
-    """Write the folder of a federation. Raises ConfigError; nothing is overwritten.
+def init(folder: Path, plan: Deployment) -> str:
+    """Write the folder of a federation, as a whole or not at all; returns what is to be done with it.
 
-    address: name or IP of the server as hosts reach it.  insecure: without TLS and keys, on loopback only.
+    Raises ConfigError; nothing is overwritten.
     """
+    checked(plan)
     folder = folder.absolute()
-    if wrong := [h for h in hosts if not NAME.fullmatch(h)]:
-        raise ConfigError(f"--hosts: {wrong[0]!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
-    if len(set(hosts)) != len(hosts) or len(hosts) < 2:
-        raise ConfigError(f"--hosts {','.join(hosts)}: two different names at least")
-    if not re.fullmatch(r"[A-Za-z0-9.:-]+", address):
-        raise ConfigError(f"--address {address!r}: expected the name or IP address of the server")
-    if insecure and address not in LOOPBACK:
-        raise ConfigError(f"--insecure is for {' and '.join(LOOPBACK)} only: {address} is reached over a network")
+    if (folder / FEDERATION).is_file():
+        raise ConfigError(f"{folder} has a federation already: `ease deploy add-host {folder} NAME` adds a host to it")
     new_folder(folder, "keys are never overwritten, choose another folder")
-    server, names = folder / "server", {"user": user, "bin": str(THERE / "venv" / "bin")}
-    server.mkdir(parents=True)
-    if not insecure:
-        certify(folder, address)
-    for host in hosts:
-        home, there = folder / "hosts" / host, THERE / host
-        home.mkdir(parents=True)
-        if not insecure:
-            node_key(home / "node.key")
-            write_text(home / "ca.crt", (folder / "ca" / "ca.crt").read_text())
-        node = unquoted(supernode(there, host, f"{address}:{port}", NODE_PORT, insecure, data_root="/data"))
-        write_text(home / "ease-supernode.service", fill("ease-supernode.service.md", **names, folder=there, command=node))
-    link = " ".join(superlink(THERE / "server", "127.0.0.1" if insecure else "0.0.0.0", port, insecure))
-    write_text(server / "ease-superlink.service", fill("ease-superlink.service.md", **names, folder=THERE, command=link))
-    trust = "insecure = true" if insecure else f'root-certificates = "{folder}/ca/ca.crt"'
-    write_text(server / "config.toml", fill("config.toml", name=CONNECTION, address=address, port=port, trust=trust))
-    registers = [f"flwr supernode register hosts/{h}/node.key.pub {CONNECTION} --name {h}\n" for h in hosts if not insecure]
-    write_text(folder / "register.sh", fill("register.sh.md") + "".join(registers))
-    (folder / "register.sh").chmod(0o755)
-    write_text(folder / "FIREWALL.md", fill("FIREWALL.md", port=port, hosts=", ".join(hosts)))
-    write_text(folder / "compose.yaml", compose(hosts, address, port, insecure))
+    draft = folder.with_name(f".{folder.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        _write_server(draft, plan)
+        for host in plan.hosts:
+            _write_host(draft, plan, host)
+        close(draft, plan)
+        move(draft, folder)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
+    return steps(
+        [
+            f"carry {folder}/server/ to the server; {INSTALL}",
+            *([] if plan.insecure else [_registering(plan)]),
+            f"carry {folder}/hosts/NAME/ to each host, edit {NODE} in it; {INSTALL}",
+            f"on each machine: ease deploy health {plan.prefix}/server, or {plan.prefix}/NAME",
+            *([] if plan.insecure else [f"keep {folder}/ca/ offline"]),
+        ]
+    )
+
+
+def add_host(folder: Path, name: str) -> str:
+    """The folder of one more host; returns what is to be done with it. Raises ConfigError."""
+    plan = opened(folder)
+    if name in plan.hosts:
+        raise ConfigError(f"{name} is a host of {folder} already: `ease deploy replace-key` gives it a new key")
+    plan = checked(plan.model_copy(update={"hosts": (*plan.hosts, name)}))
+    _write_host(folder, plan, name)
+    close(folder, plan)
+    carried = [f"carry {folder}/hosts/{name}/ to the new host, edit {NODE} in it; {INSTALL}"]
+    if not plan.insecure:
+        carried[:0] = [f"carry {folder}/server/keys/{name}.pub to {plan.prefix}/server/keys/ on the server", _registering(plan)]
+    last = [f"let its address in: {plan.prefix}/server/ease.nft on the server", f"on the server: ease join RUN {name}"]
+    return steps([*carried, *last])
+
+
+def replace_key(folder: Path, name: str) -> str:
+    """A new key for a host whose key was lost or seen by others; returns what is to be done. Raises ConfigError."""
+    plan, home = secure(folder), folder / "hosts" / name
+    if name not in plan.hosts:
+        raise ConfigError(f"no host {name} in {folder}: there are {', '.join(plan.hosts)}")
+    retire(folder, name)
+    if home.is_dir():
+        put(home / "node.key", certificates.node_key(), SECRET)
+    _write_host(folder, plan, name)
+    return steps(
+        [
+            f"carry {folder}/server/keys/ with retired/ to {plan.prefix}/server/keys/ on the server",
+            _registering(plan),
+            f"carry {home}/ to the host; {INSTALL}",
+        ]
+    )
+
+
+def remove_host(folder: Path, name: str) -> str:
+    """Take a host out; returns what is to be done. Raises ConfigError."""
+    plan, home = opened(folder), folder / "hosts" / name
+    if name not in plan.hosts:
+        raise ConfigError(f"no host {name} in {folder}: there are {', '.join(plan.hosts)}")
+    if len(plan.hosts) == 1:
+        raise ConfigError(f"{name} is the only host of {folder}: add another first")
+    retired = retire(folder, name)
+    remove(folder / "server" / "keys" / f"{name}.pub")
+    if home.is_dir():
+        to = folder / "retired" / (retired or name)
+        to.parent.mkdir(mode=0o700, exist_ok=True)
+        if to.is_dir():  # of a host of this name that was removed before, and that had no key
+            shutil.rmtree(to)
+        move(home, to)
+    close(folder, plan.model_copy(update={"hosts": tuple(h for h in plan.hosts if h != name)}))
+    there, ended = f"{plan.prefix}/server", [f"on the host, as root: systemctl disable --now {UNITS['node']}"]
+    if not plan.insecure:
+        ended += [f"carry {folder}/server/keys/retired/ to {there}/keys/retired/ on the server", _registering(plan)]
+    ended += [f"take its address out of {there}/ease.nft on the server", f"on the server: ease forget RUN --client {name}"]
+    return steps(ended)
+
+
+def retire(folder: Path, name: str) -> str:
+    """Keep aside the key of a host, by which `ease deploy register` unregisters it; the name that it is kept under, if any."""
+    public = folder / "server" / "keys" / f"{name}.pub"
+    key = folder / "hosts" / name / "node.key"
+    if key.is_file() and certificates.public_half(key.read_bytes()) != (public.read_bytes() if public.is_file() else b""):
+        put(public, certificates.public_half(key.read_bytes()))  # a replacement that was killed before it wrote this
+    if not public.is_file():
+        return ""
+    kept = f"{name}-{certificates.fingerprint(public.read_bytes())[:12]}"
+    put(folder / "server" / "keys" / "retired" / f"{kept}.pub", public.read_bytes())
+    if key.is_file():
+        (folder / "retired").mkdir(mode=0o700, exist_ok=True)
+        put(folder / "retired" / f"{kept}.key", key.read_bytes(), SECRET)
+    return kept
 
 
 def fill(template: str, **values: object) -> str:
@@ -72,40 +135,87 @@ def fill(template: str, **values: object) -> str:
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
 
-def superlink(server: Path, host: str, port: int, insecure: bool) -> list[str]:
-    """The command of the SuperLink, run in its folder."""
-    safe = ["--ssl-ca-certfile", str(server / "ca.crt"), "--ssl-certfile", str(server / "server.pem")]
-    safe += ["--ssl-keyfile", str(server / "server.key"), "--enable-supernode-auth"]
-    return [
-        *("flower-superlink", "--host", host, "--port", str(port), *(["--insecure"] if insecure else safe)),
-        *("--database", str(server / "state.db"), "--log-file", str(server / "superlink.log")),
-        "--disable-runtime-dependency-installation",
-    ]
+def connection(server: Path, settings: Server) -> str:
+    """config.toml of the flwr CLI, for who submits runs on the server."""
+    trust = "insecure = true" if settings.insecure else f'root-certificates = "{server}/ca.crt"'
+    return fill("config.toml", name=CONNECTION, address=settings.here, trust=trust)
 
 
-def supernode(home: Path, host: str, server: str, port: int, insecure: bool, data_root: str = "") -> list[str]:
-    """The command of a host's SuperNode. port: its own, on 127.0.0.1."""
-    safe = ["--root-certificates", str(home / "ca.crt"), "--auth-supernode-private-key", str(home / "node.key")]
-    node = f"client-name={json.dumps(host)}" + (f" data-root={json.dumps(data_root)}" if data_root else "")
-    return [
-        *("flower-supernode", *(["--insecure"] if insecure else safe), "--superlink", server),
-        *("--port", str(port), "--node-config", node),
-    ]
+def _write_server(folder: Path, plan: Deployment) -> None:
+    server, there = folder / "server", Path(plan.prefix, "server")
+    (server / "flwr").mkdir(parents=True)
+    everywhere = "::" if ":" in plan.address else "0.0.0.0"
+    settings = Server(host="127.0.0.1" if plan.insecure else everywhere, port=plan.port, insecure=plan.insecure)
+    if not plan.insecure:
+        (folder / "ca").mkdir(mode=0o700)
+        (server / "keys" / "retired").mkdir(parents=True)
+        authority, key = certificates.new_authority(), certificates.new_key()
+        put(folder / "ca" / AUTHORITY, authority, SECRET)
+        put(server / "server.key", key, SECRET)
+        put(server / "server.pem", certificates.server_certificate(authority, key, plan.address))
+        put(server / "ca.crt", certificates.certificates(authority))
+    put(server / LINK, fill("link.toml", host=settings.host, port=plan.port) + _insecure(plan))
+    put(server / "flwr" / "config.toml", connection(there, settings))
+    put(server / "compose.yaml", fill("compose-server.yaml"))
+    put(server / "env.sh", fill("env.sh.md", user=plan.user, folder=there, prefix=plan.prefix))
+    addresses: dict[int, list[str]] = {4: [], 6: []}
+    for network in plan.allow:
+        addresses[ipaddress.ip_network(network).version].append(network)
+    four, six = (
+        f"elements = {{ {', '.join(addresses[v])} }}" if addresses[v] else f"# elements = {{ {example} }}"
+        for v, example in ((4, "192.0.2.7, 192.0.2.128/25"), (6, "2001:db8::7"))
+    )
+    put(server / "ease.nft", fill("ease.nft.md", port=plan.port, folder=there, four=four, six=six))
+    listed = f"now: {', '.join(plan.allow)}" if plan.allow else "there are none yet: nobody but the server itself gets in"
+    put(server / "FIREWALL.md", fill("FIREWALL.md", port=plan.port, folder=there, listed=listed))
+    _write_unit(server, plan, "link", "Flower SuperLink of an ease_flwr federation")
 
 
-def unquoted(command: Sequence[str]) -> str:
-    """A command as a line of a unit."""
-    return " ".join(f"'{part}'" if " " in part or '"' in part else part for part in command)
+def _write_host(folder: Path, plan: Deployment, name: str) -> None:
+    """The folder of a host, if there is none; and the public half of its key for the server."""
+    home, there = folder / "hosts" / name, f"{plan.prefix}/{name}"
+    if not home.is_dir():
+        draft = folder / "hosts" / f".{name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True, mode=0o700)
+        values = {"name": name, "server": plan.endpoint, "data_root": "/data", "folder": there}
+        put(draft / NODE, fill("node.toml", **values) + _insecure(plan))
+        put(draft / "compose.yaml", fill("compose-host.yaml"))
+        if not plan.insecure:
+            put(draft / "ca.crt", (folder / "server" / "ca.crt").read_bytes())
+            put(draft / "node.key", certificates.node_key(), SECRET)
+        _write_unit(draft, plan, "node", f"Flower SuperNode of {name}, a host of an ease_flwr federation", name)
+        move(draft, home)
+    if not plan.insecure:
+        public = certificates.public_half((home / "node.key").read_bytes())
+        put(home / "node.key.pub", public)
+        put(folder / "server" / "keys" / f"{name}.pub", public)
 
 
-def compose(hosts: Sequence[str], address: str, port: int, insecure: bool) -> str:
-    """A Docker Compose file that does what the units do."""
+def _write_unit(home: Path, plan: Deployment, verb: str, description: str, name: str = "server") -> None:
+    values = {"user": plan.user, "prefix": plan.prefix, "folder": f"{plan.prefix}/{name}", "verb": verb}
+    put(home / UNITS[verb], fill("ease.service.md", description=description, **values))
+    kept = f"{LINK if verb == 'link' else NODE} ease.nft compose.yaml"
+    install = fill("install.sh.md", unit=UNITS[verb], kept=kept, **values)
+    put(home / "install.sh", install, 0o755)
 
-    def listed(command: Sequence[str]) -> str:
-        return ", ".join(map(json.dumps, command))
 
-    text = fill("compose.yaml", superlink=listed(superlink(INSIDE / "server", "0.0.0.0", port, insecure)), port=port)
-    for host in hosts:
-        command = supernode(INSIDE, host, f"{address}:{port}", NODE_PORT, insecure, data_root="/data")
-        text += fill("compose-host.yaml", host=host, command=listed(command))
-    return text
+def _insecure(plan: Deployment) -> str:
+    return "insecure = true      # without TLS and keys, on loopback only\n" if plan.insecure else ""
+
+
+def secure(folder: Path) -> Deployment:
+    """federation.json of a federation that has keys and certificates. Raises ConfigError."""
+    plan = opened(folder)
+    if plan.insecure:
+        raise ConfigError(f"{folder} was made with --insecure: it has no keys and no certificates")
+    return plan
+
+
+def _registering(plan: Deployment) -> str:
+    return f"on the server, as {plan.user}: ease deploy register {plan.prefix}/server"
+
+
+def steps(lines: list[str]) -> str:
+    """What is to be done, a numbered line each."""
+    return "\n".join(f"{k}. {line}" for k, line in enumerate(lines, 1))

@@ -178,13 +178,13 @@ class Family:
         return self
 
     def start(
-        self, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None, cwd: Path | None = None
+        self, command: Sequence[str], log: Path | None, variables: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a member, in a session of its own; what it says is appended to `log`. RuntimeError: the family is ending.
 
-        variables: its environment, by default ours.
+        log: None is where we say things ourselves.  variables: its environment, by default ours.
         """
-        with log.open("ab") as out, self._starting:
+        with log.open("ab") if log else contextlib.nullcontext() as out, self._starting:
             if self.ending:
                 raise RuntimeError(f"{command[0]} is not started: everything is being ended")
             child = subprocess.Popen(

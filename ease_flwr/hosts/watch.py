@@ -1,0 +1,185 @@
+"""`ease deploy link` and `ease deploy node`: a SuperLink or a SuperNode, watched so that it never only looks alive.
+
+Both end with a line that says why, and whoever started them (systemd, Docker) starts them again. What Flower leaves undone: a
+SuperNode whose SuperExec has died swallows messages; one that was shown a certificate it does not trust gives up and stays.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from ease_flwr.config import ConfigError
+from ease_flwr.hosts import certificates, processes
+from ease_flwr.hosts.probe import RUNNING, began, busy, check_trust, probe, program, read_bytes
+from ease_flwr.hosts.settings import LINK, NODE, Host, Server, read
+from ease_flwr.hosts.writing import remove
+
+EVERY = 10.0
+"""Seconds between two looks."""
+PATIENCE = 60.0
+"""Seconds for which the server may be away, or a SuperNode without a connection."""
+RESTING = 30.0
+"""Seconds for which a SuperExec may be missing."""
+Say = Callable[[str], object]
+
+
+class Complaint:
+    """Something that may be amiss for a while, and no longer."""
+
+    def __init__(self, look: Callable[[], str], patience: float) -> None:
+        """look: says what is amiss; "" is nothing.  patience: seconds."""
+        self.look, self.patience = look, patience
+        self.since: float | None = None
+        self.last = ""
+
+    def told(self, say: Say) -> str:
+        """What has been amiss for too long; "" is nothing. Says what is new."""
+        why, now = self.look(), time.monotonic()
+        if why and self.since is None:
+            self.since = now
+        if why != self.last:
+            say(f"{why} (waiting {self.patience:.0f} s)" if why else f"no longer: {self.last}")
+        self.last = why
+        self.since = self.since if why else None
+        return why if self.since is not None and now - self.since > self.patience else ""
+
+
+def link(folder: Path, say: Say = print) -> str:
+    """Start the SuperLink of a server's folder, and watch it; returns why it has ended. Raises ConfigError at the start."""
+    folder = folder.absolute()
+    settings = read(Server, folder / LINK)
+    trusted = "" if settings.insecure else _server_files(folder)
+    if busy(settings.host, settings.port):
+        raise ConfigError(f"port {settings.port} is taken: end the program that listens there, or change {folder / LINK}")
+
+    def reached() -> str:
+        return probe(settings.here, trusted, folder / "ca.crt", "localhost").why
+
+    return _watched(folder, superlink(folder, settings), lambda _: [Complaint(reached, PATIENCE)], say)
+
+
+def node(folder: Path, say: Say = print) -> str:
+    """Start the SuperNode of a host's folder, and watch it; returns why it has ended. Raises ConfigError at the start."""
+    folder = folder.absolute()
+    settings = read(Host, folder / NODE)
+    trusted = "" if settings.insecure else _host_files(folder)
+    for key, is_there in (("data_root", Path.is_dir), ("base_model", Path.is_file)):
+        if (value := getattr(settings, key)) and not is_there(Path(value)):
+            raise ConfigError(f"{folder / NODE}: {key.replace('_', '-')} {value} is not there, or may not be read here")
+    if busy("127.0.0.1", settings.port):
+        raise ConfigError(f"port {settings.port} of 127.0.0.1 is taken: does this SuperNode run? Or change {folder / NODE}")
+
+    def reached() -> str:
+        return probe(settings.server, trusted, folder / "ca.crt").why
+
+    def complaints(child: psutil.Process) -> list[Complaint]:
+        def connected() -> str:
+            return "" if calls(child, settings.port) or reached() else f"the SuperNode has given up calling {settings.server}"
+
+        return [Complaint(reached, PATIENCE), Complaint(connected, PATIENCE)]
+
+    return _watched(folder, supernode(folder, settings), complaints, say)
+
+
+def superlink(folder: Path, settings: Server) -> list[str]:
+    """The command of the SuperLink, run in its folder."""
+    safe = ["--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.pem")]
+    safe += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
+    return [
+        *("flower-superlink", "--host", settings.host, "--port", str(settings.port)),
+        *(["--insecure"] if settings.insecure else safe),
+        *("--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"),
+    ]
+
+
+def supernode(folder: Path, settings: Host) -> list[str]:
+    """The command of a host's SuperNode. Its node config is what client_app.py reads, and `home`, the host's folder."""
+    safe = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(folder / "node.key")]
+    own = {n.replace("_", "-"): getattr(settings, n) for n in ("client_name", "data_root", "cache", "base_model", "device")}
+    given = " ".join(f'{key}="{value}"' for key, value in {**own, "home": str(folder)}.items() if value)
+    return [
+        *("flower-supernode", *(["--insecure"] if settings.insecure else safe), "--superlink", settings.server),
+        *("--port", str(settings.port), "--node-config", given),
+    ]
+
+
+def environment(folder: Path, threads: int = 0) -> dict[str, str]:
+    """Variables of everything that runs for a folder: what Flower keeps is in flwr/, runs and the cache are in runs/."""
+    return processes.environment(folder / "flwr", threads) | {"EASE_FLWR_HOME": str(folder / "runs")}
+
+
+def calls(process: psutil.Process, own: int) -> bool:
+    """Whether a process has a connection to somebody, other than those at its own port."""
+    try:
+        there = process.net_connections("tcp")
+    except psutil.Error:
+        return True  # that it has ended is seen elsewhere; that it may not be looked at is no fault of its own
+    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port != own for c in there)
+
+
+def _watched(folder: Path, command: list[str], complaints: Callable[[psutil.Process], list[Complaint]], say: Say) -> str:
+    """Start a command in a folder, and wait for its end or for a complaint that lasts; returns why it has ended."""
+    (folder / "flwr").mkdir(exist_ok=True)
+    with processes.Family() as family:
+        started = family.start(command, None, environment(folder), folder)
+        child = psutil.Process(started.pid)
+        began(folder)
+
+        def superexec() -> str:
+            return "" if program(child, "flower-superexec") else f"the flower-superexec of {command[0]} is gone"
+
+        try:
+            return _lasting(started, [*complaints(child), Complaint(superexec, RESTING)], say) or _last_word(
+                command[0], started
+            )
+        finally:
+            remove(folder / RUNNING)
+
+
+def _lasting(started: subprocess.Popen[bytes], complaints: list[Complaint], say: Say) -> str:
+    """Wait until a process has ended, "", or until a complaint lasts: what it says."""
+    while True:
+        try:
+            started.wait(EVERY)
+            return ""
+        except subprocess.TimeoutExpired:
+            if why := next(filter(None, (c.told(say) for c in complaints)), ""):
+                return why
+
+
+def _last_word(program: str, ended: subprocess.Popen[bytes]) -> str:
+    if ended.returncode < 0:
+        return f"{program} was killed by signal {-ended.returncode}"
+    advice = "" if program == "flower-superlink" else ". Is this host's key registered (`ease deploy register` on the server)?"
+    return f"{program} has ended with status {ended.returncode}, see above{advice}"
+
+
+def _server_files(folder: Path) -> str:
+    certificate, key = read_bytes(folder / "server.pem"), read_bytes(folder / "server.key")
+    trusted = check_trust(folder / "ca.crt")
+    try:
+        left, fit = certificates.days_left(certificate), certificates.fits(certificate, key)
+        signed = certificates.is_signed(certificate, trusted.encode())
+    except ValueError as error:
+        raise ConfigError(f"{folder}/server.pem, server.key: cannot be read: {error}") from None
+    if left < 0:
+        raise ConfigError(f"{folder}/server.pem expired {-left} days ago: `ease deploy renew`, and carry the new one here")
+    if not fit:
+        raise ConfigError(f"{folder}/server.pem is not of server.key: carry both here again")
+    if not signed:
+        raise ConfigError(f"{folder}/server.pem is not signed by {folder}/ca.crt: carry both here again")
+    return trusted
+
+
+def _host_files(folder: Path) -> str:
+    key = read_bytes(folder / "node.key")
+    try:
+        certificates.public_half(key)
+    except ValueError as error:
+        raise ConfigError(f"{folder}/node.key: {error}: get it from the operator again (`ease deploy replace-key`)") from None
+    return check_trust(folder / "ca.crt")
