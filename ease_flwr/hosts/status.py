@@ -1,0 +1,199 @@
+"""`ease status`: what of a federation needs a person, from the files of its runs and, where it is asked, from its SuperLink.
+
+Nothing is locked and nothing is sent to a client. The schema of `--json` is in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ease_flwr import config
+from ease_flwr.audit.summary import read_run_config
+from ease_flwr.config import ConfigError, ForgetRequest
+from ease_flwr.config.request import now
+from ease_flwr.hosts.connected import Certificate, Node, certificates, nodes
+from ease_flwr.store import queue
+from ease_flwr.store.layout import RunLayout
+
+SCHEMA = 1
+AT_WORK = ("submitted", "running")
+DAYS = 30
+"""A certificate with fewer days is to be replaced."""
+DISK = 0.05
+"""Share of a file system that must be free."""
+PATIENCE = 2
+"""A client is asked twice: after so many deadlines without a word a run may have been killed."""
+Situation = Callable[[Path], dict[str, Any]]
+"""Where a run is, as of ease_flwr/following.py."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a SuperLink says; without one, nothing is known of who is connected."""
+
+    superlink: str = ""
+    nodes: Sequence[Node] = ()
+    certificates: Sequence[Certificate] = ()
+
+
+def ask(superlink: str) -> Federation:
+    """Ask a SuperLink; "" is none. Raises ConfigError where it does not answer."""
+    return Federation(superlink, nodes(superlink), certificates(superlink)) if superlink else Federation()
+
+
+def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str, Any]:
+    """All that is known of a run, as JSON, with what needs a person in `attention`. Raises ConfigError."""
+    settings, _ = config.from_run_config(read_run_config(run))
+    steps, where = queue.read(run), situation(run)
+    aside = _json(run / "set-aside.json", [])
+    served = [r for _, r in queue.served(run)]
+    departed = {c for r in served for c in r.leaving}
+    leaving = departed | {c for r in queue.requests(steps) for c in r.leaving}
+    told: dict[str, Any] = _json(run / "clients.json", {}).get("clients", {})
+    names = sorted({*settings.data.client_names, *told})
+    clients = [_client(n, told.get(n, {}), federation, n not in leaving, n in departed) for n in names]
+    found = {
+        "folder": str(run),
+        "experiment": settings.name,
+        "status": where["status"],
+        "error": where["error"],
+        "phase": _at_hand(run, steps, where["status"]),
+        "round": where["round"],
+        "silent": round(where["silent"]),
+        "queue": [*_queue(run, steps, where["status"]), *map(_set_aside, aside)],
+        "clients": clients,
+    }
+    silence = PATIENCE * settings.federation.deadline
+    return _whole({"run": found, "disk": _disk(run)}, federation, list(_of_the_run(found, silence, federation)))
+
+
+def of_all(home: Path, federation: Federation, situation: Situation) -> dict[str, Any]:
+    """The same of every run below a folder, without their requests and clients, and what each of them needs."""
+    runs, needs, wanted = [], [], dict[str, bool]()
+    for folder in sorted(f.parent for f in home.glob("*/experiment.json")) if home.is_dir() else ():
+        try:
+            one = of_run(folder, federation, situation)
+        except ConfigError as error:
+            needs.append(str(error))
+            continue
+        run = one["run"]
+        states = [step["state"] for step in run["queue"]]
+        brief = {k: run[k] for k in ("folder", "experiment", "status", "error", "phase", "round")}
+        runs.append(brief | {"steps": {s: states.count(s) for s in STATES}})
+        wanted |= {c["name"]: True for c in run["clients"] if c["expected"]}
+        needs += [f"{folder.name}: {line}" for line in _of_the_run(run, 0, Federation())]
+    needs += [f"{n.name} is offline since {n.since or 'ever'}" for n in federation.nodes if not n.online and n.name in wanted]
+    return _whole({"home": str(home), "runs": runs, "disk": _disk(home)}, federation, needs)
+
+
+STATES = ("done", "at hand", "waiting", "set aside")
+"""Of a step of a queue, or of a request that was one."""
+
+
+def _whole(found: dict[str, Any], federation: Federation, needs: list[str]) -> dict[str, Any]:
+    disk = found["disk"]
+    needs += [
+        f"{c.file} {'expires in ' + str(c.days) + ' days' if c.days >= 0 else 'has expired'}: `ease deploy rotate-ca`"
+        for c in federation.certificates
+        if c.days < DAYS
+    ]
+    if disk["free"] < DISK * disk["total"]:
+        needs.append(f"{disk['path']}: {disk['free'] / disk['total']:.0%} of the disk is free: make room")
+    return {
+        "schema": SCHEMA,
+        "at": now(),
+        "code": config.code_hash(),
+        "ok": not needs,
+        "attention": needs,
+        "superlink": federation.superlink,
+        "nodes": [asdict(n) for n in federation.nodes],
+        "certificates": [asdict(c) for c in federation.certificates],
+        **found,
+    }
+
+
+def _of_the_run(run: dict[str, Any], silence: float, federation: Federation) -> Iterator[str]:
+    """What of a run needs a person. silence: seconds without a word that are too many, 0 for none."""
+    go_on = f"`ease resume {run['folder']}`" + (f" with --superlink {federation.superlink}" if federation.superlink else "")
+    if run["status"] == "failed":
+        yield f"the run has failed: {run['error']}: {go_on} goes on"
+    if silence and run["silent"] > silence:
+        yield f"no word for {run['silent'] / 60:.0f} minutes: if it was killed, {go_on} goes on"
+    for step in run["queue"]:
+        if step["state"] == "set aside":
+            yield f"request {step['request']} ({step['asked']}) is set aside: {step['why']}"
+    for client in run["clients"]:
+        if federation.superlink and client["expected"] and not client["online"]:
+            yield f"{client['name']} is offline" + (f" since {client['since']}" if client["since"] else ", not registered")
+
+
+def _client(name: str, told: dict[str, Any], federation: Federation, expected: bool, departed: bool) -> dict[str, Any]:
+    """One client of a run. Where a name was registered twice (a lost key was replaced), the node that is online counts."""
+    there = sorted((n for n in federation.nodes if n.name == name), key=lambda n: (n.online, n.since))
+    node = there[-1] if there else None
+    return {
+        "name": name,
+        "expected": expected,
+        "departed": departed,
+        "online": node.online if node else None if not federation.superlink else False,
+        "since": node.since if node else "",
+        "node": node.node if node else told.get("node", ""),
+        "key": node.key if node else told.get("key", ""),
+        **{k: told.get(k, "") for k in ("code", "base", "first", "last")},
+        "pairs": told.get("pairs"),
+        "same_code": told["code"] == config.code_hash() if told.get("code") else None,
+    }
+
+
+def _queue(run: Path, steps: Sequence[queue.Step], status: str) -> list[dict[str, Any]]:
+    """Every step with its state, as one of STATES."""
+    at_hand = _at_hand(run, steps, status)
+    found = []
+    for name, step in zip(queue.names(steps), steps, strict=True):
+        state = "done" if RunLayout(run).done(name) else "at hand" if name == at_hand else "waiting"
+        entry = {"phase": name, "state": state, "request": "", "asked": "", "received": "", "why": ""}
+        if step.request:
+            entry |= {"request": step.request.id, "asked": asked(step.request), "received": step.request.received}
+        found.append(entry)
+    return found
+
+
+def _set_aside(entry: dict[str, Any]) -> dict[str, Any]:
+    request = entry.get("request", {})
+    told = asked(ForgetRequest.model_validate(request)) if request.get("strategy") else request.get("scenario", "")
+    more = {"request": request.get("id", ""), "asked": told, "received": entry.get("at", "")}
+    return {"phase": "", "state": "set aside", **more, "why": entry.get("why", "")}
+
+
+def asked(request: ForgetRequest) -> str:
+    """What a request asks. Clients by name; labels and single pairs by their number, as this may go into a monitoring system."""
+    if request.scenario == "client":
+        return "client " + ", ".join(request.targets)
+    return f"{len(request.targets)} {'label' if request.scenario == 'class' else 'entries of pairs'}"
+
+
+def _at_hand(run: Path, steps: Sequence[queue.Step], status: str) -> str:
+    """The phase at hand of a run at work; "" where it is not, or judges at its end."""
+    left = [n for n in queue.names(steps) if not RunLayout(run).done(n)]
+    return left[0] if left and status in AT_WORK else ""
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    found = shutil.disk_usage(there)
+    return {"path": str(there), "free": found.free, "total": found.total}
+
+
+def _json(file: Path, default: Any) -> Any:
+    """A file that older runs do not have. Raises ConfigError where it is broken."""
+    if not file.is_file():
+        return default
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}: restore it") from None
