@@ -88,5 +88,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
         widths[widths.index(max(widths))] -= 1
     for row in (head, *rows):
-        cells = [cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell, w in zip((c or "-" for c in row), widths, strict=True)]
+        cells = [
+            cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell, w in zip((c or "-" for c in row), widths, strict=True)
+        ]
         yield "  ".join(f"{cell:{w}}" for cell, w in zip(cells, widths, strict=True)).rstrip()
