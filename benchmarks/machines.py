@@ -1,7 +1,7 @@
 """Machines for trials of a deployment: network and mount namespaces of Linux on one bridge. Needs root, `unshare` and `ip`.
 
-Each has an address of its own, /opt/ease of its own, and no way out. They have no names on the system: they are gone with the
-process that holds them, so nothing has to be removed, whatever ends the trial.
+Each has an address of its own, no way out, an /opt/ease and an /etc of its own, and what is installed here, read-only. They
+have no names on the system: they are gone with the process that holds them. So nothing has to be removed, whatever ends the trial.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import sysconfig
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,13 +30,13 @@ HOME = Path("/opt/ease")
 """Where each machine has its own folder."""
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a service of systemd that says nothing else."""
-NEEDED = ("ip", "unshare", "nsenter", "mount")
+NEEDED = ("ip", "unshare", "nsenter", "mount", "setpriv", "useradd")
 START_SECONDS = 30.0
 LAST_WORDS = 12
 """Lines of a command that failed that are shown."""
 
 
-class Failed(Exception):
+class TrialError(Exception):
     """Something on a machine did not come out as it should; says what was said there."""
 
 
@@ -61,72 +65,92 @@ class Machine:
         """Where a file of the machine lies for us."""
         return self.folder / Path(there).relative_to(HOME)
 
-    def inside(self, command: Sequence[str], variables: dict[str, str], cwd: str | Path) -> list[str]:
-        """A command so that it runs on the machine, with these variables and no other."""
+    def inside(self, command: Sequence[str], variables: dict[str, str], cwd: str | Path, user: str = "root") -> list[str]:
+        """A command so that it runs on the machine, as this account, with these variables and no other."""
         known = {"HOME": str(HOME), "PATH": SYSTEM, "LANG": "C.UTF-8", **variables}
         env = ["env", "-i", f"--chdir={cwd}", *(f"{k}={v}" for k, v in self.family.marked(known).items())]
-        return ["nsenter", "--target", str(self.pid), "--net", "--mount", "--", *env, *command]
+        who = [] if user == "root" else ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--no-new-privs"]
+        return ["nsenter", "--target", str(self.pid), "--net", "--mount", "--", *env, *who, *command]
 
-    def run(self, line: str, cwd: str | Path = HOME, status: int = 0, **variables: str) -> str:
-        """A line as an operator types it, in a shell that has /opt/ease/venv active; what it says. Raises Failed."""
-        shell = {"PATH": f"{HOME}/venv/bin:{SYSTEM}", **variables}
-        log = self.folder.with_name(f"{self.name}.typed.log")
+    def run(self, line: str, cwd: str | Path = HOME, status: int = 0, user: str = "root") -> str:
+        """A line as an operator types it, with the programs of /opt/ease/venv; what it says. Raises TrialError.
+
+        status: with which it is to end.
+        """
+        log = self.log("typed")
         before = log.stat().st_size if log.is_file() else 0
-        ended = self.family.start(self.inside(["sh", "-c", line], shell, cwd), log).wait()
+        shell = {"PATH": f"{HOME}/venv/bin:{SYSTEM}", "OMP_NUM_THREADS": "1"}
+        ended = self.family.start(self.inside(["sh", "-c", line], shell, cwd, user), log).wait()
         with log.open(encoding="utf-8", errors="replace") as f:
             f.seek(before)
             said = f.read()
         if ended != status:
             last = "\n    ".join(said.strip().splitlines()[-LAST_WORDS:])
-            raise Failed(f"{self.name}: `{line}` ended with {ended}, not {status}:\n    {last}")
+            raise TrialError(f"{self.name}: `{line}` ended with {ended}, not {status}:\n    {last}")
         return said
 
-    def start(self, command: Sequence[str], log: str, variables: dict[str, str], cwd: str | Path) -> subprocess.Popen[bytes]:
-        """Start a program that goes on; what it says is in NAME.LOG beside the machine's folder."""
-        return self.family.start(self.inside(command, variables, cwd), self.folder.with_name(f"{self.name}.{log}"))
+    def log(self, name: str) -> Path:
+        """Where is what a program says: beside the machine's folder."""
+        return self.folder.with_name(f"{self.name}.{name}.log")
 
     def copy(self, there: str | Path, to: Machine, as_: str | Path) -> None:
         """Copy a file or a folder to another machine, as scp -rp does."""
         source, target = self.at(there), to.at(as_)
         target.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True)
+        else:
+            shutil.copy2(source, target)
 
 
 class Service:
-    """A unit of systemd on a machine, run by its own lines: folder, variables and command, and nothing besides."""
+    """A unit of systemd on a machine, run by its own lines and nothing besides: account, folder, command, restarts."""
 
     def __init__(self, machine: Machine, unit: str | Path) -> None:
         self.machine, self.name = machine, Path(unit).stem
         lines = machine.at(unit).read_text(encoding="utf-8").splitlines()
         settings = [line.partition("=")[::2] for line in lines if re.match(r"\w+=", line)]
-        self.variables = {"PATH": SYSTEM}
+        variables = {"PATH": SYSTEM, "OMP_NUM_THREADS": "1"}  # the second for two cores that have it all
         for value in (v for k, v in settings if k == "Environment"):
-            self.variables |= dict(part.split("=", 1) for part in shlex.split(value))
+            variables |= dict(part.split("=", 1) for part in shlex.split(value))
         last = dict(settings)
-        self.folder, self.command = last["WorkingDirectory"], shlex.split(last["ExecStart"])
+        masked = ["sh", "-c", f'umask {last.get("UMask", "0022")}; exec "$@"', "sh", *shlex.split(last["ExecStart"])]
+        self.command = machine.inside(masked, variables, last["WorkingDirectory"], last.get("User", "root"))
+        self.pause = float(last["RestartSec"])
+        self.stopped = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = self.machine.start(self.command, f"{self.name}.log", self.variables, self.folder)
+        """Start it, and again whenever it ends, until it is stopped."""
+        self.stopped.clear()
+        self.keeper = threading.Thread(target=self._kept, daemon=True)
+        self.keeper.start()
 
-    def stop(self, kill: bool = False) -> None:
-        """End the unit with all that it has started, as systemd does: with SIGTERM, and what is left later with SIGKILL.
+    def _kept(self) -> None:
+        with contextlib.suppress(RuntimeError):  # of a family that ends
+            while not self.stopped.is_set():
+                self.process = self.machine.family.start(self.command, self.machine.log(self.name))
+                self.process.wait()
+                self.stopped.wait(self.pause)
 
-        kill: with SIGKILL at once.
-        """
-        assert self.process is not None
-        everything = processes.tree(self.process.pid)
+    def stop(self) -> None:
+        """With all that it has started: with SIGTERM, and what is left after a while with SIGKILL."""
+        self.stopped.set()
+        everything = processes.tree(self.process.pid) if self.process else []
+        self._signal(everything, signal.SIGTERM)
+        _, left = psutil.wait_procs(everything, START_SECONDS)
+        self._signal(left, signal.SIGKILL)
+        self.keeper.join()
+
+    def kill(self) -> None:
+        """All of it at once with SIGKILL. It comes back by itself."""
+        self._signal(processes.tree(self.process.pid) if self.process else [], signal.SIGKILL)
+
+    @staticmethod
+    def _signal(everything: Sequence[psutil.Process], number: int) -> None:
         for process in everything:
             with contextlib.suppress(psutil.NoSuchProcess):
-                (process.kill if kill else process.terminate)()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=START_SECONDS)
-        for process in filter(processes.is_alive, everything):
-            process.kill()
-        self.process.wait()
-
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+                process.send_signal(number)
 
 
 @dataclass
@@ -142,12 +166,18 @@ class Network:
         self.switch = self._held("switch", "true")
         self._in(self.switch, "ip link add name bridge type bridge && ip link set bridge up")
 
-    def add(self, name: str) -> Machine:
-        """A new machine."""
+    def add(self, name: str, address: str = "") -> Machine:
+        """A new machine. address: of one that it replaces."""
         number = len(self.machines) + 1
-        folder, address = self.folder / name, f"10.77.0.{number}"
-        folder.mkdir()
-        pid = self._held(name, f"mount --bind {folder} {HOME} && mount -t tmpfs none {self.folder}")
+        folder, address = self.folder / name, address or f"10.77.0.{number}"
+        shared = {sys.base_prefix: "python", sysconfig.get_path("purelib"): "packages"}
+        for inside in shared.values():
+            (folder / inside).mkdir(parents=True)
+        etc = folder.with_name(f"{name}.etc")
+        shutil.copytree("/etc", etc, symlinks=True)
+        mounts = [f"mount --bind {folder} {HOME}", f"mount --bind {etc} /etc"]
+        mounts += [f"mount --bind -o ro {source} {HOME}/{inside}" for source, inside in shared.items()]
+        pid = self._held(name, " && ".join([*mounts, f"mount -t tmpfs none {self.folder}"]))
         port = f"port{number}"
         subprocess.run(
             ["ip", "link", "add", port, "netns", str(self.switch), "type", "veth", "peer", "name", "eth0", "netns", str(pid)],
@@ -158,6 +188,10 @@ class Network:
         self.machines[name] = Machine(name, address, folder, pid, self.family)
         return self.machines[name]
 
+    def cut(self, machine: Machine) -> None:
+        """Take a machine off the network."""
+        self._in(machine.pid, "ip link set eth0 down")
+
     def _held(self, name: str, prepared: str) -> int:
         """A process that holds new namespaces, once they are prepared."""
         log = self.folder / f"{name}.log"
@@ -166,7 +200,7 @@ class Network:
         process, limit = self.family.start(command, log), time.monotonic() + START_SECONDS
         while "ready" not in log.read_text():
             if process.poll() is not None or time.monotonic() > limit:
-                raise Failed(f"{name} could not be made: {log.read_text().strip()}")
+                raise TrialError(f"{name} could not be made: {log.read_text().strip()}")
             time.sleep(0.05)
         return process.pid
 

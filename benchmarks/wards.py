@@ -1,4 +1,4 @@
-"""What lies on the machines of benchmarks/hosts.py before they are a federation: the program, data in three layouts, an experiment.
+"""What lies on the machines of benchmarks/hosts.py before they are a federation: the program, data, an experiment.
 
 Pictures and labels are those of the built-in world, made small. Each host knows people whom no other host knows.
 """
@@ -104,12 +104,15 @@ def next_version(folder: Path) -> Path:
 
 def environment(machine: Machine, built: Path) -> None:
     """/opt/ease/venv, as a machine has it on which the project was installed: packages are those of this interpreter."""
-    venv = machine.at(HOME / "venv")
+    venv, python = machine.at(HOME / "venv"), HOME / "python" / "bin"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    for link in (venv / "bin").glob("python*"):
+        link.unlink()
+        link.symlink_to(python / Path(sys.executable).resolve().name)
+    (venv / "pyvenv.cfg").write_text(f"home = {python}\ninclude-system-site-packages = false\n")
     (site,) = venv.glob("lib/python*/site-packages")
-    packages = [p for p in sys.path if p.endswith("site-packages")]
-    (site / "packages.pth").write_text("\n".join(packages) + "\n")
-    for program in (*Path(sys.prefix, "bin").glob("flwr*"), *Path(sys.prefix, "bin").glob("flower-*")):
+    (site / "packages.pth").write_text(f"{HOME}/packages\n")
+    for program in (p for pattern in ("flwr*", "flower-*") for p in Path(sys.prefix, "bin").glob(pattern)):
         _, _, rest = program.read_text(encoding="utf-8").partition("\n")
         (venv / "bin" / program.name).write_text(f"#!{HOME}/venv/bin/python\n{rest}", encoding="utf-8")
         (venv / "bin" / program.name).chmod(0o755)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ease_flwr.cli.deploy import deploy
 from ease_flwr.cli.shared import mistakes
 
 WIDTH = 100
@@ -92,3 +93,53 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
             cell if len(cell) <= w else f"{cell[: w - 1]}…" for cell, w in zip((c or "-" for c in row), widths, strict=True)
         ]
         yield "  ".join(f"{cell:{w}}" for cell, w in zip(cells, widths, strict=True)).rstrip()
+
+
+SERVER = Annotated[Path, typer.Argument(help="The server's own folder: /opt/ease/server.")]
+
+
+@deploy.command("backup")
+def deploy_backup(
+    server: SERVER,
+    file: Annotated[Path, typer.Argument(help="New file, .tar; only its owner can read it.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that are at work; by default they are an error.")] = False,
+) -> None:
+    """Keep all that the server needs to go on elsewhere in one file: keys, certificates, settings, database, runs."""
+    with mistakes("deploy backup"):
+        from ease_flwr.hosts import backup
+
+        count = backup.backup(server, file, wait)
+    print(f"{count} files in {file}, {file.stat().st_size} bytes: it holds private keys, and what the runs know")
+
+
+@deploy.command("restore")
+def deploy_restore(
+    file: Annotated[Path, typer.Argument(help="File of `ease deploy backup`.")],
+    server: Annotated[Path, typer.Argument(help="New folder; /opt/ease/server, or wherever the server shall be.")],
+) -> None:
+    """Write a backup into a new folder, once every file of it is as its manifest says."""
+    with mistakes("deploy restore"):
+        from ease_flwr.hosts import backup
+
+        manifest = backup.restore(file, server)
+    print(f"{len(manifest['files'])} files in {server}, as of {manifest['at']}")
+    if manifest["folder"] != str(server.absolute()):
+        print(f"it was in {manifest['folder']}: docs/operations.md says which files have that path")
+
+
+@deploy.command("upgrade")
+def deploy_upgrade(
+    what: Annotated[Path, typer.Argument(help="A wheel, or the folder of a checkout.")],
+    server: Annotated[Path | None, typer.Option(help="On the server: its folder, whose runs are looked at first.")] = None,
+    superlink: Annotated[str, typer.Option(help="Connection that unfinished runs go on with; for what is said of them.")] = "",
+    pip: Annotated[list[str] | None, typer.Option(help="Option of pip, as --pip=--no-index; may be repeated.")] = None,
+) -> None:
+    """Install other code into this environment, unless a run of this server has a phase at hand."""
+    with mistakes("deploy upgrade"):
+        from ease_flwr.hosts import upgrade
+
+        if server:
+            upgrade.check(server.absolute(), superlink)
+        before, after = upgrade.install(what, pip or ())
+    print(f"code before {before[:12]}, now {after[:12]}" + (": the same" if before == after else ""))
+    print(f"restart the service here: systemctl restart {'ease-superlink' if server else 'ease-supernode'}")

@@ -171,7 +171,7 @@ def _set_aside(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def asked(request: ForgetRequest) -> str:
-    """What a request asks. Clients by name; labels and single pairs by their number, as this may go into a monitoring system."""
+    """What a request asks: clients by name, labels and pairs by their number, as monitoring may keep it."""
     if request.scenario == "client":
         return "client " + ", ".join(request.targets)
     return f"{len(request.targets)} {'label' if request.scenario == 'class' else 'entries of pairs'}"
