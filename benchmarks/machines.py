@@ -1,7 +1,7 @@
 """Machines for trials of a deployment: network and mount namespaces of Linux on one bridge. Needs root, `unshare` and `ip`.
 
 Each has an address of its own, no way out, an /opt/ease and an /etc of its own, and what is installed here, read-only. They
-have no names on the system: they are gone with the process that holds them. So nothing has to be removed, whatever ends the trial.
+have no names on the system, they are gone with the process that holds them. So nothing is left over, whatever ends the trial.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Machine:
 
     def inside(self, command: Sequence[str], variables: dict[str, str], cwd: str | Path, user: str = "root") -> list[str]:
         """A command so that it runs on the machine, as this account, with these variables and no other."""
-        known = {"HOME": str(HOME), "PATH": SYSTEM, "LANG": "C.UTF-8", **variables}
+        known = {"HOME": str(HOME), "PATH": SYSTEM, "LANG": "C.UTF-8", "LD_LIBRARY_PATH": f"{HOME}/python/lib", **variables}
         env = ["env", "-i", f"--chdir={cwd}", *(f"{k}={v}" for k, v in self.family.marked(known).items())]
         who = [] if user == "root" else ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--no-new-privs"]
         return ["nsenter", "--target", str(self.pid), "--net", "--mount", "--", *env, *who, *command]

@@ -40,7 +40,7 @@ class Certificate:
 
     file: str
     until: str
-    """UTC."""
+    """UTC; where a file has several, of the one that expires first."""
     days: int
     """Whole days that are left; negative where it has expired."""
 
@@ -108,7 +108,7 @@ def _read(files: Iterable[Path], now: datetime.datetime) -> Iterator[Certificate
 
     for file in files:
         try:
-            until = x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+            until = min(c.not_valid_after_utc for c in x509.load_pem_x509_certificates(file.read_bytes()))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file}: not a certificate ({error}): restore it") from None
         yield Certificate(str(file), until.strftime("%Y-%m-%dT%H:%M:%SZ"), (until - now).days)
