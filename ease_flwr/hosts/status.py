@@ -5,7 +5,6 @@ Nothing is locked and nothing is sent to a client. The schema of `--json` is in 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError, ForgetRequest
 from ease_flwr.config.request import now
 from ease_flwr.hosts.connected import Certificate, Node, certificates, nodes
+from ease_flwr.store import clients as known
 from ease_flwr.store import queue
 from ease_flwr.store.layout import RunLayout
 
@@ -50,11 +50,10 @@ def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str,
     """All that is known of a run, as JSON, with what needs a person in `attention`. Raises ConfigError."""
     settings, _ = config.from_run_config(read_run_config(run))
     steps, where = queue.read(run), situation(run)
-    aside = _json(run / "set-aside.json", [])
     served = [r for _, r in queue.served(run)]
     departed = {c for r in served for c in r.leaving}
     leaving = departed | {c for r in queue.requests(steps) for c in r.leaving}
-    told: dict[str, Any] = _json(run / "clients.json", {}).get("clients", {})
+    told = {name: client.model_dump() for name, client in known.read(run).items()}
     names = sorted({*settings.data.client_names, *told})
     clients = [_client(n, told.get(n, {}), federation, n not in leaving, n in departed) for n in names]
     found = {
@@ -65,7 +64,7 @@ def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str,
         "phase": _at_hand(run, steps, where["status"]),
         "round": where["round"],
         "silent": round(where["silent"]),
-        "queue": [*_queue(run, steps, where["status"]), *map(_set_aside, aside)],
+        "queue": [*_queue(run, steps, where["status"]), *map(_set_aside, queue.read_set_aside(run))],
         "clients": clients,
     }
     silence = PATIENCE * settings.federation.deadline
@@ -163,11 +162,9 @@ def _queue(run: Path, steps: Sequence[queue.Step], status: str) -> list[dict[str
     return found
 
 
-def _set_aside(entry: dict[str, Any]) -> dict[str, Any]:
-    request = entry.get("request", {})
-    told = asked(ForgetRequest.model_validate(request)) if request.get("strategy") else request.get("scenario", "")
-    more = {"request": request.get("id", ""), "asked": told, "received": entry.get("at", "")}
-    return {"phase": "", "state": "set aside", **more, "why": entry.get("why", "")}
+def _set_aside(entry: queue.SetAside) -> dict[str, Any]:
+    asks = {"request": entry.request.id, "asked": asked(entry.request), "received": entry.request.received}
+    return {"phase": "", "state": "set aside", **asks, "why": entry.why}
 
 
 def asked(request: ForgetRequest) -> str:
@@ -187,13 +184,3 @@ def _disk(folder: Path) -> dict[str, Any]:
     there = next(f for f in (folder, *folder.parents) if f.exists())
     found = shutil.disk_usage(there)
     return {"path": str(there), "free": found.free, "total": found.total}
-
-
-def _json(file: Path, default: Any) -> Any:
-    """A file that older runs do not have. Raises ConfigError where it is broken."""
-    if not file.is_file():
-        return default
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}: restore it") from None
