@@ -1,11 +1,11 @@
 """A federation of separate hosts, from `ease deploy init` to a verified receipt, as the pages for operators say it.
 
-    python -m benchmarks.hosts FILE.json [STEP ...]
+    python -m benchmarks.hosts RESULT.json [STEP ...]
 
 A server, hosts with data of their own, and a desk that holds the keys are namespaces of Linux (benchmarks/machines.py). They
 have TLS and node keys, the program from a wheel, and no way out. Commands are typed as docs/deploy.md and docs/operations.md
 have them. Needs root; about twenty minutes on two cores. init, server, hosts and learn are always done. What was said on the
-machines is kept in FILE.logs/. Exit status 1: a step failed; 77: no machines can be made here.
+machines is kept in RESULT.logs/. Exit status 1: a step failed; 77: no machines can be made here.
 """
 
 from __future__ import annotations
@@ -208,10 +208,12 @@ def main(file: Path, wanted: list[str]) -> int:
     HOME.mkdir(parents=True, exist_ok=True)
     try:
         with Family() as family:
-            trial = Trial(Network(family.folder, family))
-            todo = [name for name in STEPS if not wanted or name in wanted or STEPS[name] in ALWAYS]
-            result["passed"] = all(done(trial, name, result["steps"]) for name in todo)
-            logs(family.folder, file.with_suffix(".logs"))
+            try:
+                trial = Trial(Network(family.folder, family))
+                todo = [name for name in STEPS if not wanted or name in wanted or STEPS[name] in ALWAYS]
+                result["passed"] = all(done(trial, name, result["steps"]) for name in todo)
+            finally:
+                logs(family.folder, file.with_suffix(".logs"))
     finally:
         if made:
             HOME.rmdir()
