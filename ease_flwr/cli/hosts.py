@@ -60,7 +60,7 @@ def _doing(run: dict[str, Any]) -> str:
     """Status, phase and round of a run, in words."""
     where = run["round"] if run["phase"] else {}
     at = f" {where['round']}/{where['last']}" if where and run["phase"].startswith(where["model"]) else ""
-    return run["status"] + (f", {run['phase']}{at}" if run["phase"] else "")
+    return f"{run['status']}, {run['phase']}{at}" if run["phase"] else str(run["status"])
 
 
 def _step(step: dict[str, Any]) -> tuple[str, ...]:

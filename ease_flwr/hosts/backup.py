@@ -3,7 +3,7 @@
 That is keys, certificates, settings, the SuperLink's database and the runs. What is made again by itself is left out: the
 cache, apps that were laid out, logs of services, locks. The file is a tar. Its last member is the manifest:
 
-    {"schema": 1, "at": UTC, "folder": where it lay, "version": ..., "code": ..., "files": {name: {"sha256": ..., "size": ...}}}
+    {"schema": 1, "at": UTC, "folder": where it lay, "code": ..., "files": {name: {"sha256": ..., "size": ...}}}
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ease_flwr import __version__
 from ease_flwr.config import ConfigError, code_hash
 from ease_flwr.config.request import now
 from ease_flwr.hosts.link import read_state
@@ -101,7 +100,7 @@ def _write(server: Path, out: IO[bytes], scratch: Path) -> int:
                 read = _Hashed(f)
                 tar.addfile(info, read)
             found[name] = {"sha256": read.digest.hexdigest(), "size": info.size}
-        about = {"schema": SCHEMA, "at": now(), "folder": str(server), "version": __version__, "code": code_hash()}
+        about = {"schema": SCHEMA, "at": now(), "folder": str(server), "code": code_hash()}
         text = json.dumps({**about, "files": found}, indent=1).encode()
         info = tarfile.TarInfo(MANIFEST)
         info.size = len(text)
@@ -205,7 +204,10 @@ def _checked(tar: tarfile.TarFile, file: Path) -> dict[str, Any]:
         if member.name == MANIFEST:
             manifest = _manifest(content.read(), file)
             continue
-        found[member.name] = {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "size": member.size}
+        read = _Hashed(content)
+        while read.read(CHUNK):
+            pass
+        found[member.name] = {"sha256": read.digest.hexdigest(), "size": member.size}
     if not manifest:
         raise ConfigError(f"{file}: no manifest, it was cut or is no backup of `ease deploy backup`")
     if wrong := sorted(n for n in found.keys() | manifest["files"].keys() if found.get(n) != manifest["files"].get(n)):

@@ -5,6 +5,7 @@ Nothing is locked and nothing is sent to a client. The schema of `--json` is in 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit.summary import read_run_config
-from ease_flwr.config import ConfigError, ForgetRequest
+from ease_flwr.config import ConfigError, Experiment, ForgetRequest
 from ease_flwr.config.request import now
 from ease_flwr.hosts.connected import Certificate, Node, certificates, nodes
 from ease_flwr.store import clients as known
@@ -48,7 +48,7 @@ def ask(superlink: str) -> Federation:
 
 def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str, Any]:
     """All that is known of a run, as JSON, with what needs a person in `attention`. Raises ConfigError."""
-    settings, _ = config.from_run_config(read_run_config(run))
+    settings = _experiment(run)
     steps, where = queue.read(run), situation(run)
     served = [r for _, r in queue.served(run)]
     departed = {c for r in served for c in r.leaving}
@@ -184,3 +184,12 @@ def _disk(folder: Path) -> dict[str, Any]:
     there = next(f for f in (folder, *folder.parents) if f.exists())
     found = shutil.disk_usage(there)
     return {"path": str(there), "free": found.free, "total": found.total}
+
+
+def _experiment(run: Path) -> Experiment:
+    """Of a run, with what has changed since it began. Raises ConfigError."""
+    file = RunLayout(run).run_config
+    try:
+        return config.from_run_config(json.loads(file.read_text(encoding="utf-8")))[0]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{file}: {error}: give the folder of a run") from None
