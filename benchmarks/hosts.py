@@ -28,6 +28,8 @@ from ease_flwr.store.files import write_json
 SKIPPED = 77
 """Exit status where there can be no machines."""
 FIRST = wards.HOSTS[:-1]
+REACH = """python -c 'import socket; socket.create_connection(("10.77.0.2", 9092), 3)'"""
+"""From a machine that the firewall does not know."""
 
 
 # ---- the steps ---------------------------------------------------------------------------------------------------------------
@@ -35,7 +37,8 @@ FIRST = wards.HOSTS[:-1]
 
 def init(t: Trial) -> str:
     """Certificates, keys, units and installers, on the desk."""
-    t.desk.run(f"ease deploy init federation --hosts {','.join(FIRST)} --address {t.server.address}")
+    known = ",".join(t.network.address(3 + k) for k in range(len(FIRST)))  # after the desk and the server
+    t.desk.run(f"ease deploy init federation --hosts {','.join(FIRST)} --address {t.server.address} --allow {known}")
     return t.desk.run("ls federation").replace("\n", " ")
 
 
@@ -44,6 +47,7 @@ def server(t: Trial) -> str:
     wards.base(t.server.at(wards.BASE))
     t.install("server", t.server, "ease-superlink.service")
     t.server.at(HOME / "server" / "wards.yaml").write_text(wards.EXPERIMENT)
+    t.firewall()
     return last(t.ease(f"deploy register {HOME}/server"))
 
 
@@ -52,6 +56,9 @@ def hosts(t: Trial) -> str:
     for name in FIRST:
         t.host(name)
     t.online(*FIRST)
+    for name, machine in (("server", t.server), *t.hosts.items()):
+        machine.run(f"ease deploy health {HOME}/{name}")
+    t.desk.run(REACH, status=1)
     return ", ".join(f"{h} {wards.LAYOUTS[h]}" for h in FIRST)
 
 
@@ -81,6 +88,9 @@ def join(t: Trial) -> str:
     """A fourth host comes to a run that has learnt."""
     t.desk.run("ease deploy add-host federation host-4")
     t.carry("server/keys/host-4.pub", t.server, "server/keys/host-4.pub")
+    rules = t.server.at(HOME / "server" / "ease.nft")
+    rules.write_text(rules.read_text().replace("elements = { ", f"elements = {{ {t.network.address(6)}, ", 1))
+    t.firewall()
     t.ease(f"deploy register {HOME}/server")
     t.host("host-4")
     t.online("host-1", "host-2", "host-4")
@@ -178,6 +188,7 @@ def moved(t: Trial) -> str:
     for there in ("venv", "base.json", "backup.tar"):
         before.copy(HOME / there, t.server, HOME / there)
     t.server.run("ease deploy restore backup.tar server && sh server/install.sh")
+    t.firewall()
     t.units["server"] = Service(t.server, HOME / "server" / "ease-superlink.service")
     t.units["server"].start()
     t.online(*t.there())

@@ -30,7 +30,7 @@ HOME = Path("/opt/ease")
 """Where each machine has its own folder."""
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a service of systemd that says nothing else."""
-NEEDED = ("ip", "unshare", "nsenter", "mount", "setpriv", "useradd")
+NEEDED = ("ip", "unshare", "nsenter", "mount", "setpriv", "useradd", "nft")
 START_SECONDS = 30.0
 LAST_WORDS = 12
 """Lines of a command that failed that are shown."""
@@ -169,7 +169,7 @@ class Network:
     def add(self, name: str, address: str = "") -> Machine:
         """A new machine. address: of one that it replaces."""
         number = len(self.machines) + 1
-        folder, address = self.folder / name, address or f"10.77.0.{number}"
+        folder, address = self.folder / name, address or self.address(number)
         shared = {sys.base_prefix: "python", sysconfig.get_path("purelib"): "packages"}
         for inside in shared.values():
             (folder / inside).mkdir(parents=True)
@@ -187,6 +187,11 @@ class Network:
         self._in(pid, f"ip link set lo up && ip address add {address}/24 dev eth0 && ip link set eth0 up")
         self.machines[name] = Machine(name, address, folder, pid, self.family)
         return self.machines[name]
+
+    @staticmethod
+    def address(number: int) -> str:
+        """Of the machine that is added as the first, second, ..."""
+        return f"10.77.0.{number}"
 
     def cut(self, machine: Machine) -> None:
         """Take a machine off the network."""

@@ -54,6 +54,11 @@ class Trial:
         self.units[name] = Service(machine, HOME / name / unit)
         self.units[name].start()
 
+    def firewall(self) -> None:
+        """Let in the hosts that ease.nft of the server names, and nobody else."""
+        rules = f"{HOME}/server/ease.nft"
+        self.server.run(f"nft -c -f {rules} && nft -f {rules}")
+
     def host(self, name: str) -> None:
         """A machine becomes a host: program, data, base model, folder."""
         self.hosts[name] = machine = self.network.add(name)

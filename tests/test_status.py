@@ -125,7 +125,9 @@ def test_certificates_and_disk(run, monkeypatch):
     soon = Federation(
         "ward", connected_to(*NAMES).nodes, [Certificate("server.pem", SINCE, 29), Certificate("ca.crt", SINCE, 30)]
     )
-    assert needs(run, soon) == ["server.pem expires in 29 days: `ease deploy rotate-ca`"]
+    assert needs(run, soon) == ["server.pem expires in 29 days: `ease deploy renew`"]
+    gone = Federation("ward", connected_to(*NAMES).nodes, [Certificate("ca.crt", SINCE, -1)])
+    assert needs(run, gone) == ["ca.crt has expired: `ease deploy rotate-ca`"]
     usage = shutil.disk_usage(run)._replace(total=100, free=4)
     monkeypatch.setattr(status.shutil, "disk_usage", lambda _: usage)
     assert needs(run, Federation()) == [f"{run}: 4% of the disk is free: make room"]

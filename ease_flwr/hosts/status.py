@@ -96,11 +96,11 @@ STATES = ("done", "at hand", "waiting", "set aside")
 
 def _whole(found: dict[str, Any], federation: Federation, needs: list[str]) -> dict[str, Any]:
     disk = found["disk"]
-    needs += [
-        f"{c.file} {'expires in ' + str(c.days) + ' days' if c.days >= 0 else 'has expired'}: `ease deploy rotate-ca`"
-        for c in federation.certificates
-        if c.days < DAYS
-    ]
+    for certificate in federation.certificates:
+        if certificate.days < DAYS:
+            how = f"expires in {certificate.days} days" if certificate.days >= 0 else "has expired"
+            command = "rotate-ca" if certificate.file.endswith("ca.crt") else "renew"
+            needs.append(f"{certificate.file} {how}: `ease deploy {command}`")
     if disk["free"] < DISK * disk["total"]:
         needs.append(f"{disk['path']}: {disk['free'] / disk['total']:.0%} of the disk is free: make room")
     return {

@@ -35,10 +35,9 @@ def install(what: Path, options: Sequence[str] = ()) -> tuple[str, str]:
     if not ((what.is_file() and what.suffix == ".whl") or (what / "pyproject.toml").is_file()):
         raise ConfigError(f"{what}: expected a wheel, or the folder of a checkout")
     before = code_hash()
-    named = ["--editable", str(what)] if what.is_dir() else [str(what)]
     constraints = ["--constraint", str(what / "constraints.txt")] if (what / "constraints.txt").is_file() else []
-    _pip([*constraints, *options, *named])  # what it needs, where that is not there
-    _pip(["--no-deps", "--force-reinstall", *options, *named])  # itself, of the same version too
+    _pip([*constraints, *options, str(what)])  # what it needs, where that is not there
+    _pip(["--no-deps", "--force-reinstall", *options, str(what)])  # itself, of the same version too
     asked = subprocess.run([sys.executable, "-P", "-c", ASK], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise ConfigError(f"{what} is installed, but cannot be used: {' '.join(asked.stderr.split())[-300:]}")
