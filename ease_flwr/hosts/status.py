@@ -28,6 +28,8 @@ DISK = 0.05
 """Share of a file system that must be free."""
 PATIENCE = 2
 """A client is asked twice: after so many deadlines without a word a run may have been killed."""
+WITHDRAWN = "it was withdrawn"
+"""Why `ease withdraw` sets a request aside."""
 Situation = Callable[[Path], dict[str, Any]]
 """Where a run is, as of ease_flwr/following.py."""
 
@@ -48,6 +50,12 @@ def ask(superlink: str) -> Federation:
 
 def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str, Any]:
     """All that is known of a run, as JSON, with what needs a person in `attention`. Raises ConfigError."""
+    found, needs = _facts(run, federation, situation)
+    return _whole({"run": found, "disk": _disk(run)}, federation, needs)
+
+
+def _facts(run: Path, federation: Federation, situation: Situation) -> tuple[dict[str, Any], list[str]]:
+    """What is known of a run, and what of it needs a person."""
     settings = _experiment(run)
     steps, where = queue.read(run), situation(run)
     served = [r for _, r in queue.served(run)]
@@ -67,8 +75,7 @@ def of_run(run: Path, federation: Federation, situation: Situation) -> dict[str,
         "queue": [*_queue(run, steps, where["status"]), *map(_set_aside, queue.read_set_aside(run))],
         "clients": clients,
     }
-    silence = PATIENCE * settings.federation.deadline
-    return _whole({"run": found, "disk": _disk(run)}, federation, list(_of_the_run(found, silence, federation)))
+    return found, list(_needs(found, PATIENCE * settings.federation.deadline, federation))
 
 
 def of_all(home: Path, federation: Federation, situation: Situation) -> dict[str, Any]:
@@ -76,16 +83,15 @@ def of_all(home: Path, federation: Federation, situation: Situation) -> dict[str
     runs, needs, wanted = [], [], dict[str, bool]()
     for folder in sorted(f.parent for f in home.glob("*/experiment.json")) if home.is_dir() else ():
         try:
-            one = of_run(folder, federation, situation)
+            run, lines = _facts(folder, Federation(), situation)
         except ConfigError as error:
             needs.append(str(error))
             continue
-        run = one["run"]
         states = [step["state"] for step in run["queue"]]
         brief = {k: run[k] for k in ("folder", "experiment", "status", "error", "phase", "round")}
         runs.append(brief | {"steps": {s: states.count(s) for s in STATES}})
         wanted |= {c["name"]: True for c in run["clients"] if c["expected"]}
-        needs += [f"{folder.name}: {line}" for line in _of_the_run(run, 0, Federation())]
+        needs += [f"{folder.name}: {line}" for line in lines]
     needs += [f"{n.name} is offline since {n.since or 'ever'}" for n in federation.nodes if not n.online and n.name in wanted]
     return _whole({"home": str(home), "runs": runs, "disk": _disk(home)}, federation, needs)
 
@@ -116,15 +122,19 @@ def _whole(found: dict[str, Any], federation: Federation, needs: list[str]) -> d
     }
 
 
-def _of_the_run(run: dict[str, Any], silence: float, federation: Federation) -> Iterator[str]:
-    """What of a run needs a person. silence: seconds without a word that are too many, 0 for none."""
+def _needs(run: dict[str, Any], silence: float, federation: Federation) -> Iterator[str]:
+    """What of a run needs a person. silence: seconds without a word that are too many.
+
+    A request that somebody has withdrawn, or asked again since it was set aside, needs nobody.
+    """
+    asked_again = {step["request"] for step in run["queue"] if step["state"] != "set aside"}
     go_on = f"`ease resume {run['folder']}`" + (f" with --superlink {federation.superlink}" if federation.superlink else "")
     if run["status"] == "failed":
         yield f"the run has failed: {run['error']}: {go_on} goes on"
-    if silence and run["silent"] > silence:
+    if run["silent"] > silence:
         yield f"no word for {run['silent'] / 60:.0f} minutes: if it was killed, {go_on} goes on"
     for step in run["queue"]:
-        if step["state"] == "set aside":
+        if step["state"] == "set aside" and step["why"] != WITHDRAWN and step["request"] not in asked_again:
             yield f"request {step['request']} ({step['asked']}) is set aside: {step['why']}"
     for client in run["clients"]:
         if federation.superlink and client["expected"] and not client["online"]:
