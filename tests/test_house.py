@@ -69,6 +69,8 @@ def test_every_path_that_is_described_exists():
 @pytest.mark.parametrize("name", CHECKS)
 def test_long_checks_are_as_new_as_the_code(name):
     found = result_of(name)
+    if found.get("skipped"):
+        pytest.skip(f"{name} was not checked: {found['skipped']}")
     assert found.get("passed"), f"run `python -m tests.long {name}`"
     assert found["code"] == CHECKS[name].code(), (
         f"the code has changed since {found['date']}: run `python -m tests.long {name}`"

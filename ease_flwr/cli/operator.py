@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ease_flwr import config
+from ease_flwr.cli.hosts import status
 from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, SUPERLINK, mistakes
 
 RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
@@ -208,6 +209,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "withdraw": withdraw,
     "join": join,
     "open": open_,
+    "status": status,
     "purge": purge,
     "receipt": receipt,
     "verify": verify,
