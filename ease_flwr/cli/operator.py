@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 
 from ease_flwr import config
-from ease_flwr.cli.shared import CPUS, GPUS, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, GPUS, RAY, SUPERLINK, mistakes
 
 RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
 
-def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0) -> None:
+def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0, ray: RAY = "") -> None:
     """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("resume"):
-        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus, ray))
 
 
 def forget(
@@ -36,6 +36,7 @@ def forget(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
 ) -> None:
     """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
     from ease_flwr import api
@@ -46,7 +47,7 @@ def forget(
         if sum(map(bool, asked.values())) != 1:
             raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
         how = api.Request(strategy, config.parse_assignments(set or []), id)
-        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus, ray))
 
 
 def continue_(
@@ -55,13 +56,14 @@ def continue_(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
 ) -> None:
     """Those who stay go on learning, under the forget lock."""
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("continue"):
-        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus))
+        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus, ray))
 
 
 def open_(

@@ -17,6 +17,12 @@ from ease_flwr import __version__, config
 
 CPUS = Annotated[int, typer.Option(help="Simulation: CPU cores of one client.", min=1)]
 GPUS = Annotated[float, typer.Option(help="Simulation: share of a GPU that Ray reserves for one client.", min=0)]
+RAY = Annotated[
+    str,
+    typer.Option(
+        envvar="EASE_FLWR_RAY", help="Simulation: HOST:PORT of a Ray cluster (docs/ray.md); default: a Ray of its own, here."
+    ),
+]
 SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a deployed federation; default: a simulation.")]
 
 

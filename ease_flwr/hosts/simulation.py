@@ -1,7 +1,10 @@
-"""A run as a simulation on this machine: a SuperLink of our own, the app submitted to it, and nothing left running."""
+"""A run as a simulation, here or on a Ray cluster: a SuperLink of our own, the app submitted to it, nothing left running."""
 
 from __future__ import annotations
 
+import os
+import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data
+from ease_flwr.config import ConfigError
 from ease_flwr.hosts import processes
 from ease_flwr.hosts.link import Link, read_state
 
@@ -17,6 +21,10 @@ START_SECONDS = 120.0
 """How long the SuperLink may take to listen."""
 SETTLE_SECONDS = 30.0
 """How long Ray may take to shut down by itself when a run has ended."""
+SOCKET = "/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
+"""Ray's longest socket, below the folder that it is given."""
+SOCKET_BYTES = 107
+"""How long the path of a socket may be."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +37,27 @@ class Where:
     """Simulation: CPU cores of one client."""
     client_gpus: float = 0.0
     """Simulation: share of a GPU that Ray reserves for one client."""
+    ray: str = ""
+    """Simulation: HOST:PORT of a Ray cluster that this machine is a node of; "" is a Ray of its own on this machine."""
 
 
 def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
-    """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished."""
+    """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished.
+
+    Raises ConfigError where nobody answers at the address of a Ray cluster.
+    """
     if where.superlink:
         link = Link(where.superlink)
         return link.follow(link.submit(settings), folder)
+    if where.ray:
+        _check_answers(where.ray)
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
         nodes += f" client-resources-num-gpus={where.client_gpus}"
-    print(f"starting Flower and Ray on this machine for {clients} clients, some ten seconds to half a minute", flush=True)
-    with own_superlink(where.client_cpus, advice=lambda: _advice(folder)) as own:
+    on = f"Flower on this machine and clients on the Ray cluster {where.ray}" if where.ray else "Flower and Ray on this machine"
+    print(f"starting {on} for {clients} clients, some ten seconds to half a minute", flush=True)
+    with own_superlink(where.client_cpus, advice=lambda: _advice(folder), ray=where.ray) as own:
         return own.follow(own.submit(settings, nodes), folder)
 
 
@@ -54,18 +70,38 @@ def _advice(folder: Path) -> str:
     return "the same command begins again"
 
 
+def _check_answers(cluster: str) -> None:
+    """Raises ConfigError where nobody answers there."""
+    host, _, port = cluster.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--ray {cluster}: expected HOST:PORT of a Ray cluster's head, for example 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"--ray {cluster}: {error}: start the head there, `ray start --head --port {port}`") from None
+
+
+def ray_variables(cluster: str = "") -> dict[str, str]:
+    """Which Ray Flower uses: this cluster, or one of its own, in a folder that is short enough for Ray's sockets."""
+    if cluster:
+        return {"RAY_ADDRESS": cluster}
+    folders = filter(None, [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])
+    short = (f for f in folders if len(os.fsencode(f + SOCKET)) <= SOCKET_BYTES and os.access(f, os.W_OK))
+    return {"RAY_ADDRESS": "local", "RAY_TMPDIR": next(short, "/tmp")}
+
+
 class SuperLink(Link):
     """A `flower-superlink` in simulation mode of our own."""
 
-    def __init__(self, family: processes.Family, threads: int, folder: Path | None = None) -> None:
-        """Starts it.  threads: of each client process.  folder: where it stands (default: that of the family).
+    def __init__(self, family: processes.Family, threads: int, folder: Path | None = None, ray: str = "") -> None:
+        """Starts it.  threads: of each client process.  folder: where it stands (default: that of the family).  ray: of Where.
 
         Raises RuntimeError where it does not listen in time.
         """
         self.family = family
         self.home = home = family.folder
         self.port = processes.free_port()
-        variables = processes.environment(home, threads) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        variables = processes.environment(home, threads) | ray_variables(ray) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         super().__init__("ease", family.marked(variables))
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "ease"\n[superlink.ease]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
@@ -96,9 +132,11 @@ class SuperLink(Link):
 
 
 @contextmanager
-def own_superlink(threads: int, folder: Path | None = None, advice: Callable[[], str] = str) -> Iterator[SuperLink]:
+def own_superlink(
+    threads: int, folder: Path | None = None, advice: Callable[[], str] = str, ray: str = ""
+) -> Iterator[SuperLink]:
     """A SuperLink for as long as the block: then it ends, with all it has started. Arguments as of SuperLink and Family."""
     with processes.Family(advice) as family:
-        link = SuperLink(family, threads, folder)
+        link = SuperLink(family, threads, folder, ray)
         yield link
         link.settle()
