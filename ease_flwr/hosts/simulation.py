@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import tempfile
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data
-from ease_flwr.config import ConfigError
-from ease_flwr.hosts import processes
+from ease_flwr.hosts import cluster, processes
 from ease_flwr.hosts.link import Link, read_state
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen."""
 SETTLE_SECONDS = 30.0
 """How long Ray may take to shut down by itself when a run has ended."""
-SOCKET = "/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
-"""Ray's longest socket, below the folder that it is given."""
-SOCKET_BYTES = 107
-"""How long the path of a socket may be."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +37,17 @@ class Where:
 def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
     """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished.
 
-    Raises ConfigError where nobody answers at the address of a Ray cluster.
+    Raises ConfigError where this machine cannot join the Ray cluster.
     """
     if where.superlink:
         link = Link(where.superlink)
         return link.follow(link.submit(settings), folder)
-    if where.ray:
-        _check_answers(where.ray)
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
         nodes += f" client-resources-num-gpus={where.client_gpus}"
-    on = f"Flower on this machine and clients on the Ray cluster {where.ray}" if where.ray else "Flower and Ray on this machine"
-    print(f"starting {on} for {clients} clients, some ten seconds to half a minute", flush=True)
+    place = f"the {cluster.nodes(where.ray)} nodes of {where.ray}" if where.ray else "this machine"
+    print(f"starting Flower and Ray on {place} for {clients} clients, some ten seconds to half a minute", flush=True)
     with own_superlink(where.client_cpus, advice=lambda: _advice(folder), ray=where.ray) as own:
         return own.follow(own.submit(settings, nodes), folder)
 
@@ -70,26 +61,6 @@ def _advice(folder: Path) -> str:
     return "the same command begins again"
 
 
-def _check_answers(cluster: str) -> None:
-    """Raises ConfigError where nobody answers there."""
-    host, _, port = cluster.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--ray {cluster}: expected HOST:PORT of a Ray cluster's head, for example 10.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConfigError(f"--ray {cluster}: {error}: start the head there, `ray start --head --port {port}`") from None
-
-
-def ray_variables(cluster: str = "") -> dict[str, str]:
-    """Which Ray Flower uses: this cluster, or one of its own, in a folder that is short enough for Ray's sockets."""
-    if cluster:
-        return {"RAY_ADDRESS": cluster}
-    folders = filter(None, [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"])
-    short = (f for f in folders if len(os.fsencode(f + SOCKET)) <= SOCKET_BYTES and os.access(f, os.W_OK))
-    return {"RAY_ADDRESS": "local", "RAY_TMPDIR": next(short, "/tmp")}
-
-
 class SuperLink(Link):
     """A `flower-superlink` in simulation mode of our own."""
 
@@ -101,7 +72,7 @@ class SuperLink(Link):
         self.family = family
         self.home = home = family.folder
         self.port = processes.free_port()
-        variables = processes.environment(home, threads) | ray_variables(ray) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        variables = processes.environment(home, threads) | cluster.variables(ray) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         super().__init__("ease", family.marked(variables))
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "ease"\n[superlink.ease]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
@@ -126,7 +97,11 @@ class SuperLink(Link):
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def last_words(self) -> str:
+    def last_words(self, run_id: str = "") -> str:
+        """Why Ray has failed; else what the SuperLink has said last."""
+        log = self._flwr("log", run_id, self.name, "--show") if run_id and self.alive() else ""
+        if why := re.search(r"An exception occured!! (.+)", log):  # Flower's words
+            return f"Ray: {why[1]}"
         lines = (self.home / "superlink.out").read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
 
