@@ -50,6 +50,11 @@ CHECKS = {
         ("-m", "tests.kill_9", "FOLDER", "20"),
         (*RUN, *halves("ease", "bilateral")),
     ),
+    "ray": Check(
+        "a simulation on a Ray cluster of two nodes, one of which is killed",
+        ("-m", "tests.ray_cluster", "FOLDER"),
+        (*RUN, "ease_flwr.hosts.simulation"),
+    ),
 }
 
 
