@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -14,6 +15,10 @@ if Path(sys.argv[0]).name == "flwr-simulation":
     # Ray puts the working directory of the process that starts it first on its workers' sys.path. In a simulation that is
     # where the SuperLink happened to be started, which may hold another version of this app.
     os.chdir(Path(__file__).resolve().parents[1])
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        # The other machines of a cluster have no such folder, and may have another version of this app: Ray sends them this
+        # one, which then comes first on their workers' sys.path.
+        os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"working_dir": os.getcwd()}})
 
 import numpy as np
 from flwr.app import Context, Error, Message

@@ -63,6 +63,11 @@ CHECKS = {
         ("-m", "benchmarks.hosts", "FOLDER/hosts.json"),
         (*RUN, "ease_flwr.cli.hosts", "ease_flwr.launcher", *HOSTS, *halves("ease", "bilateral")),
     ),
+    "ray": Check(
+        "a simulation on a Ray cluster of two nodes, one of which is killed",
+        ("-m", "tests.ray_cluster", "FOLDER"),
+        (*RUN, "ease_flwr.hosts.simulation"),
+    ),
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from ease_flwr.config import APP
 from ease_flwr.hosts import processes
 from ease_flwr.hosts.simulation import own_superlink
-from tests.small import SMALL
+from tests.small import SMALL, TINY
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +59,29 @@ def test_ease_run_does_the_job_and_leaves_nothing_running(environment, tmp_path)
     again = ease_run(environment, tmp_path / "again", ONE_ROUND, "--fresh", cwd=tmp_path)
     assert again.returncode == 0
     assert json.loads((tmp_path / "again" / "results.json").read_text())["adapters_sha256"] == results["adapters_sha256"]
+
+
+def test_a_long_temporary_folder_and_somebody_elses_cluster_do_not_matter(environment, tmp_path):
+    """Paths of sockets end after 107 bytes; nobody listens at the address."""
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    around = {**environment, "TMPDIR": str(long), "RAY_ADDRESS": f"127.0.0.1:{processes.free_port()}"}
+    around["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"working_dir": "gcs://gone.zip"}})
+    settings = {**TINY, "learn.rounds": 1, "strategy.rounds": 1, "continuation.rounds": 0}
+    done = ease_run(around, tmp_path / "run", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "finished"
+    assert not list(long.glob("ray*"))
+    assert not left_running(environment)
+
+
+def test_where_ray_cannot_start_one_line_says_why(environment, tmp_path):
+    done = ease_run(environment, tmp_path / "run", ONE_ROUND, "--client-cpus", "100000")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ease run: the run ended unexpectedly (finished:failed"), done.stderr
+    assert "): Ray: ActorPool is empty." in last
+    assert not left_running(environment)
 
 
 def test_failing_run_has_a_failing_exit_status(environment, tmp_path):

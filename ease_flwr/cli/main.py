@@ -14,11 +14,9 @@ from ease_flwr import config
 from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import operator as cli_operator
-from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, SUPERLINK, mistakes, own_files
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, RAY, SUPERLINK, mistakes, own_files
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-
-
 app.callback()(own_files)
 
 
@@ -34,6 +32,7 @@ def run(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
 ) -> None:
     """Learn, forget, continue and audit, in a simulation on this machine or on a deployed federation; ends with a table.
 
@@ -44,7 +43,7 @@ def run(
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("run"):
-        where = Where(superlink, client_cpus, client_gpus)
+        where = Where(superlink, client_cpus, client_gpus, ray)
         how: Any = {"seed": seed, "strategy": strategy, "folder": run_dir, "fresh": fresh, "until": until, "where": where}
         ended = api.run(experiment, overrides=config.parse_assignments(set or []), **how)
         print("" if until else ended.verdict())
@@ -65,6 +64,7 @@ def audit(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
 ) -> None:
     """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
     from ease_flwr import api
@@ -72,7 +72,7 @@ def audit(
 
     with mistakes("audit"):
         if not shadows:
-            api.Run(run.absolute()).audit(level, references, Where(superlink, client_cpus, client_gpus))
+            api.Run(run.absolute()).audit(level, references, Where(superlink, client_cpus, client_gpus, ray))
             return
         from ease_flwr.sweep import shadows as federations
 

@@ -11,19 +11,21 @@ import typer
 
 from ease_flwr import config
 from ease_flwr.cli.hosts import status
-from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, SUPERLINK, mistakes
 
 RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
 
-def resume(run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0, quorum: QUORUM = 0.0) -> None:
+def resume(
+    run: RUN, superlink: SUPERLINK = "", client_cpus: CPUS = 1, client_gpus: GPUS = 0.0, ray: RAY = "", quorum: QUORUM = 0.0
+) -> None:
     """Go on with a run that was killed, or whose request queue has something left; the result is as if nothing had happened."""
     from ease_flwr import api
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("resume"):
-        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus, quorum))
+        api.Run(run.absolute()).resume(Where(superlink, client_cpus, client_gpus, ray, quorum))
 
 
 def forget(
@@ -37,6 +39,7 @@ def forget(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
     quorum: QUORUM = 0.0,
 ) -> None:
     """A request to forget, on a run that has learnt: today or long ago, here or elsewhere. Asked twice it is done once."""
@@ -48,7 +51,7 @@ def forget(
         if sum(map(bool, asked.values())) != 1:
             raise config.ConfigError("name one of --client, --label and --ids: what is to be forgotten")
         how = api.Request(strategy, config.parse_assignments(set or []), id)
-        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus, quorum))
+        api.Run(run.absolute()).forget(**asked, request=how, where=Where(superlink, client_cpus, client_gpus, ray, quorum))
 
 
 def continue_(
@@ -57,6 +60,7 @@ def continue_(
     superlink: SUPERLINK = "",
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
+    ray: RAY = "",
     quorum: QUORUM = 0.0,
 ) -> None:
     """Those who stay go on learning, under the forget lock."""
@@ -64,7 +68,7 @@ def continue_(
     from ease_flwr.hosts.simulation import Where
 
     with mistakes("continue"):
-        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus, quorum))
+        api.Run(run.absolute()).continue_training(rounds, Where(superlink, client_cpus, client_gpus, ray, quorum))
 
 
 def withdraw(run: RUN, id: Annotated[str, typer.Argument(help="Of the request: `ease status RUN` lists them.")]) -> None:

@@ -21,6 +21,12 @@ QUORUM = Annotated[
     float,
     typer.Option(help="Share of the clients that must be there, this time; 0: as the experiment says.", min=0, max=1),
 ]
+RAY = Annotated[
+    str,
+    typer.Option(
+        envvar="EASE_FLWR_RAY", help="Simulation: HOST:PORT of a Ray cluster (docs/ray.md); default: a Ray of its own, here."
+    ),
+]
 SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a deployed federation; default: a simulation.")]
 
 

@@ -25,9 +25,9 @@ class Link:
         """Whether it is still there; of one that is not ours we do not know."""
         return True
 
-    def last_words(self) -> str:
+    def last_words(self, run_id: str = "") -> str:
         """What is to be said when a run ended without a word."""
-        return f"see `flwr log` and the logs of the SuperLink {self.name}"
+        return f"see `flwr log {run_id}` and the logs of the SuperLink {self.name}"
 
     def submit(self, settings: dict[str, Any], nodes: str = "") -> str:
         """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
@@ -62,7 +62,7 @@ class Link:
                 if read_state(folder)["status"] in ("", "submitted", "running") and not status.startswith(
                     ("pending", "starting", "running")
                 ):
-                    print(f"ease run: the run ended unexpectedly ({status}): {self.last_words()}", file=sys.stderr)
+                    print(f"ease run: the run ended unexpectedly ({status}): {self.last_words(run_id)}", file=sys.stderr)
                     return 1
             time.sleep(0.3)
 

@@ -53,17 +53,19 @@ def listens(port: int) -> bool:
 
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
 """Variables by which a notebook's kernel, or a CI, wants colours in what is not a terminal: flwr puts them into its JSON."""
+OTHERS_RAY = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""Variables that send work to a Ray cluster, which may be there for other work: ours goes where it is told."""
 
 
 def environment(home: Path | None = None, threads: int = 0) -> dict[str, str]:
-    """Variables for flwr's commands: ours, the programs of this interpreter first, no telemetry, nothing installed.
+    """Variables for flwr's commands: ours, the programs of this interpreter first, no telemetry, nothing installed, no Ray.
 
     home: FLWR_HOME, by default the user's.  threads: of each process, by default its own choice.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {"FLWR_HOME": str(home)} if home else {}
     own |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    plain = {k: v for k, v in os.environ.items() if k not in COLOURS}
+    plain = {k: v for k, v in os.environ.items() if k not in COLOURS + OTHERS_RAY}
     return {**plain, **QUIET, "PATH": path, **own}
 
 

@@ -1,7 +1,8 @@
-"""A run as a simulation on this machine: a SuperLink of our own, the app submitted to it, and nothing left running."""
+"""A run as a simulation, here or on a Ray cluster: a SuperLink of our own, the app submitted to it, nothing left running."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data
-from ease_flwr.hosts import processes
+from ease_flwr.hosts import cluster, processes
 from ease_flwr.hosts.link import Link, logged, read_state
 
 START_SECONDS = 120.0
@@ -29,12 +30,17 @@ class Where:
     """Simulation: CPU cores of one client."""
     client_gpus: float = 0.0
     """Simulation: share of a GPU that Ray reserves for one client."""
+    ray: str = ""
+    """Simulation: HOST:PORT of a Ray cluster that this machine is a node of; "" is a Ray of its own on this machine."""
     quorum: float = 0.0
     """Share of the clients that must be there, this time; 0: as the experiment says (federation.quorum)."""
 
 
 def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
-    """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished."""
+    """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished.
+
+    Raises ConfigError where this machine cannot join the Ray cluster.
+    """
     said = logged(folder)
     if where.superlink:
         link = Link(where.superlink)
@@ -43,8 +49,9 @@ def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
         nodes += f" client-resources-num-gpus={where.client_gpus}"
-    print(f"starting Flower and Ray on this machine for {clients} clients, some ten seconds to half a minute", flush=True)
-    with own_superlink(where.client_cpus, advice=lambda: _advice(folder)) as own:
+    place = f"the {cluster.nodes(where.ray)} nodes of {where.ray}" if where.ray else "this machine"
+    print(f"starting Flower and Ray on {place} for {clients} clients, some ten seconds to half a minute", flush=True)
+    with own_superlink(where.client_cpus, advice=lambda: _advice(folder), ray=where.ray) as own:
         return own.follow(own.submit(settings, nodes), folder, said)
 
 
@@ -60,15 +67,15 @@ def _advice(folder: Path) -> str:
 class SuperLink(Link):
     """A `flower-superlink` in simulation mode of our own."""
 
-    def __init__(self, family: processes.Family, threads: int, folder: Path | None = None) -> None:
-        """Starts it.  threads: of each client process.  folder: where it stands (default: that of the family).
+    def __init__(self, family: processes.Family, threads: int, folder: Path | None = None, ray: str = "") -> None:
+        """Starts it.  threads: of each client process.  folder: where it stands (default: that of the family).  ray: of Where.
 
         Raises RuntimeError where it does not listen in time.
         """
         self.family = family
         self.home = home = family.folder
         self.port = processes.free_port()
-        variables = processes.environment(home, threads) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        variables = processes.environment(home, threads) | cluster.variables(ray) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         super().__init__("ease", family.marked(variables))
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "ease"\n[superlink.ease]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
@@ -93,15 +100,21 @@ class SuperLink(Link):
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def last_words(self) -> str:
+    def last_words(self, run_id: str = "") -> str:
+        """Why Ray has failed; else what the SuperLink has said last."""
+        log = self._flwr("log", run_id, self.name, "--show") if run_id and self.alive() else ""
+        if why := re.search(r"An exception occured!! (.+)", log):  # Flower's words
+            return f"Ray: {why[1]}"
         lines = (self.home / "superlink.out").read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
 
 
 @contextmanager
-def own_superlink(threads: int, folder: Path | None = None, advice: Callable[[], str] = str) -> Iterator[SuperLink]:
+def own_superlink(
+    threads: int, folder: Path | None = None, advice: Callable[[], str] = str, ray: str = ""
+) -> Iterator[SuperLink]:
     """A SuperLink for as long as the block: then it ends, with all it has started. Arguments as of SuperLink and Family."""
     with processes.Family(advice) as family:
-        link = SuperLink(family, threads, folder)
+        link = SuperLink(family, threads, folder, ray)
         yield link
         link.settle()
