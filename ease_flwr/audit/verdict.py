@@ -44,9 +44,11 @@ class Beside:
     numbers: Mapping[str, Measure]
 
 
-GOOD = ("like retraining", "kept")
+GOOD = ("like retraining", "kept", "like strangers", "like strangers, even less known")
 """Answers that say there is nothing to mend."""
 FORGOTTEN, KEPT, STAYS = "forgotten like retraining?", "kept like retraining?", "stays so?"
+UNKNOWN, AS_BEFORE, STILL = "like what nobody trained on?", "kept as before forgetting?", "still like what nobody trained on?"
+"""What is asked where no retrained model is there, see strangers.py."""
 ONE_SIDED = ("r1.retain", "r1.neighbours", "r1.test")
 """Numbers of which only less than the reference's is worse."""
 NAMES = {"relearning": "relearning", "cross_modal": "cross-modal probes", "linear_probe": "linear probe"}
@@ -67,6 +69,12 @@ def verdict(found: Sequence[Beside], limits: AuditConfig, level: str) -> list[Ro
             for key in (k for k in asked if k in beside.numbers):
                 rows.append(row((question, key), beside, asked[key], key not in ONE_SIDED, level))
     return rows
+
+
+def as_before(beside: Beside, limits: AuditConfig) -> list[Row]:
+    """Rows for what a model keeps, beside *original*: where nobody has retrained, that is what there was."""
+    keys = [key for key in ONE_SIDED if key in beside.numbers]
+    return [row((AS_BEFORE, key), beside, limits.retained, two_sided=False) for key in keys]
 
 
 def forgetting(limits: AuditConfig) -> dict[str, float]:
@@ -137,6 +145,12 @@ def asked_of(level: str, source: str) -> str:
     return f"{level} audit; " + (f"not asked: {', '.join(missing)}; " if missing else "") + source
 
 
+def alone(level: str) -> str:
+    """The same where no retrained model is there."""
+    missing = "relearning, linear probe; " if level == "quick" else ""
+    return f"{level} audit without a reference; " + (f"not asked: {missing}" if missing else "") + "against strangers"
+
+
 def headline(question: str, rows: Sequence[Row], asked: str) -> str:
     """How many answers of a block are good."""
     good = sum(r.answer in GOOD for r in rows)
@@ -176,8 +190,10 @@ def shown(r: Row) -> tuple[str, str, str, str]:
 
 
 def worse(r: Row) -> bool:
-    """Whether a difference is beyond the limit on the side that is worse: either side, or below for what is kept."""
-    return r.gap < -r.threshold or (r.gap > r.threshold and r.what not in ONE_SIDED)
+    """Whether a difference is beyond the limit on the side that is worse: either side, or below for what is kept, or above
+    beside strangers."""
+    above = r.gap > r.threshold and r.what not in ONE_SIDED
+    return above or (r.gap < -r.threshold and r.question not in (UNKNOWN, STILL))
 
 
 def digits(*values: float) -> int:

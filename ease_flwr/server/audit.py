@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from ease_flwr import data
 from ease_flwr.audit import anchors, examination, measures, noise, verdict
 from ease_flwr.audit.intervals import Measure
+from ease_flwr.audit.references import name_of
 from ease_flwr.audit.retrieval import references_of
 from ease_flwr.audit.summary import read_results
 from ease_flwr.config import ConfigError, Experiment, Union, union
@@ -19,7 +20,7 @@ from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import roll_call
 from ease_flwr.exchange.transport import Transport
 from ease_flwr.server import parties
-from ease_flwr.server.references import name_of, retraining
+from ease_flwr.server.references import retraining
 from ease_flwr.server.state import FederationState, Server, Vector
 from ease_flwr.store import phases, queue
 from ease_flwr.store.files import write_text

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from ease_flwr.audit import references as asking
 from ease_flwr.audit import retrieval
 from ease_flwr.audit.summary import PAIRS, cost_line
 from ease_flwr.config import described, union
@@ -25,7 +26,7 @@ ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retr
 def conclude(server: Server, state: FederationState) -> FederationState:
     """Everything about every model: results.json, table.md, adapters/, and the audit."""
     experiment = server.experiment
-    if experiment.evaluation.reference == "retrain" and state.served:
+    if state.served:
         state = references(server, state)
     again, earlier = (retrieval.numbered(name, list(state.models)) for name in ("retrain", "unlearned"))
     order = [*ORDER[:2], *again, ORDER[2], *earlier, *ORDER[3:]]
@@ -42,6 +43,8 @@ def conclude(server: Server, state: FederationState) -> FederationState:
             text += f"\n{retrieval.gap_line(model, ' and '.join(beside), gap, experiment.audit)}\n"
     if "retrain" in state.costs:
         text += f"\n{cost_line(results)}\n"
+    elif state.served:
+        text += f"\n{asking.standing(server.run.folder, state.forgotten)}\n"
     _save(server, state, list(found))
     server.run.write("results.json", results)
     write_text(server.run.layout.table, text)

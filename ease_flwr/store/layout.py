@@ -50,6 +50,7 @@ KINDS = (
     Kind("experiment.json", "settings and code that it was begun with", "request", sealed=True, resume="reads", report=True),
     Kind("run_config.json", "the run config of Flower that it was submitted with", "request", resume="reads", report=True),
     Kind("queue.json", "the request queue", "request", sealed=True, resume="reads", report=True),
+    Kind("references.json", "references that were asked for, and of which requests", "request", sealed=True, resume="reads"),
     Kind("state.json", "running, finished or failed, with the reason", "nothing", resume="reads"),
     Kind("mark.json", "how much had been logged when the phase at hand began", "request", resume="reads"),
     Kind("log.txt", "what happened, for people", "numbers", resume="cuts"),
@@ -112,6 +113,10 @@ class RunLayout:
     @property
     def queue_lock(self) -> Path:
         return self.folder / "queue.lock"
+
+    @property
+    def references(self) -> Path:
+        return self.folder / "references.json"
 
     @property
     def run_lock(self) -> Path:
