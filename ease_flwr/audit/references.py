@@ -69,18 +69,19 @@ def write(run: Path, wanted: Wanted) -> None:
 
 
 def wanted(run: Path, experiment: Experiment, count: int = 0) -> Wanted:
-    """What to ask for: references of all that a run has forgotten, as many as `count`, or as it has, or as its experiment says.
-
-    Raises ConfigError where nothing was forgotten, or something is left on the queue.
-    """
+    """References of all that a run has forgotten: as many as `count`, or as were asked for, or as its experiment says."""
     requests = tuple(request.id for _, request in queue.served(run))
-    if left := queue.left_to_do(run):
-        raise ConfigError(f"{run}: {left[0]} is not done: `ease resume {run}` first")
-    if not requests:
-        raise ConfigError(f"{run}: nothing was forgotten there yet, so nothing is to be learnt again without it")
     before = read(run)
     least = before.count if before and before.requests == requests else 1
     return Wanted(requests=requests, count=max(count or experiment.evaluation.references, least), continued=_rounds(run)[2])
+
+
+def check(run: Path) -> None:
+    """Raises ConfigError where nothing was forgotten, or something is left on the queue."""
+    if left := queue.left_to_do(run):
+        raise ConfigError(f"{run}: {left[0]} is not done: `ease resume {run}` first")
+    if not queue.served(run):
+        raise ConfigError(f"{run}: nothing was forgotten there yet, so nothing is to be learnt again without it")
 
 
 def trainings(run: Path, asked: Wanted, equal: bool) -> list[Training]:
@@ -119,12 +120,20 @@ def price(run: Path, asked: Sequence[Training], clients: int) -> str:
     stay, rounds = clients - len(gone), sum(t.rounds for t in asked)
     times = rounds / max(1, spent["rounds"])
     steps, up, down = (times * stay / clients * spent[key] for key in ("client_steps", "uplink_bytes", "downlink_bytes"))
-    hours = times * (spent["seconds"] + spent["server_seconds"]) / 3600
+    minutes = times * (spent["seconds"] + spent["server_seconds"]) / 60
+    time = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes" if minutes > 1.5 else "a minute"
     each = ", ".join(f"{t.model} {t.rounds}" for t in asked)
     return (
         f"{rounds} rounds ({each}) of {stay} clients, about {steps:,.0f} client steps, {up / 1e6:,.1f} MB up, "
-        f"{down / 1e6:,.1f} MB down and {hours:,.2f} hours"
+        f"{down / 1e6:,.1f} MB down and {time}"
     )
+
+
+def offer(run: Path, experiment: Experiment, clients: int) -> str:
+    """How a run without a reference gets one, and what that costs."""
+    asked = wanted(run, experiment)
+    cost = price(run, missing(run, asked, experiment.evaluation.equal), clients)
+    return f"`ease reference RUN` trains one: {cost}."
 
 
 def standing(run: Path, forgotten: Sequence[str]) -> str:
@@ -135,4 +144,3 @@ def standing(run: Path, forgotten: Sequence[str]) -> str:
         return f"No reference stands beside these models: {get}."
     theirs, ours = " and ".join(before.requests), " and ".join(forgotten)
     return f"The reference of this run was trained without what {theirs} asked, and is none for {ours}: {get}."
-

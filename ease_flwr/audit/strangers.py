@@ -1,7 +1,7 @@
 """What can be said of forgetting without a retrained model: what was forgotten must look like what nobody trained on.
 
-Strangers are pairs that no client has trained on. The *three-sample view* has forgotten pairs, pairs that are kept and strangers
-side by side, under each model. docs/audit.md says what such a verdict cannot show.
+Strangers are pairs that no client has trained on. The *three-sample view* has forgotten pairs, kept pairs and strangers side by
+side, under each model. docs/audit.md says what such a verdict cannot show.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def samples(answers: Answers) -> dict[str, Estimate]:
 
 
 def view(found: Mapping[str, Estimates]) -> dict[str, Any]:
-    """{"models": model -> number -> measure, "way": model -> kind -> measure or why there is none}. found: `samples` by model."""
-    models = {m: {key: _plain(compared(e)) for key, e in own.items()} for m, own in found.items() if own}
+    """{"models": model -> number -> measure, "way": model -> kind -> measure, or why not}. found: `samples` of each."""
+    models = {m: {key: _plain(compared(e), key.startswith("r1")) for key, e in own.items()} for m, own in found.items() if own}
     ways = {m: {kind: _way(found, m, kind) for kind in KINDS} for m in JUDGED if f"r1.{SAMPLES[0]}" in found.get(m, {})}
     return {"models": models, "way": ways}
 
@@ -133,9 +133,10 @@ def _way(found: Mapping[str, Estimates], model: str, kind: str) -> dict[str, Any
     return {"why": "original had it with the strangers, as far as can be told"} if share is None else _plain(share)
 
 
-def _plain(m: Measure) -> dict[str, float]:
-    """For JSON, which knows no NaN."""
-    values = {"value": m.value, "low": m.low, "high": m.high}
+def _plain(m: Measure, percent: bool = False) -> dict[str, float]:
+    """For JSON, which knows no NaN. percent: whether an interval ends at 0 and 100."""
+    low, high = (min(max(end, 0.0), 100.0) if percent and end == end else end for end in (m.low, m.high))
+    values = {"value": m.value, "low": low, "high": high}
     return {k: round(v, 6) for k, v in values.items() if not np.isnan(v)}
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ease_flwr.audit.examination import PROBES
+from ease_flwr.audit.examination import ALONE, PROBES
 from ease_flwr.audit.intervals import NORMAL, Measure
 from ease_flwr.config import AuditConfig
 
@@ -139,16 +139,17 @@ def _remedy(found: Measure, gap: float, ends: tuple[float, float], beside: Besid
     return "a second retraining" if len(beside.against) == 1 else "more retrainings"
 
 
-def asked_of(level: str, source: str) -> str:
-    """What stands in the headline of every block: how much was asked, and what is known of the noise."""
-    missing = [words for probe, words in NAMES.items() if probe not in PROBES[level]]
-    return f"{level} audit; " + (f"not asked: {', '.join(missing)}; " if missing else "") + source
+def asked_of(level: str, source: str, alone: bool = False) -> str:
+    """What stands in the headline of every block: how much was asked, and what is known of the noise, or that there is no
+    reference."""
+    missing = unasked(level, alone)
+    source = "no reference" if alone else source
+    return f"{level} audit; " + (f"not asked: {missing}; " if missing else "") + source
 
 
-def alone(level: str) -> str:
-    """The same where no retrained model is there."""
-    missing = "relearning, linear probe; " if level == "quick" else ""
-    return f"{level} audit without a reference; " + (f"not asked: {missing}" if missing else "") + "against strangers"
+def unasked(level: str, alone: bool = False) -> str:
+    """Probes that an audit leaves out, in words. alone: whether no retrained model is there."""
+    return ", ".join(words for probe, words in NAMES.items() if probe not in (ALONE if alone else PROBES)[level])
 
 
 def headline(question: str, rows: Sequence[Row], asked: str) -> str:

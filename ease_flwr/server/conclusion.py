@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
+from ease_flwr import data
 from ease_flwr.audit import references as asking
 from ease_flwr.audit import retrieval
 from ease_flwr.audit.summary import PAIRS, cost_line
@@ -49,9 +50,12 @@ def conclude(server: Server, state: FederationState) -> FederationState:
     server.run.write("results.json", results)
     write_text(server.run.layout.table, text)
     server.run.event(text)
-    if experiment.audit.level != "none" and "retrain" in thetas and state.served:
+    if experiment.audit.level != "none" and state.served:
         who, rounds = holders(server.roll_call), held_in(server.run.layout)
-        audit(server.run, server.here(state), Audited(thetas, everything, state.lock, who, rounds), experiment.audit.level)
+        clients = len(data.load(experiment.data, experiment.seed).clients)
+        price = "" if "retrain" in thetas else asking.offer(server.run.folder, experiment, clients)
+        about = Audited(thetas, everything, state.lock, who, state.departed | state.absent, rounds, price)
+        audit(server.run, server.here(state), about, experiment.audit.level)
     return state
 
 
