@@ -217,7 +217,7 @@ class Audit(Contrastive):
         return self._strange
 
     def _samples(self, sets: dict[str, EvaluationSet], split: str) -> dict[str, EvaluationSet]:
-        """Forgotten pairs and strangers beside them, and kept pairs, where there are such; either in one gallery with strangers."""
+        """Forgotten pairs and strangers beside them, and kept pairs, where there are such; each in a gallery with strangers."""
         out: dict[str, EvaluationSet] = {}
         strangers = self._unknown(split)[1]
         if any(s in sets for s in FORGET_SETS):

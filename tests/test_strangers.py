@@ -32,9 +32,9 @@ def model(forgotten, strange):
     """Cosines of forgotten pairs and strangers; what is above .5 is found."""
     ranks = [[1 if c > 0.5 else 9 for c in cosines] for cosines in (forgotten, strange)]
     both = {
-        "forget": judged(forgotten, ranks[0], [7, 7, 8, 8]),
+        "forget": judged(forgotten, ranks[0], [-1] * 4),
         "retain": judged([0.9, 0.9], [1, 1], [4, 5]),
-        "strangers": judged(strange, ranks[1], [1, 2, 3, 3]),
+        "strangers": judged(strange, ranks[1], [-1] * 4),
     }
     return strangers.samples(Answers(samples=both))
 
@@ -116,7 +116,8 @@ def test_the_sentence_says_what_it_does_not_know():
         "Like strangers: 1 of 1 number within the limit beside strangers; the rest is kept: R@1 of the retain set is 79.0 %, "
         "1.0 points below what it was; after going on it is not like strangers: 1 of 1 number surely beyond its limit (R@1 of "
         "forget, 9.0 points above strangers); whether it is as if it had never been there is not known: nobody has retrained "
-        "without it, which `ease reference RUN` does; 3 of 3 answers are sure: not asked by this full audit: cross-modal probes."
+        "without it, which `ease reference RUN` does; 3 of 3 answers are sure: not asked by this full audit: cross-modal "
+        "probes."
     )
     assert opening.sentence([of("r1.forget", 9, 5, 12)], "quick")[0].head == "Not forgotten"
     assert opening.sentence([of("r1.forget", 9, -5, 12)], "quick")[0].head == "Perhaps not forgotten"
