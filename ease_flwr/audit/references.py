@@ -124,9 +124,13 @@ def price(run: Path, asked: Sequence[Training], clients: int) -> str:
     time = f"{minutes / 60:,.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes" if minutes > 1.5 else "a minute"
     each = ", ".join(f"{t.model} {t.rounds}" for t in asked)
     return (
-        f"{rounds} rounds ({each}) of {stay} clients, about {steps:,.0f} client steps, {up / 1e6:,.1f} MB up, "
-        f"{down / 1e6:,.1f} MB down and {time}"
+        f"{_several(rounds, 'round')} ({each}) of {_several(stay, 'client')}, "
+        f"about {steps:,.0f} client steps, {up / 1e6:,.1f} MB up, {down / 1e6:,.1f} MB down and {time}"
     )
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def offer(run: Path, experiment: Experiment, clients: int) -> str:
