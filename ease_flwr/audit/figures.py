@@ -57,11 +57,14 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
             style, xy = MODELS[model], points[name].get(who, [])
             ax.plot(*_risen(xy), style.line, marker=style.marker, color=style.color, label=who)
             rows += [[name, who, x, y] for x, y in xy]
-        title, better = ("to be kept", "higher is better") if name == "retain" else ("to be forgotten", "target: retrained")
-        ax.set(title=f"{name}, {title}", xlabel="rounds", ylabel=f"R@1 % ({better})", ylim=(0, 102))
+        target = " (target: retrained)" if reference else ""
+        title, better = ("to be kept", " (higher is better)") if name == "retain" else ("to be forgotten", target)
+        ax.set(title=f"{name}, {title}", xlabel="rounds", ylabel=f"R@1 %{better}", ylim=(0, 102))
     legend(figure, *axes[0])
-    reading = "recall on validation pairs, round by round: after forgetting, what was forgotten should be where retraining "
-    reading += "ends, in the band, and what is kept not below it"
+    reading = "recall on validation pairs, round by round"
+    if any("retrained" in points[name] for name in shown):
+        reading += ": after forgetting, what was forgotten should be where retraining ends, in the band, and what is kept not "
+        reading += "below it"
     rows.sort(key=lambda row: row[1] == "retrained")
     return Drawing("recall", "Recall over the rounds", reading, figure, (["set", "model", "round", "r1"], rows))
 

@@ -6,6 +6,7 @@ beside the queue, with the requests that were served then: the models are a refe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ def phase_of(model: str, requests: Sequence[Any], continued: int = 0) -> str:
     continuation, of *retrain_continued*."""
     number = "" if len(requests) == 1 else f"-{len(requests)}"
     return f"{model}{number}" + (f"-{continued}" if continued else "")
+
+
+def of_others(phase: str, results: dict[str, Any]) -> bool:
+    """Whether a phase made a reference, and none of those that stand beside the models of results.json: other requests were
+    done by then."""
+    number = "" if len(results["requests"]) == 1 else f"-{len(results['requests'])}"
+    ours = re.fullmatch(rf"retrain(_\d+|_equal)?{number}|retrain_continued{number}-\d+", phase)
+    return phase.startswith("retrain") and not (ours and "retrain" in results["models"])
 
 
 def read(run: Path) -> Wanted | None:

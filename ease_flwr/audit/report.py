@@ -14,6 +14,7 @@ from ease_flwr import config
 from ease_flwr.audit import anchors, figures, opening, strangers
 from ease_flwr.audit.drawing import Drawing
 from ease_flwr.audit.page import BEFORE_TABLES, PAGE
+from ease_flwr.audit.references import of_others
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
@@ -42,7 +43,8 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     file, audit = current_audit(folder, results)
     if file is None:
         raise ConfigError(f"{folder}: no audit of its models: `ease audit {folder}` makes one, and a report needs it")
-    events = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    every = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    events = [e for e in every if not of_others(str(e.get("model", "")), results)]
     facts: dict[str, Any] = next((q for q in reversed(results["requests"]) if "blocks" in q), {})
     scores = audit["scores"]
     drawings = [
