@@ -13,7 +13,18 @@ import numpy as np
 import torch
 from ease_flwr.clients.contrastive import Contrastive
 from ease_flwr.clients.locking import received
-from ease_flwr.clients.probing import MOST, augmented, by_member, captions_of, enough, linear_cka, numbered, separating, some
+from ease_flwr.clients.probing import (
+    MOST,
+    augmented,
+    by_member,
+    captions_of,
+    enough,
+    linear_cka,
+    numbered,
+    separating,
+    some,
+    together,
+)
 from numpy.typing import NDArray
 
 from ease_flwr.data.backdoor import Marked
@@ -31,6 +42,10 @@ FORGET_SETS = ("forget_exclusive", "forget_shared", "forget")
 """Sets about forgotten pairs that share a gallery with those of the retain set; forget_unseen has its own."""
 FEATURES = ("cosine", "partner loss", "cosine of changed images", "spread of changed images")
 """By which membership is attacked; the partner loss is its cross-entropy among public pairs."""
+
+
+SAMPLES = "three_samples"
+"""What everybody is asked where there is no retrained model: pairs that are forgotten or kept, and strangers beside them."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +80,17 @@ class Audit(Contrastive):
         forgotten = self._forgotten(self.named(asked.forget)) if any(s in sets for s in FORGET_SETS) else None
         if forgotten is not None:
             sets["neighbours"] = self._neighbours(sets, forgotten)
+        samples = self._samples(sets, asked.split) if SAMPLES in asked.probes else {}
         said: dict[str, Examination] = {}
         for name, theta in models.items():
             self.model.set(theta)
             found: Found = {"sets": {s: self.examined(chosen, theta) for s, chosen in sets.items()}}
+            found["samples"] = {s: self.examined(chosen, theta) for s, chosen in samples.items()}
             if isinstance(self.world, Marked):
                 found["backdoor"] = self._backdoor(self.world, sets["test"], theta)
             if forgotten is not None:
                 subject = Subject(forgotten, sets, asked, models.get("retrain"), lock)
-                for probe in asked.probes:
+                for probe in (p for p in asked.probes if p != SAMPLES):
                     found |= getattr(self, probe)(theta, subject)
             said[name] = Examination.model_validate(found)
         return 0.0, sum(len(s.query) for s in sets.values()), {"answer": as_json(said)}
@@ -193,13 +210,31 @@ class Audit(Contrastive):
             self._unseen = self.data.never_trained(asked.split, asked.forget)
         return self._unseen
 
+    def _unknown(self, split: str) -> tuple[Pairs, EvaluationSet]:
+        """See ClientData.strangers; the same objects for all models."""
+        if not hasattr(self, "_strange"):
+            self._strange = self.data.strangers(split)
+        return self._strange
+
+    def _samples(self, sets: dict[str, EvaluationSet], split: str) -> dict[str, EvaluationSet]:
+        """Forgotten pairs and strangers beside them, and kept pairs, where there are such; each in a gallery with strangers."""
+        out: dict[str, EvaluationSet] = {}
+        strangers = self._unknown(split)[1]
+        if any(s in sets for s in FORGET_SETS):
+            out["forget"], out["strangers"] = together(self._asked(sets), strangers)
+        if "retain" in sets:
+            out["retain"] = together(sets["retain"], strangers)[0]
+        return out
+
     def _asked(self, sets: dict[str, EvaluationSet]) -> EvaluationSet:
         """What is learnt again is judged on what only this client knew, if that is split off."""
         return next(sets[s] for s in ("forget_exclusive", "forget", "forget_shared") if s in sets)
 
     def _both_sides(self, subject: Subject) -> tuple[Pairs, Pairs, Found]:
-        """Forgotten pairs, pairs like them that nobody trained on, and the labels of both."""
-        inside, outside = some(subject.forgotten, 0), some(self._strangers(subject.asked), 0)
+        """Forgotten pairs, pairs that nobody trained on, and the labels of both: pairs like them, which the retrained model is
+        asked about too; where there is none, strangers."""
+        beside = self._unknown(subject.asked.split)[0] if subject.reference is None else self._strangers(subject.asked)
+        inside, outside = some(subject.forgotten, 0), some(beside, 0)
         return inside, outside, {"member_labels": numbered(inside), "stranger_labels": numbered(outside)}
 
     def _hits(

@@ -67,6 +67,16 @@ def enough(chosen: EvaluationSet) -> EvaluationSet:
     return EvaluationSet(Gallery(chosen.gallery.pairs.take(rows), group[rows]), query)
 
 
+def together(ours: EvaluationSet, strangers: EvaluationSet) -> tuple[EvaluationSet, EvaluationSet]:
+    """Both in one gallery: the one that they share, or a new one of at most MOST queries of each and nothing else."""
+    if ours.gallery is strangers.gallery:
+        return ours, strangers
+    chosen = [np.random.default_rng(5).permutation(s.query)[:MOST] for s in (ours, strangers)]
+    pairs = [s.gallery.pairs.take(np.sort(query)) for s, query in zip((ours, strangers), chosen, strict=True)]
+    both, n = Gallery.single(pairs[0] + pairs[1]), len(pairs[0])
+    return EvaluationSet(both, np.arange(n)), EvaluationSet(both, np.arange(n, len(both.pairs)))
+
+
 def _number(label: str) -> float:
     """A label as a number that tells labels apart and not what they say."""
     return float(int(hashlib.sha256(label.encode()).hexdigest()[:8], 16)) if label else -1.0

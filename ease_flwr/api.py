@@ -145,6 +145,18 @@ class Run:
         found: dict[str, Any] = json.loads((to / "audit.json").read_text(encoding="utf-8"))
         return found
 
+    def reference(self, count: int = 0, where: Where | None = None) -> Run:
+        """Train what a run without a reference is set beside: *retrain*, and what its experiment wants with it.
+
+        Args:
+            count: retrainings in all; 0: as many as the experiment says.
+
+        It prints what that costs, and does nothing where it is there. Raises ConfigError where nothing was forgotten yet.
+        """
+        if count < 0:
+            raise ConfigError(f"count={count}: give the number of retrainings, 1 or more")
+        return _done(self.folder, lambda: launcher.reference(self.folder, count, where or Where()))
+
     def forget(
         self,
         *,

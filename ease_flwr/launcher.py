@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data, strategies
+from ease_flwr.audit import references as asking
 from ease_flwr.audit.summary import current_audit, read_results, read_run_config
 from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
 from ease_flwr.hosts import app
@@ -206,17 +207,48 @@ def join(folder: Path, name: str) -> None:
 def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     """Audit a finished run in its folder audit-LEVEL; the exit status, as of `run`. Raises ConfigError at once.
 
-    references: retrainings that it is set beside, trained now where the run has fewer; 0 is two of a full audit, and those
-    that there are of a quick one.
+    references: retrainings that it is set beside, trained now where the run has fewer; 0 is two of a full audit, and those that
+    there are of a quick one. A run without any is set beside strangers.
     """
     finished = finished.absolute()
-    read_results(finished)
+    results = read_results(finished)
     settings = read_run_config(finished)
     experiment, _ = config.from_run_config(settings)
     folder = finished / f"audit-{level}"
     if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
         shutil.rmtree(folder)
+    if references and "retrain" not in results["adapters_sha256"]:
+        raise ConfigError(
+            f"--references {references}: {finished} has none: `ease reference {finished} --count {references}` trains them"
+        )
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
     settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
     return pictured(finished, submit(settings, experiment, folder, where), not where.superlink)
+
+
+def reference(finished: Path, count: int, where: Where, dry: bool = False) -> int:
+    """Learn again what a finished run knows, without all that it has forgotten; the exit status, as of `run`.
+
+    count: retrainings in all; 0: as many as it has been asked for, or as its experiment says.  dry: only say what it costs.
+    What is there is not trained again. Raises ConfigError at once.
+    """
+    folder = finished.absolute()
+    check_function(folder)
+    results, layout = read_results(folder), RunLayout(folder)
+    asking.check(folder)
+    experiment, _ = config.from_run_config(read_run_config(folder))
+    asked, equal = asking.wanted(folder, experiment, count), experiment.evaluation.equal
+    names = {t.model for t in asking.trainings(folder, asked, equal)}
+    of = f"of {' and '.join(asked.requests)}"
+    if names <= results["adapters_sha256"].keys():
+        print(f"{folder} has its reference {of}: {', '.join(n for n in results['models'] if n in names)}; nothing to do")
+        return 0
+    clients = len(data.load(experiment.data, experiment.seed).clients)
+    print(f"reference {of}: {asking.price(folder, asking.missing(folder, asked, equal), clients)}", flush=True)
+    if dry:
+        return 0
+    with locked(layout.run_lock):
+        asking.write(folder, asked)
+        write_json(layout.state, {"status": "submitted", "error": ""})
+    return resume(folder, where)

@@ -12,7 +12,7 @@ from ease_flwr.strategies.base import MethodContext
 from ease_flwr.strategies.ordinary import Learning
 
 from ease_flwr import data
-from ease_flwr.audit import examination, figures, measures, report, verdict
+from ease_flwr.audit import examination, figures, measures, opening, report, strangers, verdict
 from ease_flwr.config import AuditConfig, ConfigError, TrainConfig
 from ease_flwr.exchange import messages
 from ease_flwr.exchange.federation import Federation
@@ -219,6 +219,44 @@ def test_another_retraining_is_like_retraining(run):
     wrong = [a for a in answers if not a.startswith(("like retraining", "kept", "not sure", "above"))]
     assert len(answers) > 40
     assert len(wrong) <= len(answers) / 20, wrong
+
+
+# ---- without a reference -------------------------------------------------------------------------------------------------
+
+
+def against_strangers(run, name):
+    """What is said of this model of the run where nobody has retrained: the sentence, all rows, the three-sample view."""
+    _, experiment, thetas, federation, _ = run
+    base = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
+    asked = {"original": thetas["original"], "unlearned": thetas[name], strangers.BASE: base}
+    answers = examination.examine(federation, asked, forgotten(experiment), "full")
+    own, sampled = ({m: of(a) for m, a in answers.items()} for of in (measures.estimates, strangers.samples))
+    rows = strangers.rows(own, sampled, AuditConfig())
+    return opening.sentence(rows, "full")[0], {r.what: r for r in rows}, strangers.view(sampled)
+
+
+@pytest.mark.slow
+def test_law_the_original_has_not_forgotten(run):
+    said, rows, view = against_strangers(run, "original")
+    assert (said.head, said.tone) == ("Not forgotten", "too")
+    assert {rows[what].answer for what in ("membership.cosine", "membership.changed", "r1.forget")} == {"not forgotten"}
+    assert view["way"]["unlearned"] == {kind: {"value": 0, "low": 0, "high": 0} for kind in ("similarity", "r1")}
+    found = view["models"]["original"]
+    assert found["r1.forget"]["value"] > found["r1.strangers"]["value"] + 30
+    assert abs(found["similarity.forget"]["value"] - found["similarity.retain"]["value"]) < 0.1
+
+
+@pytest.mark.slow
+def test_law_who_never_saw_them_is_like_strangers(run):
+    """Few answers about a dozen people can be sure; none may be a fault."""
+    said, rows, view = against_strangers(run, "retrain")
+    assert not [r for r in rows.values() if r.answer == "not forgotten"]
+    assert said.head.lower().startswith(("like strangers", "perhaps like strangers")), (said, rows)
+    for kind in ("similarity", "r1"):
+        share = view["way"]["unlearned"][kind]
+        assert share["low"] <= 1 <= share["high"]
+        assert share["value"] > 0.7
+    assert view["models"]["unlearned"]["r1.retain"]["value"] > view["models"]["unlearned"]["r1.forget"]["value"] + 30
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------------

@@ -228,8 +228,8 @@ def test_who_is_not_there_cannot_judge():
     )
 
 
-def test_without_a_reference_nothing_is_known():
-    assert said() == "Whether it is forgotten is not known: no retrained model stands beside it."
+def test_without_a_row_nothing_is_known():
+    assert said() == "Whether it is forgotten is not known: nobody has judged it."
 
 
 def test_the_page_begins_with_it(tmp_path):

@@ -148,12 +148,15 @@ def table(found: Sequence[Line]) -> str:
 
 
 def _modality(found: Mapping[str, Any], unasked: str) -> list[Line]:
-    if not found["swap"]:
-        return [Line("modality", "swapped towers", "-", "-", "-", "Nobody is there who could judge what was forgotten.")]
     out = []
     if recall := found.get("recall"):
         reading = "The whole model, for comparison."
         out.append(Line("modality", f"R@1 %, {recall['set']}", *_three(recall["models"], _number), reading))
+    if not found["swap"]:
+        why = (
+            "A retrained model would have to stand beside it." if out else "Nobody is there who could judge what was forgotten."
+        )
+        return [*out, Line("modality", "swapped towers", "-", "-", "-", why)]
     names = {"visual": ("image tower", "text tower"), "text": ("text tower", "image tower")}
     for what, by_tower in found["swap"].items():
         for tower, (ours, other) in names.items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ease_flwr.audit.intervals import Numbers
-from ease_flwr.clients.audit import FEATURES, FORGET_SETS
+from ease_flwr.clients.audit import FEATURES, FORGET_SETS, SAMPLES
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits
@@ -22,6 +22,9 @@ Level = Literal["quick", "full"]
 TOWERS: tuple[Literal["visual", "text"], ...] = ("visual", "text")
 PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment", "swapped")}
 PROBES["full"] = (*PROBES["quick"], "relearning", "cross_modal", "linear_probe")
+ALONE: dict[str, tuple[str, ...]] = {"quick": ("membership", SAMPLES)}
+"""What is asked where no retrained model is there."""
+ALONE["full"] = (*ALONE["quick"], "relearning", "linear_probe")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Answers:
     """Mean over the clients, by order of batches."""
     probe: tuple[Numbers, Numbers] | None = None
     cka: dict[str, Numbers] = field(default_factory=dict)
+    samples: dict[str, dict[str, Numbers]] = field(default_factory=dict)
+    """As `sets`: "forget", "retain" and "strangers"."""
     backdoor: Numbers = field(default_factory=lambda: np.zeros(0))
 
 
@@ -85,7 +90,8 @@ def examine(
     lock: Packed = Packed(),
 ) -> dict[str, Answers]:
     """Ask every client; answers by model."""
-    question = Audit(forget=forget, split=split, probes=PROBES[level], train=federation.experiment.learn)
+    probes = (PROBES if "retrain" in models else ALONE)[level]
+    question = Audit(forget=forget, split=split, probes=probes, train=federation.experiment.learn)
     requests = {n: Request(question) for n in federation.clients}
     if "relearning" in question.probes:
         locked = Request(question.model_copy(update={"lock": lock.sha256}), once=lock.arrays)
@@ -104,8 +110,10 @@ def together(said: Sequence[Examination]) -> Answers:
     if parts:
         sets["forget"] = [found for part in parts for found in sets[part]]
     out = Answers()
-    for name in (s for s in SETS if s in sets):
-        out.sets[name] = {key: _joined([getattr(s, key) for s in sets[name]]) for key in ExaminedSet.model_fields}
+    out.sets = {name: _whole(sets[name]) for name in SETS if name in sets}
+    for name in ("forget", "retain", "strangers"):
+        if sampled := [a.samples[name] for a in said if name in a.samples]:
+            out.samples[name] = _whole(sampled)
     if members := [a for a in said if a.member]:
         both = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
         out.member, out.stranger = (rows.reshape(-1, len(FEATURES)) for rows in both)
@@ -126,6 +134,10 @@ def together(said: Sequence[Examination]) -> Answers:
         if aligned := [a.cka[pairs] for a in said if pairs in a.cka]:
             out.cka[pairs] = np.mean(np.array(aligned), axis=0)
     return out
+
+
+def _whole(found: Sequence[ExaminedSet]) -> dict[str, Numbers]:
+    return {key: _joined([getattr(s, key) for s in found]) for key in ExaminedSet.model_fields}
 
 
 def _joined(rows: Sequence[Sequence[Any]]) -> Numbers:

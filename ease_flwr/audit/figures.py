@@ -57,13 +57,21 @@ def curves(events: list[dict[str, Any]], limits: Mapping[str, float]) -> Drawing
             style, xy = MODELS[model], points[name].get(who, [])
             ax.plot(*_risen(xy), style.line, marker=style.marker, color=style.color, label=who)
             rows += [[name, who, x, y] for x, y in xy]
-        title, better = ("to be kept", "higher is better") if name == "retain" else ("to be forgotten", "target: retrained")
-        ax.set(title=f"{name}, {title}", xlabel="rounds", ylabel=f"R@1 % ({better})", ylim=(0, 102))
+        target = " (target: retrained)" if reference else ""
+        title, better = ("to be kept", " (higher is better)") if name == "retain" else ("to be forgotten", target)
+        ax.set(title=f"{name}, {title}", xlabel="rounds", ylabel=f"R@1 %{better}", ylim=(0, 102))
     legend(figure, *axes[0])
-    reading = "recall on validation pairs, round by round: after forgetting, what was forgotten should be where retraining "
-    reading += "ends, in the band, and what is kept not below it"
+    reading = "recall on validation pairs, round by round"
+    if any("retrained" in points[name] for name in shown):
+        reading += ": after forgetting, what was forgotten should be where retraining ends, in the band, and what is kept not "
+        reading += "below it"
     rows.sort(key=lambda row: row[1] == "retrained")
     return Drawing("recall", "Recall over the rounds", reading, figure, (["set", "model", "round", "r1"], rows))
+
+
+def aim(there: Any) -> str:
+    """What an axis says of the target, where a retrained model is among these models."""
+    return " (target: retrained)" if "retrain" in there else ""
 
 
 def _risen(xy: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -88,10 +96,8 @@ def similarities(scores: Scores) -> Drawing | None:
     figure, axes = draw(7, 2.6, 1, len(kinds), squeeze=False)
     rows = [row for ax, kind in zip(axes[0], kinds, strict=True) for row in ridge(ax, scores, kind)]
     legend(figure, axes[0][0])
-    reading = (
-        "how alike image and caption of each pair are to each model; the pairs should lie where the retrained model has them, "
-    )
-    reading += "not lower and not higher"
+    reading = "how alike image and caption of each pair are to each model"
+    reading += "; the pairs should lie where the retrained model has them, not lower and not higher" if aim(scores) else ""
     return Drawing("similarity", "Similarity of pairs", reading, figure, (ALIKE, rows))
 
 
@@ -106,9 +112,10 @@ def ridge(ax: Axes, scores: Scores, kind: str) -> list[list[Any]]:
         top = y + 0.85 * count / max(c.max() / c.sum() for c in counts.values()) / count.sum()
         ax.stairs(top, cuts, baseline=y, fill=True, color=MODELS[model].color, alpha=0.35)
         ax.stairs(top, cuts, baseline=y, color=MODELS[model].color, lw=1.2)
-    ax.axvline(float(np.mean(found["retrain"])), color=BLUE, ls="--", lw=1.2, label="mean of retrained")
+    if "retrain" in found:
+        ax.axvline(float(np.mean(found["retrain"])), color=BLUE, ls="--", lw=1.2, label="mean of retrained")
     ax.set(yticks=levels, yticklabels=[MODELS[m].label for m in found], ylim=(0, len(found)))
-    ax.set(title=kind, xlabel="cosine (target: retrained)")
+    ax.set(title=kind, xlabel=f"cosine{aim(found)}")
     ax.tick_params(axis="y", length=0)
     return [[kind, model, v] for model, values in found.items() for v in values]
 
@@ -128,10 +135,11 @@ def relearning(numbers: Plain) -> Drawing | None:
     for ax, (title, models) in zip(axes[0], there, strict=True):
         rows += relearnt(ax, numbers, models)
         ax.set(title=title)
-    axes[0][0].set(ylabel="R@1 % (target: retrained)")
+    axes[0][0].set(ylabel=f"R@1 %{aim(numbers)}")
     legend(figure, *axes[0])
-    reading = "how fast each model learns the forgotten pairs again: above retraining something is left, below it too much is "
-    reading += "gone; whiskers are intervals over members and orders of batches"
+    reading = "how fast each model learns the forgotten pairs again"
+    reading += ": above retraining something is left, below it too much is gone" if aim(numbers) else ""
+    reading += "; whiskers are intervals over members and orders of batches"
     return Drawing("relearning", "Learning it again", reading, figure, (RELEARNT, rows))
 
 
@@ -173,10 +181,10 @@ def membership(scores: Scores) -> Drawing | None:
         rows += [[model, f, t] for f, t in zip(false, true, strict=True)]
     ax.plot([0, 100], [0, 100], color=INK, lw=0.6, label="guessing")
     ax.set(xlabel="% of unseen pairs taken for trained ones", aspect="equal")
-    ax.set(ylabel="% of trained pairs found (target: retrained)")
+    ax.set(ylabel=f"% of trained pairs found{aim(scores) or ' (target: guessing)'}")
     legend(figure, ax)
-    reading = "who was trained on, told by the cosine of image and caption; nearer to the diagonal is harder to tell, and the "
-    reading += "target is the retrained model"
+    reading = "who was trained on, told by the cosine of image and caption; nearer to the diagonal is harder to tell"
+    reading += ", and the target is the retrained model" if aim(scores) else ""
     return Drawing("membership", "Membership attack", reading, figure, (["model", "false", "true"], rows))
 
 
@@ -237,6 +245,35 @@ def overlap(facts: Mapping[str, Any]) -> Drawing | None:
     reading = "how much of the directions in which they moved the adapters every two clients have in common, mean over blocks; "
     reading += "mind the scale: 100 would be the same subspace, 0 nothing in common"
     return Drawing("overlap", "What clients' updates share", reading, figure, (["client", "other", "percent"], rows))
+
+
+def samples(found: Mapping[str, Any]) -> Drawing | None:
+    """Where each model has forgotten pairs, kept ones and strangers. found: the three-sample view, see strangers.py."""
+    models = [m for m in ("original", "unlearned", "continued") if "similarity.forget" in found["models"].get(m, {})]
+    if not models:
+        return None
+    figure, axes = draw(7, 2.4, 1, 2, sharey=True)
+    rows = []
+    for ax, (kind, label) in zip(axes, (("similarity", "cosine of a pair"), ("r1", "R@1 %")), strict=True):
+        for shift, (sample, (words, color, marker)) in zip((0.2, 0.0, -0.2), SAMPLES.items(), strict=True):
+            there = [(i, found["models"][m].get(f"{kind}.{sample}")) for i, m in enumerate(models)]
+            there = [(i, n) for i, n in there if n]
+            x, y = [n["value"] for _, n in there], [len(models) - 1 - i + shift for i, _ in there]
+            ends = [[abs(n.get(end, n["value"]) - n["value"]) for _, n in there] for end in ("low", "high")]
+            ax.errorbar(x, y, xerr=ends, fmt=marker, color=color, label=words, elinewidth=1)
+            rows += [[kind, models[i], words, n["value"], n.get("low"), n.get("high")] for i, n in there]
+        ax.set(xlabel=label, yticks=range(len(models)), yticklabels=[MODELS[m].label for m in reversed(models)])
+    legend(figure, axes[0])
+    reading = (
+        "before forgetting, the forgotten pairs lie with the kept ones, afterwards they should lie with the strangers, on "
+    )
+    reading += "which nobody trained; no retrained model says where they would lie by themselves"
+    head = ["number", "model", "sample", "value", "low", "high"]
+    return Drawing("samples", "Three samples", reading, figure, (head, rows))
+
+
+SAMPLES = {"forget": ("forgotten", VERMILION, "^"), "retain": ("kept", BLUE, "s"), "strangers": ("strangers", INK, "o")}
+"""How the samples are called and drawn."""
 
 
 def cost(costs: Mapping[str, Mapping[str, float]]) -> Drawing | None:

@@ -84,6 +84,12 @@ def averaged(found: Sequence[Estimate]) -> Estimate:
     return replace(found[0], value=mean, query=query, draws=np.mean(draws, axis=0) if len(draws) == len(found) else None)
 
 
+def between(one: Estimate, other: Estimate) -> Estimate:
+    """The difference of two numbers about different members, which are drawn by themselves; as sure as the fewer are."""
+    draws = one.draws - other.draws if one.draws is not None and other.draws is not None else None
+    return Estimate(one.value - other.value, draws, min(one.units, other.units), max(one.query, other.query))
+
+
 def _ends(value: float, draws: Numbers | None, units: int) -> tuple[float, float]:
     if draws is None:
         return NAN, NAN
@@ -111,7 +117,7 @@ def members(labels: Numbers) -> NDArray[np.intp]:
     return out
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def drawn(count: int, seed: int = 0) -> NDArray[np.float32]:
     """How often each of so many members is in each draw, (DRAWS, count)."""
     rng = np.random.default_rng(seed)
@@ -121,34 +127,35 @@ def drawn(count: int, seed: int = 0) -> NDArray[np.float32]:
     return out
 
 
-def shares(hits: Sequence[Numbers], of: Sequence[Numbers]) -> Estimate:
+def shares(hits: Sequence[Numbers], of: Sequence[Numbers], seed: int = 0) -> Estimate:
     """Percent of hits (k,) among queries (k,), by member; the mean over several directions. Raises ValueError where there are
-    more hits than queries: no share is above 100 %."""
+    more hits than queries: no share is above 100 %. seed: of the draws; other members are drawn with another one."""
     for h, n in zip(hits, of, strict=True):
         if (h > n).any():
             raise ValueError(f"{h.max():g} hits of {n[h.argmax()]:g} queries: more than 100 %")
-    return _ratio([100 * h for h in hits], of, max(100 / len(of) / n.sum() for n in of))
+    return _ratio([100 * h for h in hits], of, max(100 / len(of) / n.sum() for n in of), seed)
 
 
-def _ratio(sums: Sequence[Numbers], counts: Sequence[Numbers], query: float) -> Estimate:
+def _ratio(sums: Sequence[Numbers], counts: Sequence[Numbers], query: float, seed: int) -> Estimate:
     """Mean over parts of a ratio of sums by member (k,)."""
     k = len(counts[0])
     value = float(np.mean([s.sum() / n.sum() for s, n in zip(sums, counts, strict=True)]))
     if k < 2:
         return Estimate(value, query=query)
-    w = drawn(k)
+    w = drawn(k, seed)
     return Estimate(value, np.mean([(w @ s) / (w @ n) for s, n in zip(sums, counts, strict=True)], axis=0), k, query)
 
 
-def mean(values: Numbers, member: NDArray[np.intp]) -> Estimate:
-    """Mean of values (n,) of these members (n,)."""
-    return _ratio([_sums(member, values)], [_counted(member)], 0.0)
+def mean(values: Numbers, member: NDArray[np.intp], seed: int = 0) -> Estimate:
+    """Mean of values (n,) of these members (n,). seed: as of `shares`."""
+    return _ratio([_sums(member, values)], [_counted(member)], 0.0, seed)
 
 
-def share_of(found: Sequence[NDArray[Any]], member: Sequence[NDArray[np.intp]]) -> Estimate:
-    """Percent of queries (n,) that are found (1 or 0), of these members (n,); the mean over several directions."""
+def share_of(found: Sequence[NDArray[Any]], member: Sequence[NDArray[np.intp]], seed: int = 0) -> Estimate:
+    """Percent of queries (n,) that are found (1 or 0), of these members (n,); the mean over several directions. seed: as of
+    `shares`."""
     hits = [_sums(m, f) for f, m in zip(found, member, strict=True)]
-    return shares(hits, [_counted(m) for m in member])
+    return shares(hits, [_counted(m) for m in member], seed)
 
 
 def _sums(member: NDArray[np.intp], values: NDArray[Any]) -> Numbers:

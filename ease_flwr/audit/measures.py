@@ -65,14 +65,16 @@ def estimates(answers: Answers) -> dict[str, Estimate]:
 def numbers(
     answers: Answers, own: Mapping[str, Estimate], references: Sequence[tuple[Answers, Mapping[str, Estimate]]]
 ) -> dict[str, Measure]:
-    """Every number of one model beside the mean of these references (one may be itself). Beside those of `estimates`, what
-    two models have together:
+    """Every number of one model beside the mean of these references (one may be itself, there may be none). Beside those of
+    `estimates`, what two models have together:
 
     distance.SET, correlation.SET, ks.SET                       of the similarities of single pairs to the reference's
     people.SET                                                  R@1 of whom the two differ most for
     relearn.area                                                mean gap of the curve of relearning
     """
     out = {key: compared(e, [theirs[key] for _, theirs in references]) for key, e in own.items()}
+    if not references:
+        return out
     for name in (s for s in (*FORGET_SETS, "retain") if s in answers.sets):
         found, theirs = answers.sets[name], [a.sets[name] for a, _ in references]
         s, member = found["similarity"], members(found["labels"])

@@ -12,16 +12,32 @@ from statistics import mean
 
 from ease_flwr.audit import figures
 from ease_flwr.audit.drawing import BLUE, MODELS, Drawing, bars, draw, legend
-from ease_flwr.audit.examination import PROBES
 from ease_flwr.audit.retrieval import references_of
-from ease_flwr.audit.verdict import FORGOTTEN, GOOD, KEPT, NAMES, ONE_SIDED, STAYS, Row, digits
+from ease_flwr.audit.verdict import (
+    AS_BEFORE,
+    FORGOTTEN,
+    GOOD,
+    KEPT,
+    ONE_SIDED,
+    STAYS,
+    STILL,
+    UNKNOWN,
+    Row,
+    digits,
+    unasked,
+)
 
 UNSURE = "not sure"
 HEADS = {
     FORGOTTEN: ("forgotten", "perhaps forgotten"),
     KEPT: ("the rest is kept", "the rest is perhaps kept", "some of the rest is perhaps lost", "some of the rest is lost"),
     STAYS: tuple(f"after going on it is {so}like retraining" for so in ("", "perhaps ", "perhaps not ", "not ")),
+    UNKNOWN: ("like strangers", "perhaps like strangers", "perhaps not forgotten", "not forgotten"),
+    AS_BEFORE: ("the rest is kept", "the rest is perhaps kept", "some of the rest is perhaps lost", "some of the rest is lost"),
+    STILL: tuple(f"after going on it is {so}like strangers" for so in ("", "perhaps ", "perhaps not ", "not ")),
 }
+ALONE = (UNKNOWN, AS_BEFORE, STILL)
+"""Asked where no retrained model is there."""
 """How a part begins: where all rows are good or some are and the others within their limits, where none is sure, where some are
 beyond their limits, though not surely, and where they are surely. What is forgotten has two sides, see `_side`."""
 
@@ -38,16 +54,22 @@ class Part:
 def sentence(rows: Sequence[Row], level: str) -> list[Part]:
     """Is it forgotten, is the rest kept, does it stay so, and how sure is that? level: of the audit."""
     if not rows:
-        return [Part("Whether it is forgotten is not known", "no retrained model stands beside it", "not")]
+        return [Part("Whether it is forgotten is not known", "nobody has judged it", "not")]
     by_question = {q: [r for r in rows if r.question == q] for q in HEADS}
     said = [_part(q, found) for q, found in by_question.items() if found]
-    if not by_question[FORGOTTEN]:
+    alone = any(r.question in ALONE for r in rows)
+    if not by_question[UNKNOWN if alone else FORGOTTEN]:
         said.insert(0, Part("whether it is forgotten is not known", "nobody is left who could judge it", "not"))
     sure = sum(not r.answer.startswith(UNSURE) for r in rows)
-    missing = ", ".join(words for probe, words in NAMES.items() if probe not in PROBES[level])
-    unasked = f"not asked by this {level} audit: {missing}" if missing else ""
-    said.append(Part(f"{sure} of {len(rows)} answers are sure", unasked, ""))
+    if alone:
+        said.append(Part("whether it is as if it had never been there is not known", WITHOUT, "not"))
+    missing = unasked(level, alone)
+    more = f"not asked by this {level} audit: {missing}" if missing else ""
+    said.append(Part(f"{sure} of {len(rows)} answers are sure", more, ""))
     return [replace(said[0], head=said[0].head[0].upper() + said[0].head[1:]), *said[1:]]
+
+
+WITHOUT = "nobody has retrained without it, which `ease reference RUN` does"
 
 
 def text(parts: Sequence[Part]) -> str:
@@ -70,9 +92,10 @@ def _part(question: str, rows: Sequence[Row]) -> Part:
         head = good if not unsure else f"{good}, as far as can be told" if sure else perhaps
         above = any(abs(r.gap) > r.threshold for r in rows)  # of what is kept, and no fault
         why = f"none of {_numbers(rows)} is worse than its limit allows" if above else ""
-        why = why or f"{len(rows)} of {_numbers(rows)} within the limit of retraining"
+        of = "beside strangers" if question in ALONE else "of retraining"
+        why = why or f"{len(rows)} of {_numbers(rows)} within the limit {of}"
         why += f", {sure or 'none'} of them surely" if unsure else ""
-    if question == KEPT and (retain := [r for r in rows if r.what == "r1.retain"]):
+    if question in (KEPT, AS_BEFORE) and (retain := [r for r in rows if r.what == "r1.retain"]):
         other = [r for r in beyond if r.what != "r1.retain"]
         also = ("also " if len(other) < len(beyond) else "") + ("" if bad else "perhaps ")
         shown = next((r for r in reversed(retain) if r in beyond), retain[-1])
@@ -85,7 +108,9 @@ def _numbers(rows: Sequence[Row]) -> str:
 
 
 def _beyond(r: Row) -> bool:
-    """Whether a number is beyond its limit, surely or not; of what is kept, below it."""
+    """Whether a number is beyond its limit, surely or not; of what is kept, below it; beside strangers, above it."""
+    if r.question in (UNKNOWN, STILL):
+        return r.gap > r.threshold
     kept = r.what in (*ONE_SIDED, "r1.forget_shared")
     return not (r.gap >= -r.threshold if kept else abs(r.gap) <= r.threshold)
 
@@ -105,15 +130,20 @@ def _most(rows: Sequence[Row]) -> str:
     r = max(rows, key=lambda r: abs(r.gap) / r.threshold)
     n = digits(r.value, r.reference, r.threshold)
     side = "from" if r.what.startswith("distance") else "above" if r.gap > 0 else "below"
-    reference = "chance" if r.against == "chance" else "retraining"
+    reference = AGAINST.get(r.against, "retraining")
     gap = f"{abs(r.gap):.{n}f}{' points' if n == 1 else ''} {side} {reference}"
     return f"{'most of all ' if len(rows) > 1 else ''}{words(r.what)}, {gap}"
 
 
+AGAINST = {"chance": "chance", "strangers": "strangers", "base": "the model before any learning", "original": "what it was"}
+"""What a number is set beside, in words; all others are retrained models."""
+
+
 def _retained(r: Row) -> str:
     side, long = "below" if r.gap < 0 else "above", " for as many rounds" if r.against == "retrain_equal" else ""
-    away = f"{abs(r.gap):.1f} points {side}" if abs(r.gap) >= 0.05 else "as after"
-    return f"R@1 of the retain set is {r.value:.1f} %, {away} retraining{long}"
+    near = "as" if r.against == "original" else "as after"
+    away = f"{abs(r.gap):.1f} points {side}" if abs(r.gap) >= 0.05 else near
+    return f"R@1 of the retain set is {r.value:.1f} %, {away} {AGAINST.get(r.against, 'retraining')}{long}"
 
 
 def words(number: str) -> str:
@@ -126,6 +156,7 @@ def words(number: str) -> str:
 
 WORDS = {
     "distance": "distance of similarities",
+    "similarity": "similarity of pairs",
     "people": "R@1 of a single person or label",
     "membership.cosine": "the membership attack by cosine",
     "membership.changed": "the membership attack by changed images",
@@ -152,20 +183,23 @@ def pictures(numbers: figures.Plain, scores: figures.Scores) -> list[Drawing]:
     """Recall on what was forgotten and on what is kept, and how fast it is learnt again; where that was not asked, how alike
     its pairs are. Without what nobody could judge."""
     name, references = figures.forgotten(numbers["unlearned"], "r1."), references_of("unlearned", list(numbers))
-    found = [_recall(("first-forget", "Is it forgotten?", FORGET), numbers, name, references)] if name else []
+    found = [_recall(("first-forget", "Is it forgotten?", FORGET), numbers, name, references)] if name and references else []
     if "r1.retain" in numbers["unlearned"]:
         long = ["retrain_equal"] if "retrain_equal" in numbers else []
-        found.append(_recall(("first-retain", "Is the rest kept?", RETAIN), numbers, "retain", long or references, long))
+        target = long or references or ["original"]
+        found.append(_recall(("first-retain", "Is the rest kept?", RETAIN), numbers, "retain", target, long))
     figure, ax = draw(*SIZE)
     if "relearn.0" in numbers["unlearned"]:
         rows = figures.relearnt(ax, numbers, [m for m in figures.THREE if m in numbers])
-        ax.set(ylabel="R@1 % (target: retrained)")
+        ax.set(ylabel=f"R@1 %{figures.aim(numbers)}")
         legend(figure, ax, ncols=3, columnspacing=1, handlelength=1.8)
-        found.append(Drawing("first-again", "Is it slow to learn again?", AGAIN, figure, (figures.RELEARNT, rows)))
+        reading = AGAIN if references else AGAIN.partition(" The dashed")[0]
+        found.append(Drawing("first-again", "Is it slow to learn again?", reading, figure, (figures.RELEARNT, rows)))
     elif f"similarity.{name}" in scores["unlearned"]:
         rows = figures.ridge(ax, scores, name)
         ax.set(title="")
-        found.append(Drawing("first-alike", "Are its pairs alike?", ALIKE, figure, (figures.ALIKE, rows)))
+        reading = ALIKE if references else ALIKE.partition(" The target")[0]
+        found.append(Drawing("first-alike", "Are its pairs alike?", reading, figure, (figures.ALIKE, rows)))
     return found
 
 

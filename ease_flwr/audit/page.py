@@ -42,7 +42,7 @@ figure { margin: 1.2rem 0; break-inside: avoid; } figure svg { max-width: 100%; 
 <body>
 <header>
 <h1>{{ title }}</h1>
-{% if forgotten %}<p>To be forgotten: {{ forgotten }}. Every number stands beside that of the retrained model, which was trained again without it.{% if cost %} Here {{ cost }}.{% endif %}</p>{% endif %}
+{% if forgotten %}<p>To be forgotten: {{ forgotten }}. {% if strangers %}Nobody has trained a model again without it: it stands beside strangers, which are pairs that nobody trained on.{% else %}Every number stands beside that of the retrained model, which was trained again without it.{% endif %}{% if cost %} Here {{ cost }}.{% endif %}</p>{% endif %}
 </header>
 <main>
 {% if sentence %}
@@ -70,6 +70,14 @@ figure { margin: 1.2rem 0; break-inside: avoid; } figure svg { max-width: 100%; 
 </tbody></table></div>
 {% endfor %}
 <p>What each number asks, and what it cannot show, is in docs/audit.md; parameters alone never prove that something was left out.</p>
+{% endif %}
+{% if strangers %}
+<h2>Three samples</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Three samples"><table>
+<thead><tr>{% for h in strangers.head %}<th>{{ h }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in strangers.body %}<tr>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+<p>What was forgotten, what is kept, and what nobody trained on, under each model; base is the model before any learning. {{ strangers.cannot }}</p>
 {% endif %}
 {% if models %}
 <h2>Recall</h2>
@@ -153,7 +161,7 @@ for (const [i, th] of document.querySelectorAll("#sortable th").entries()) {
 {% if numbers %}
 <h2>Every number of the audit</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Every number"><table>
-<thead><tr><th>number</th>{% for m in models %}<th>{{ m }}</th>{% endfor %}</tr></thead>
+<thead><tr><th>number</th>{% for m in asked %}<th>{{ m }}</th>{% endfor %}</tr></thead>
 <tbody>{% for name, cells in numbers.items() %}<tr><td>{{ name }}</td>{% for c in cells %}<td>{{ c }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% endif %}

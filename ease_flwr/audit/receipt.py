@@ -27,6 +27,11 @@ NOT_SHOWN = (
     "whoever ran the code it names. That no copy exists elsewhere. That an attack which the audit did not try would fail."
 )
 
+NO_REFERENCE = (
+    "How the model would be if it had never seen the forgotten data: no reference was trained again without them, so the audit "
+    "sets it beside pairs that nobody trained on."
+)
+
 
 def make(run: Path, key_file: Path) -> Path:
     """Write the next receipt of a run and its line of the ledger; returns receipt.json. Raises ConfigError."""
@@ -78,11 +83,12 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
             "file": audit.relative_to(run).as_posix() if audit else "",
             "level": found.get("level", "none"),
             "made": found.get("at", ""),
+            "reference": found.get("reference", {}).get("unlearned", []),
             "limits": experiment["audit"],
             "verdict": found.get("verdict", []),
         },
         "residual": residual,
-        "not_shown": NOT_SHOWN,
+        "not_shown": NOT_SHOWN + ("" if "retrain" in results["adapters_sha256"] else f" {NO_REFERENCE}"),
     }
 
 

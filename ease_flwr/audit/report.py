@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit import anchors, figures, opening
+from ease_flwr.audit import anchors, figures, opening, strangers
 from ease_flwr.audit.drawing import Drawing
 from ease_flwr.audit.page import BEFORE_TABLES, PAGE
+from ease_flwr.audit.references import of_others
 from ease_flwr.audit.summary import cost_line, current_audit, read_results, read_run_config
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
@@ -42,11 +43,13 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     file, audit = current_audit(folder, results)
     if file is None:
         raise ConfigError(f"{folder}: no audit of its models: `ease audit {folder}` makes one, and a report needs it")
-    events = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    every = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    events = [e for e in every if not of_others(str(e.get("model", "")), results)]
     facts: dict[str, Any] = next((q for q in reversed(results["requests"]) if "blocks" in q), {})
     scores = audit["scores"]
     drawings = [
         figures.curves(events, read(folder, "experiment.json")["audit"]),
+        figures.samples(audit.get("strangers") or {"models": {}}),
         figures.similarities(scores),
         figures.relearning(audit["numbers"]),
         figures.membership(scores),
@@ -73,6 +76,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "sentence": opening.sentence([r for rows, _ in blocks for r in rows], audit["level"]),
         "first": opening.pictures(audit["numbers"], scores),
         "verdict": [b for rows, asked in blocks for b in _blocks(rows, asked)],
+        "strangers": _strangers(audit),
         "anchors": anchors.lines(audit["anchors"], audit["level"]) if "anchors" in audit else [],
         "costs": results["cost"],
         "kept": sum(q["server_bytes"] for q in results["requests"]) / 1e6,
@@ -80,6 +84,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),
+        "asked": list(audit["numbers"]),
         "cost": cost_line(results).partition(": ")[2] if "retrain" in results["cost"] else "",
         "cards": cards,
         "pictures": sources,
@@ -98,6 +103,17 @@ def _blocks(rows: list[Row], asked: str) -> list[tuple[str, list[Row]]]:
     """Headline and lines of each question."""
     by_question = {q: [r for r in rows if r.question == q] for q in dict.fromkeys(r.question for r in rows)}
     return [(headline(q, found, asked), found) for q, found in by_question.items()]
+
+
+def _strangers(audit: dict[str, Any]) -> dict[str, Any]:
+    """Head and rows of the three-sample view, and what it cannot show; nothing where a retrained model is there."""
+    if not (found := audit.get("strangers") or {}).get("models"):
+        return {}
+    return {
+        "head": strangers.head(found),
+        "body": strangers.body(found),
+        "cannot": f"{strangers.CANNOT} {audit['reference_price']}",
+    }
 
 
 def _numbers(numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[str]]:
@@ -128,6 +144,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[Drawing]) -> Path:
     environment.globals |= {"before_tables": BEFORE_TABLES}
     template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
+    empty |= {"strangers": {}, "asked": []}
     empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": [], "sentence": [], "first": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"

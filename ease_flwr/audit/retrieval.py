@@ -23,11 +23,12 @@ def numbered(name: str, there: Sequence[str]) -> list[str]:
 
 def references_of(model: str, there: Sequence[str]) -> list[str]:
     """What a model is set beside: all retrainings, by their mean; of what went on, the retraining that went on. Each further
-    retraining stands beside the first, which shows the noise."""
+    retraining stands beside the first, which shows the noise. None where nobody has retrained."""
     if model in ("continued", "retrain_continued") and "retrain_continued" in there:
         return ["retrain_continued"]
     again = numbered("retrain", there)
-    return ["retrain"] if model == "retrain" or model in again else ["retrain", *again]
+    first = ["retrain"] if "retrain" in there else []
+    return first if model == "retrain" or model in again else [*first, *again]
 
 
 def meant(model: str, reference: str, there: Sequence[str]) -> list[str]:

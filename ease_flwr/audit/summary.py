@@ -38,7 +38,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """The audit of the adapters that results.json names: the full one before a quick one, then the newest.
+    """The audit of the adapters that results.json names: one with a reference first, the full one before a quick one, then the
+    newest.
 
     (None, {}) where there is none: an audit of earlier adapters says nothing about these. Raises ConfigError at a broken one.
     """
@@ -52,10 +53,10 @@ def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict
         there = results["adapters_sha256"]
         made = audit.get("trained", [])  # further retrainings that the audit did itself
         if named.get("unlearned") and all(there.get(m) == sha or m in made for m, sha in named.items()):
-            found.append((audit["level"] == "full", audit["at"], file, audit))
+            found.append(("retrain" in named, audit["level"] == "full", audit["at"], file, audit))
     if not found:
         return None, {}
-    _, _, file, audit = max(found, key=lambda f: f[:2])
+    *_, file, audit = max(found, key=lambda f: f[:3])
     return file, audit
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ease_flwr.audit.examination import PROBES
+from ease_flwr.audit.examination import ALONE, PROBES
 from ease_flwr.audit.intervals import NORMAL, Measure
 from ease_flwr.config import AuditConfig
 
@@ -44,9 +44,11 @@ class Beside:
     numbers: Mapping[str, Measure]
 
 
-GOOD = ("like retraining", "kept")
+GOOD = ("like retraining", "kept", "like strangers", "like strangers, even less known")
 """Answers that say there is nothing to mend."""
 FORGOTTEN, KEPT, STAYS = "forgotten like retraining?", "kept like retraining?", "stays so?"
+UNKNOWN, AS_BEFORE, STILL = "like what nobody trained on?", "kept as before forgetting?", "still like what nobody trained on?"
+"""What is asked where no retrained model is there, see strangers.py."""
 ONE_SIDED = ("r1.retain", "r1.neighbours", "r1.test")
 """Numbers of which only less than the reference's is worse."""
 NAMES = {"relearning": "relearning", "cross_modal": "cross-modal probes", "linear_probe": "linear probe"}
@@ -67,6 +69,12 @@ def verdict(found: Sequence[Beside], limits: AuditConfig, level: str) -> list[Ro
             for key in (k for k in asked if k in beside.numbers):
                 rows.append(row((question, key), beside, asked[key], key not in ONE_SIDED, level))
     return rows
+
+
+def as_before(beside: Beside, limits: AuditConfig) -> list[Row]:
+    """Rows for what a model keeps, beside *original*: where nobody has retrained, that is what there was."""
+    keys = [key for key in ONE_SIDED if key in beside.numbers]
+    return [row((AS_BEFORE, key), beside, limits.retained, two_sided=False) for key in keys]
 
 
 def forgetting(limits: AuditConfig) -> dict[str, float]:
@@ -131,10 +139,17 @@ def _remedy(found: Measure, gap: float, ends: tuple[float, float], beside: Besid
     return "a second retraining" if len(beside.against) == 1 else "more retrainings"
 
 
-def asked_of(level: str, source: str) -> str:
-    """What stands in the headline of every block: how much was asked, and what is known of the noise."""
-    missing = [words for probe, words in NAMES.items() if probe not in PROBES[level]]
-    return f"{level} audit; " + (f"not asked: {', '.join(missing)}; " if missing else "") + source
+def asked_of(level: str, source: str, alone: bool = False) -> str:
+    """What stands in the headline of every block: how much was asked, and what is known of the noise, or that there is no
+    reference."""
+    missing = unasked(level, alone)
+    source = "no reference" if alone else source
+    return f"{level} audit; " + (f"not asked: {missing}; " if missing else "") + source
+
+
+def unasked(level: str, alone: bool = False) -> str:
+    """Probes that an audit leaves out, in words. alone: whether no retrained model is there."""
+    return ", ".join(words for probe, words in NAMES.items() if probe not in (ALONE if alone else PROBES)[level])
 
 
 def headline(question: str, rows: Sequence[Row], asked: str) -> str:
@@ -176,8 +191,10 @@ def shown(r: Row) -> tuple[str, str, str, str]:
 
 
 def worse(r: Row) -> bool:
-    """Whether a difference is beyond the limit on the side that is worse: either side, or below for what is kept."""
-    return r.gap < -r.threshold or (r.gap > r.threshold and r.what not in ONE_SIDED)
+    """Whether a difference is beyond the limit on the side that is worse: either side, or below for what is kept, or above
+    beside strangers."""
+    above = r.gap > r.threshold and r.what not in ONE_SIDED
+    return above or (r.gap < -r.threshold and r.question not in (UNKNOWN, STILL))
 
 
 def digits(*values: float) -> int:

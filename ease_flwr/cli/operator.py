@@ -91,6 +91,25 @@ def join(
         print(f"{name} takes part from the next rounds on: `ease continue {run}`")
 
 
+def reference(
+    run: RUN,
+    count: Annotated[int, typer.Option(help="Retrainings in all; 0: as many as the experiment says.", min=0)] = 0,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what it costs.")] = False,
+    superlink: SUPERLINK = "",
+    client_cpus: CPUS = 1,
+    client_gpus: GPUS = 0.0,
+) -> None:
+    """Train the reference of a finished run: learn again without what it has forgotten. Says first what that costs."""
+    from ease_flwr import api, launcher
+    from ease_flwr.hosts.simulation import Where
+
+    with mistakes("reference"):
+        if dry:
+            launcher.reference(run, count, Where(), dry=True)
+        else:
+            api.Run(run.absolute()).reference(count, Where(superlink, client_cpus, client_gpus))
+
+
 def open_(
     run: RUN,
     data: Annotated[str, typer.Option(help="Folder of the pairs to search; default: those of the run.")] = "",
@@ -212,6 +231,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "continue": continue_,
     "withdraw": withdraw,
     "join": join,
+    "reference": reference,
     "open": open_,
     "status": status,
     "purge": purge,

@@ -109,3 +109,6 @@ class MarkedClient:
 
     def never_trained(self, split: str, forget: Union) -> Pairs:
         return self.data.never_trained(split, forget)
+
+    def strangers(self, split: str) -> tuple[Pairs, EvaluationSet]:
+        return self.data.strangers(split)

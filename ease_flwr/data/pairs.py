@@ -127,6 +127,10 @@ class ClientData(Protocol):
         """Pairs like those of this client that are to be forgotten, which nobody was trained on."""
         ...
 
+    def strangers(self, split: str) -> tuple[Pairs, EvaluationSet]:
+        """Pairs as those that clients train on, and queries to be judged, of what no client has trained on."""
+        ...
+
 
 class World(Protocol):
     """All clients of an experiment. A client host uses its own part only."""

@@ -224,6 +224,11 @@ class PersonasClient:
         pairs = self.world.gallery(split).pairs
         return pairs.take(np.flatnonzero(np.isin(pairs.about, sorted(people))))
 
+    def strangers(self, split: str) -> tuple[Pairs, EvaluationSet]:
+        """People whom nobody knows: their public pairs, and those of the gallery that everybody is in."""
+        gallery = self.world.gallery(split)
+        return self.world.unseen(), EvaluationSet(gallery, np.flatnonzero(np.isin(gallery.pairs.about, self.world.strangers)))
+
 
 @lru_cache(maxsize=64)
 def _client(config: DataConfig, seed: int, name: str) -> PersonasClient:

@@ -222,6 +222,11 @@ class PhotographsClient:
         """Photographs of the common gallery: of other topics too, so membership is easier to tell here than it should be."""
         return self.evaluation(split, forget)["test"].gallery.pairs
 
+    def strangers(self, split: str) -> tuple[Pairs, EvaluationSet]:
+        """Photographs of the common gallery, this client's share of them."""
+        test = self.evaluation(split, ())["test"]
+        return test.gallery.pairs, test
+
 
 def _positions(names: Iterable[str]) -> dict[str, list[int]]:
     """By name, where it stands."""

@@ -94,6 +94,8 @@ class Examination(Section):
     """What the forgotten pairs of membership and linear probe are about, as in ExaminedSet."""
     stranger_labels: Numbers = ()
     """The same of the pairs that nobody trained on."""
+    samples: dict[Literal["forget", "retain", "strangers"], ExaminedSet] = Field(default_factory=dict)
+    """Pairs that are forgotten, pairs that are kept, and strangers, on which nobody trained; either is judged among these."""
     backdoor: tuple[bool, ...] = ()
     """Of each marked picture, whether the sentence of the mark comes first."""
     relearn: tuple[MemberHits, ...] = ()

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp import Grid
 
 from ease_flwr import data
-from ease_flwr.audit import anchors, examination, measures, noise, verdict
+from ease_flwr.audit import anchors, examination, measures, noise, strangers, verdict
+from ease_flwr.audit import references as asking
 from ease_flwr.audit.intervals import Measure
+from ease_flwr.audit.references import name_of
 from ease_flwr.audit.retrieval import references_of
 from ease_flwr.audit.summary import read_results
+from ease_flwr.clients.audit import FORGET_SETS
 from ease_flwr.config import ConfigError, Experiment, Union, union
 from ease_flwr.config.request import now
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import Wanted, roll_call
 from ease_flwr.exchange.transport import Transport
 from ease_flwr.server import parties
-from ease_flwr.server.references import name_of, retraining
+from ease_flwr.server.references import retraining
 from ease_flwr.server.state import FederationState, Server, Vector
 from ease_flwr.store import phases, queue
 from ease_flwr.store.files import write_text
@@ -44,8 +47,12 @@ class Audited:
     lock: ForgetLock | None
     holders: frozenset[str]
     """Clients that have pairs of it: the lock goes to them where they learn these again."""
+    departed: frozenset[str] = frozenset()
+    """Clients that left: they may not answer."""
     rounds: tuple[dict[str, Any], ...] = ()
     """What the continuation noted of the lock, see strategies/ordinary.py."""
+    price: str = ""
+    """What a reference would cost, where there is none."""
     trained: tuple[str, ...] = ()
     """Models that the run did not have: they were trained for this audit."""
 
@@ -65,9 +72,11 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     from ease_flwr.model import adapters
 
     experiment = federation.experiment
-    thetas, lock = about.thetas, about.lock
+    thetas, lock, alone = about.thetas, about.lock, "retrain" not in about.thetas
+    initial = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
     sent = examination.Packed(*packed(lock), about.holders)
-    answers = examination.examine(federation, thetas, about.forget, level, experiment.evaluation.split, sent)
+    models = {**thetas, strangers.BASE: initial} if alone else thetas
+    answers = examination.examine(federation, models, about.forget, level, experiment.evaluation.split, sent)
     own = {m: measures.estimates(a) for m, a in answers.items()}
     reference = {m: references_of(m, list(answers)) for m in answers}
 
@@ -77,16 +86,23 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     raw = {m: beside(m, names) for m, names in reference.items()}
     again = measures.plain(raw[SECOND]) if SECOND in raw else {}
     known = noise.known(experiment.name, noise.differences(again))
-    found = {m: known.on(numbers) for m, numbers in raw.items()}
-    asked = verdict.asked_of(level, known.source)
+    found = raw if alone else {m: known.on(numbers) for m, numbers in raw.items()}
+    asked = verdict.asked_of(level, known.source, alone)
     judged = [verdict.Beside(m, reference[m], found[m]) for m in ("unlearned", "continued") if m in found]
     if "unlearned" in found and EQUAL in found:
         judged.insert(1, verdict.Beside("unlearned", (EQUAL,), known.on(beside("unlearned", (EQUAL,)))))
-    rows = verdict.verdict(judged, experiment.audit, level)
+    sampled = {m: strangers.samples(a) for m, a in answers.items()} if alone else {}
+    three = strangers.view(sampled)
+    if alone:
+        rows = strangers.rows(own, sampled, experiment.audit)
+        if "original" in own:
+            kept = verdict.Beside("unlearned", ("original",), beside("unlearned", ("original",)))
+            rows += verdict.as_before(kept, experiment.audit)
+    else:
+        rows = verdict.verdict(judged, experiment.audit, level)
     continued = ("continued", "retrain_continued")
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
     plain = {m: measures.plain(f) for m, f in found.items()}
-    initial = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
     anchored = {
         "modality": anchors.modality(plain),
         "subspace": anchors.subspace(lock, {m: theta - initial for m, theta in thetas.items()}, answers),
@@ -103,11 +119,17 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
         "numbers": plain,
         "drift": drift,
         "anchors": anchored,
+        "strangers": three,
+        "reference_price": about.price,
         "scores": {m: examination.scores(a) for m, a in answers.items()},
         "verdict": verdict.plain(rows),
     }
     run.write("audit.json", result)
     text = f"{verdict.table(rows, asked)}\n{anchors.table(anchors.lines(anchored, level))}"
+    if alone:
+        text = f"{text}\n{strangers.table(three)}\n{strangers.CANNOT} {about.price}\n"
+    if not any(m.sets.keys() & set(FORGET_SETS) for m in answers.values()):
+        text = f"{strangers.nobody(sorted(about.holders | about.departed))}\n{text}"
     write_text(run.folder / "audit.md", text)
     run.event(f"[audit] {level}\n{text}")
 
@@ -121,6 +143,10 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     if not served:
         raise ConfigError(f"{finished.folder}: nothing was forgotten there yet")
     requests = tuple(request for _, request in served)
+    if [said["id"] for said in results["requests"]] != [r.id for r in requests]:
+        raise ConfigError(
+            f"{finished.folder}: its models are older than its last request: `ease resume {finished.folder}` first"
+        )
     clients = data.load(experiment.data, experiment.seed).clients
     transport = Transport(grid)
     left = frozenset(c for r in requests for c in r.leaving)
@@ -130,17 +156,18 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     thetas = {name: adapters.read(finished.adapters / name, blocks) for name in results["adapters_sha256"]}
     if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
-    if "retrain" not in thetas:
-        raise ConfigError(f"{finished.folder}: an audit needs the retrained model, this run has none (evaluation.reference)")
     said = federation.counted(tuple(r.forget_set for r in requests), len(requests)).pairs
     federation = federation.without([n for n in federation.clients if n not in said])
     answers = parties.RollCall({n: federation.pairs[n] for n in federation.clients}, requests, said)
-    missing = [n for n in range(2, experiment.evaluation.references + 1) if name_of(n) not in thetas]
+    more = range(2, experiment.evaluation.references + 1) if "retrain" in thetas else ()
+    missing = [n for n in more if name_of(n) not in thetas]
     if missing:
         server = Server(run, experiment, federation, answers, model)
         state = FederationState(model.initial, departed=left, served=requests, learnt=results["cost"]["learn"]["rounds"])
         thetas |= {name_of(n): retraining(server, state, n).theta for n in missing}
     lock = phases.read(finished.phase(served[-1][0])).lock
     trained = tuple(name_of(n) for n in missing)
-    about = Audited(thetas, union(requests), lock, parties.holders(answers), held_in(finished), trained)
+    rounds = held_in(finished)
+    price = "" if "retrain" in thetas else asking.offer(finished.folder, experiment, len(clients))
+    about = Audited(thetas, union(requests), lock, parties.holders(answers), left, rounds, price, trained)
     audit(run, federation, about, level)

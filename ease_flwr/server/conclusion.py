@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ease_flwr import data
+from ease_flwr.audit import references as asking
 from ease_flwr.audit import retrieval
 from ease_flwr.audit.summary import PAIRS, cost_line, read_results
 from ease_flwr.config import ConfigError, Experiment, described, union
@@ -29,7 +31,7 @@ ORDER = ("original", "retrain", "retrain_equal", "unlearned", "continued", "retr
 def conclude(server: Server, state: FederationState) -> FederationState:
     """Everything about every model: results.json, table.md, adapters/, and the audit."""
     experiment = server.experiment
-    if experiment.evaluation.reference == "retrain" and state.served:
+    if state.served:
         state = references(server, state)
     again, earlier = (retrieval.numbered(name, list(state.models)) for name in ("retrain", "unlearned"))
     order = [*ORDER[:2], *again, ORDER[2], *earlier, *ORDER[3:]]
@@ -46,13 +48,18 @@ def conclude(server: Server, state: FederationState) -> FederationState:
             text += f"\n{retrieval.gap_line(model, ' and '.join(beside), gap, experiment.audit)}\n"
     if "retrain" in state.costs:
         text += f"\n{cost_line(results)}\n"
+    elif state.served:
+        text += f"\n{asking.standing(server.run.folder, state.forgotten)}\n"
     _save(server, state, list(found))
     server.run.write("results.json", results)
     write_text(server.run.layout.table, text)
     server.run.event(text)
-    if experiment.audit.level != "none" and "retrain" in thetas and state.served:
+    if experiment.audit.level != "none" and state.served:
         who, rounds = holders(server.roll_call), held_in(server.run.layout)
-        audit(server.run, server.here(state), Audited(thetas, everything, state.lock, who, rounds), experiment.audit.level)
+        clients = len(data.load(experiment.data, experiment.seed).clients)
+        price = "" if "retrain" in thetas else asking.offer(server.run.folder, experiment, clients)
+        about = Audited(thetas, everything, state.lock, who, state.departed | state.absent, rounds, price)
+        audit(server.run, server.here(state), about, experiment.audit.level)
     return state
 
 
@@ -62,7 +69,8 @@ def concluded(run: Run, experiment: Experiment, steps: Sequence[Step]) -> bool:
         results = read_results(run.folder)
     except ConfigError:
         return False
-    wanted = {"retrain"} if experiment.evaluation.reference == "retrain" and queue.requests(steps) else set[str]()
+    always = experiment.evaluation.reference == "retrain" and queue.requests(steps)
+    wanted = {"retrain"} if always or asking.read(run.folder) else set[str]()
     return results.get("phases") == queue.names(steps) and wanted <= set(results["models"])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ease_flwr.audit import references as asking
+from ease_flwr.audit.references import name_of, phase_of
 from ease_flwr.exchange.rounds import Plan
 from ease_flwr.server.continuation import returning
 from ease_flwr.server.learn import context, ordinary
@@ -15,23 +17,27 @@ from ease_flwr.strategies.ordinary import Continuing, Learning
 
 def references(server: Server, state: FederationState) -> FederationState:
     """Adds the models *retrain* (as many rounds as learning had), *retrain_2* and so on (the same in other orders of data),
-    *retrain_equal* (as many as *unlearned* has had in all) and *retrain_continued* (as many as *continued*)."""
-    rounds, number, found = state.learnt, _number(state), state
-    for again in range(1, server.experiment.evaluation.references + 1):
+    *retrain_equal* (as many as *unlearned* has had in all) and *retrain_continued* (as many as *continued*), where the
+    experiment wants them, or `ease reference` has asked for them when the same requests were done."""
+    count, on = _wanted(server, state)
+    if not count:
+        return state
+    rounds, found = state.learnt, state
+    for again in range(1, count + 1):
         trained = retraining(server, state, again)
         found = found.with_model(name_of(again), trained.theta).with_cost(name_of(again), trained.cost)
     if not server.experiment.evaluation.equal:
         return found
     retrain = found.models["retrain"]
     more = Plan("learn", state.unlearned_at - rounds, first=rounds + 1)
-    name = f"retrain_equal{number}"
+    name = phase_of("retrain_equal", state.served)
     here = begun(server, state, name)
     learning = Learning(context(here, state, "learn"))
     equal = ordinary(here, replace(state, theta=retrain.theta, rounds=rounds), name, learning, more)
     found = found.with_model("retrain_equal", equal.theta)
-    if "continued" not in state.models:
+    if "continued" not in state.models or not on:
         return found
-    name = f"retrain_continued{number}-{state.continued}"
+    name = phase_of("retrain_continued", state.served, state.continued)
     here = begun(server, state, name)
     continuing = Continuing(context(here, state, "continuation"), None, returning(here, state))
     start = replace(state, theta=equal.theta, rounds=state.unlearned_at)
@@ -41,17 +47,16 @@ def references(server: Server, state: FederationState) -> FederationState:
 
 def retraining(server: Server, state: FederationState, again: int) -> PhaseResult:
     """The learn phase without what was forgotten: the first in the order of data that learning had, others in other ones."""
-    name = f"{name_of(again)}{_number(state)}"
+    name = phase_of(name_of(again), state.served)
     server = begun(server, state, name)
     learning = Learning(replace(context(server, state, "learn"), order=again - 1))
     return ordinary(server, replace(state, theta=server.model.initial, rounds=0), name, learning, Plan("learn", state.learnt))
 
 
-def name_of(again: int) -> str:
-    """What the model of a retraining is called: *retrain*, *retrain_2*, ..."""
-    return "retrain" if again == 1 else f"retrain_{again}"
-
-
-def _number(state: FederationState) -> str:
-    """Behind the names of phases, where several requests are done."""
-    return "" if len(state.served) == 1 else f"-{len(state.served)}"
+def _wanted(server: Server, state: FederationState) -> tuple[int, bool]:
+    """How many retrainings are wanted of these requests, and whether they go through this continuation too."""
+    evaluation, asked = server.experiment.evaluation, asking.read(server.run.folder)
+    always = evaluation.reference == "retrain"
+    if asked is None or asked.requests != state.forgotten:
+        return evaluation.references if always else 0, always
+    return max(asked.count, evaluation.references if always else 0), always or asked.continued == state.continued

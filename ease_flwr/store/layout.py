@@ -52,6 +52,7 @@ KINDS = (
     Kind("queue.json", "the request queue", "request", sealed=True, resume="reads", report=True),
     Kind("set-aside.json", "requests that were set aside, with the reasons", "request", sealed=True),
     Kind("clients.json", "who was there, and with which data", "nothing"),
+    Kind("references.json", "references that were asked for, and of which requests", "request", sealed=True, resume="reads"),
     Kind("state.json", "running, finished or failed, with the reason", "nothing", resume="reads"),
     Kind("mark.json", "how much had been logged when the phase at hand began", "request", resume="reads"),
     Kind("log.txt", "what happened, for people", "numbers"),
@@ -122,6 +123,10 @@ class RunLayout:
     @property
     def queue_lock(self) -> Path:
         return self.folder / "queue.lock"
+
+    @property
+    def references(self) -> Path:
+        return self.folder / "references.json"
 
     @property
     def run_lock(self) -> Path:
