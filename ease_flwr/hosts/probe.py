@@ -74,8 +74,10 @@ def began(home: Path) -> None:
 
 def program(parent: psutil.Process | None, word: str) -> psutil.Process | None:
     """A living process below another, by a word of its command."""
-    below = parent.children(recursive=True) if parent and processes.is_alive(parent) else []
-    return next((p for p in below if processes.is_alive(p) and word in processes.command_of(p)), None)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look
+        below = parent.children(recursive=True) if parent else []
+        return next((p for p in below if processes.is_alive(p) and word in processes.command_of(p)), None)
+    return None
 
 
 def health(folder: Path, days: int) -> tuple[bool, str]:
@@ -97,11 +99,13 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     trusted = "" if insecure else read_text(folder / "ca.crt")
     seen = probe(address, trusted, folder / "ca.crt", name)
     at_work = watcher(folder)
-    flower = "flower-supernode" if name == "" else "flower-superlink"
-    wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(at_work, word) is None]
-    wrong = (wrong if at_work else [f"`ease deploy {'link' if name else 'node'} {folder}` does not run"]) + [seen.why] * bool(
-        seen.why
-    )
+    verb, flower = ("link", "flower-superlink") if name else ("node", "flower-supernode")
+    if at_work:
+        wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(at_work, word) is None]
+    else:
+        wrong = [f"`ease deploy {verb} {folder}` does not run"]
+    if seen.why:
+        wrong.append(seen.why)
     if seen.days is not None and seen.days < days:
         wrong.append(f"the server's certificate is good for {seen.days} days more: the operator runs `ease deploy renew`")
     if wrong:
