@@ -27,8 +27,8 @@ from ease_flwr.strategies.ordinary import Continuing, Learning
 from ease_flwr import config, data
 from ease_flwr.config import ForgetSet
 from ease_flwr.exchange import messages
-from ease_flwr.exchange.answers import MemberHits
 from ease_flwr.exchange.evaluation import judge
+from ease_flwr.exchange.examined import MemberHits
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.messages import Returning
 from ease_flwr.exchange.roll_call import Roster

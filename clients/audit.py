@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs
 from ease_flwr.exchange import messages
-from ease_flwr.exchange.answers import BATCH_SEEDS, CROSS_STEPS, STEPS, Examination, ExaminedSet, MemberHits, as_json
+from ease_flwr.exchange.answers import as_json
+from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS, STEPS, Examination, ExaminedSet, MemberHits
 from ease_flwr.model.retrieval import partner_losses
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Audit(Contrastive):
     """Answers `evaluate` with all models at once: parameters are one vector a model, config names them in `models`."""
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
-        """An Examination (exchange/answers.py) of every model, as JSON under `answer`.
+        """An Examination (exchange/examined.py) of every model, as JSON under `answer`.
 
         Who has forgotten pairs is also asked the probes that the instruction names, and judges the set "neighbours": what
         looks most like these pairs in their gallery and is not to be forgotten.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
-from ease_flwr.exchange.answers import MemberHits
+from ease_flwr.exchange.examined import MemberHits
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,8 @@ from ease_flwr import data
 from ease_flwr.audit import anchors, examination, intervals, measures, report
 from ease_flwr.config import TrainConfig
 from ease_flwr.exchange import messages
-from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits, Update
+from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.examined import Examination, ExaminedSet, MemberHits
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.model import adapters
 from ease_flwr.model.lock import ForgetLock

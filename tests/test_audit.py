@@ -14,7 +14,8 @@ from ease_flwr.clients.probing import by_member, enough, linear_cka, separating
 from ease_flwr.audit import examination, figures, intervals, measures, report
 from ease_flwr.config import ConfigError
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
-from ease_flwr.exchange.answers import BATCH_SEEDS, Examination, ExaminedSet, MemberHits, validated
+from ease_flwr.exchange.answers import validated
+from ease_flwr.exchange.examined import BATCH_SEEDS, Examination, ExaminedSet, MemberHits
 from ease_flwr.model.retrieval import ranks
 from ease_flwr.sweep import cells, comparison, shadows
 from tests.small import RUN_CONFIG

@@ -17,7 +17,7 @@ from ease_flwr.config import AuditConfig, ConfigError, TrainConfig
 from ease_flwr.exchange import messages
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.messages import Forget, Learn
-from ease_flwr.exchange.roll_call import roll_call
+from ease_flwr.exchange.roll_call import Wanted, roll_call
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.model import adapters
 from tests.in_process_grid import InProcessGrid, at_once, submit
@@ -45,7 +45,7 @@ def federated(experiment, settings):
     """The clients of an experiment in this process."""
     run_config = {**RUN_CONFIG, "set": " ".join(f"{k}={v}" for k, v in settings.items())}
     transport = at_once(InProcessGrid(3, run_config))
-    roster, _ = roll_call(transport, experiment, data.load(experiment.data, experiment.seed).clients)
+    roster = roll_call(transport, experiment, Wanted(data.load(experiment.data, experiment.seed).clients)).roster
     return Federation(transport, experiment, roster, print)
 
 
@@ -221,14 +221,11 @@ def test_another_retraining_is_like_retraining(run):
     assert len(wrong) <= len(answers) / 20, wrong
 
 
-# ---- without a reference -------------------------------------------------------------------------------------------------
-
-
 def against_strangers(run, name):
     """What is said of this model of the run where nobody has retrained: the sentence, all rows, the three-sample view."""
     _, experiment, thetas, federation, _ = run
-    base = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
-    asked = {"original": thetas["original"], "unlearned": thetas[name], strangers.BASE: base}
+    asked = {"original": thetas["original"], "unlearned": thetas[name]}
+    asked[strangers.BASE] = adapters.load(experiment.model, experiment.lora, experiment.seed).initial
     answers = examination.examine(federation, asked, forgotten(experiment), "full")
     own, sampled = ({m: of(a) for m, a in answers.items()} for of in (measures.estimates, strangers.samples))
     rows = strangers.rows(own, sampled, AuditConfig())
@@ -241,8 +238,7 @@ def test_law_the_original_has_not_forgotten(run):
     assert (said.head, said.tone) == ("Not forgotten", "too")
     assert {rows[what].answer for what in ("membership.cosine", "membership.changed", "r1.forget")} == {"not forgotten"}
     assert view["way"]["unlearned"] == {kind: {"value": 0, "low": 0, "high": 0} for kind in ("similarity", "r1")}
-    found = view["models"]["original"]
-    assert found["r1.forget"]["value"] > found["r1.strangers"]["value"] + 30
+    assert (found := view["models"]["original"])["r1.forget"]["value"] > found["r1.strangers"]["value"] + 30
     assert abs(found["similarity.forget"]["value"] - found["similarity.retain"]["value"]) < 0.1
 
 

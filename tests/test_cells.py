@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import cells
-from ease_flwr.exchange.answers import MemberHits
+from ease_flwr.exchange.examined import MemberHits
 from ease_flwr.sweep.ablation import ABLATION
 
 

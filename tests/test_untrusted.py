@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ease_flwr.config import TrainConfig
-from ease_flwr.exchange.answers import Examination, Present, read, read_models, read_update, validated
+from ease_flwr.exchange.answers import Present, read, read_models, read_update, validated
 from ease_flwr.exchange.evaluation import evaluate
+from ease_flwr.exchange.examined import Examination
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Learn, pack
 from ease_flwr.exchange.transport import FederationError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ease_flwr.audit.examination import TOWERS, Answers
 from ease_flwr.audit.intervals import Estimate, compared
-from ease_flwr.exchange.answers import BATCH_SEEDS, CROSS_STEPS
+from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS
 from ease_flwr.exchange.judgement import PARTS
 
 if TYPE_CHECKING:

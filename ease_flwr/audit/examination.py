@@ -13,7 +13,7 @@ from ease_flwr.audit.intervals import Numbers
 from ease_flwr.clients.audit import FEATURES, FORGET_SETS, SAMPLES
 from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
-from ease_flwr.exchange.answers import Examination, ExaminedSet, MemberHits
+from ease_flwr.exchange.examined import Examination, ExaminedSet, MemberHits
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.exchange.messages import Audit
@@ -52,7 +52,7 @@ class Probed:
 
 @dataclass
 class Answers:
-    """What all clients said about one model, put together in order of their names. See exchange/answers.py: Examination."""
+    """What all clients said about one model, put together in order of their names. See exchange/examined.py: Examination."""
 
     sets: dict[str, dict[str, Numbers]] = field(default_factory=dict)
     """Fields of ExaminedSet, by set."""

@@ -15,7 +15,7 @@ from ease_flwr.audit import intervals
 from ease_flwr.audit.examination import Answers, Probed
 from ease_flwr.audit.intervals import Estimate, Measure, Numbers, compared, members
 from ease_flwr.clients.audit import FORGET_SETS
-from ease_flwr.exchange.answers import STEPS
+from ease_flwr.exchange.examined import STEPS
 from ease_flwr.exchange.judgement import KS, PARTS
 
 RANGE = {("r1", "r5", "r10", "people", "backdoor", "relearn", "cross", "swap"): 100.0, ("membership", "probe"): 1.0}

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from ease_flwr.config import NAME, Section
-from ease_flwr.exchange.judgement import Evaluation, SetName
+from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unpack
 
 MANY = 2**62
-Numbers = tuple[FiniteFloat, ...]
 LABELS = "labels"
 """Metric of every training that forgets classes: how many of them this client knows."""
 MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds", LABELS))
@@ -26,105 +25,6 @@ OWN = 32
 """An objective may have so many of its own."""
 PUSH = "lock_push"
 """Metric of every training under a forget lock: G of clients/locking.py."""
-
-BATCH_SEEDS = 4
-"""Orders of batches that forgotten pairs are learnt again in, by every probe that does so; the same for all models."""
-STEPS = (1, 5, 15, 40)
-"""Of relearning, after which recall is taken; before the first step it is taken too."""
-CROSS_STEPS = 2
-"""Of relearning with one tower alone."""
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Two = tuple[NonNegativeInt, NonNegativeInt]
-"""Of image queries and of text queries."""
-
-
-class ExaminedSet(Section):
-    """One client's queries in a set, one by one."""
-
-    i2t: tuple[NonNegativeInt, ...]
-    """Rank of the partner, from 1, of each image query."""
-    t2i: tuple[NonNegativeInt, ...]
-    """The same of each text query, picture by picture."""
-    captions: tuple[PositiveInt, ...]
-    """How many text queries belong to each image query."""
-    similarity: Numbers
-    """Cosine of each pair."""
-    labels: Numbers
-    """What each image query is about, as a number that does not say it; -1 where it is about nothing."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> ExaminedSet:
-        lengths = {len(self.i2t), len(self.captions), len(self.similarity), len(self.labels)}
-        if len(lengths) > 1 or sum(self.captions) != len(self.t2i):
-            texts = f"{sum(self.captions)} captions and {len(self.t2i)} text queries"
-            raise ValueError(f"{' or '.join(map(str, sorted(lengths)))} image queries with {texts}")
-        return self
-
-
-class MemberHits(Section):
-    """Partners that a probe found first among the queries about one label; a pair without a label stands by itself."""
-
-    label: FiniteFloat
-    of: tuple[PositiveInt, PositiveInt]
-    """Image and text queries that were judged."""
-    hits: tuple[tuple[Two, ...], ...]
-    """By order of batches, then by number of steps: how many of either were found first."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> MemberHits:
-        for i, t in (two for by_stop in self.hits for two in by_stop):
-            if i > self.of[0] or t > self.of[1]:
-                raise ValueError(f"{i} and {t} hits of {self.of[0]} image and {self.of[1]} text queries")
-        return self
-
-    def counted(self, orders: int, stops: int) -> bool:
-        """Whether it was judged after so many numbers of steps, in each of so many orders of batches."""
-        return [len(by_stop) for by_stop in self.hits] == [stops] * orders
-
-
-class Examination(Section):
-    """What one client answered about one model in an audit. Probes that were not asked for, or did not apply, are empty."""
-
-    sets: dict[SetName, ExaminedSet]
-    member: tuple[Numbers, ...] = ()
-    """Features of forgotten training pairs, a row a pair (clients/audit.py: FEATURES)."""
-    stranger: tuple[Numbers, ...] = ()
-    """The same of pairs like them that nobody trained on."""
-    member_labels: Numbers = ()
-    """What the forgotten pairs of membership and linear probe are about, as in ExaminedSet."""
-    stranger_labels: Numbers = ()
-    """The same of the pairs that nobody trained on."""
-    samples: dict[Literal["forget", "retain", "strangers"], ExaminedSet] = Field(default_factory=dict)
-    """Pairs that are forgotten, pairs that are kept, and strangers, on which nobody trained; either is judged among these."""
-    backdoor: tuple[bool, ...] = ()
-    """Of each marked picture, whether the sentence of the mark comes first."""
-    relearn: tuple[MemberHits, ...] = ()
-    """Before and after some steps of learning the forgotten pairs again."""
-    regained: tuple[Share, ...] = ()
-    """Share of the first step's squared length along locked directions, by order of batches; who has no lock says nothing."""
-    cross: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
-    """After learning them again with one tower alone."""
-    swap: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
-    """Without learning: with this tower of the model and the other one of the retrained model."""
-    probe: tuple[Numbers, Numbers] | None = None
-    """Scores of a linear classifier on embeddings, of the forgotten pairs and of those that nobody trained on."""
-    cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
-    """Linear CKA to the retrained model, image and text."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> Examination:
-        sides = len(self.member_labels), len(self.stranger_labels)
-        for name, (inside, outside) in {"member": (self.member, self.stranger), "probe": self.probe or ((), ())}.items():
-            if (inside or outside) and (len(inside), len(outside)) != sides:
-                raise ValueError(f"{name}: {len(inside)} and {len(outside)} rows for {sides[0]} and {sides[1]} labels")
-        probes = [(self.relearn, BATCH_SEEDS, 1 + len(STEPS))]
-        probes += [(found, BATCH_SEEDS, 1) for found in self.cross.values()] + [(found, 1, 1) for found in self.swap.values()]
-        for found, orders, stops in probes:
-            if not all(hits.counted(orders, stops) for hits in found):
-                raise ValueError(f"a probe without {stops} counts in each of {orders} orders of batches")
-        if len(self.regained) not in (0, BATCH_SEEDS):
-            raise ValueError(f"{len(self.regained)} first steps in {BATCH_SEEDS} orders of batches")
-        return self
 
 
 class Present(Section):

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from ease_flwr.config import Section, Union, digest
-from ease_flwr.exchange.answers import Examination, read_models
+from ease_flwr.exchange.answers import read_models
+from ease_flwr.exchange.examined import Examination
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.journal import Exchange
 from ease_flwr.exchange.judgement import Evaluation, Judgement, pool
