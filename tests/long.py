@@ -1,6 +1,7 @@
 """Checks that take too long for CI: `python -m tests.long NAME` runs one and leaves its dated result in tests/long_results/.
 
 A result holds a digest of the code that it checked. A quick test fails where that code has changed since: run the check again.
+Checks on machines of their own, in namespaces, need root and half an hour: run them before a release.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Check:
     what: str
     command: tuple[str, ...]
     covers: tuple[str, ...]
+    follows: bool = True
+    """Whether a quick test demands a result as new as the code; of machines of their own it demands that there is one."""
 
     def code(self) -> str:
         """Digest of the code that it checks."""
@@ -62,11 +65,13 @@ CHECKS = {
         "a federation of separate hosts, in namespaces: from `ease deploy init` to a verified receipt",
         ("-m", "benchmarks.hosts", "FOLDER/hosts.json"),
         (*RUN, "ease_flwr.cli.hosts", "ease_flwr.launcher", *HOSTS, *halves("ease", "bilateral")),
+        follows=False,
     ),
     "ray": Check(
         "a simulation on a Ray cluster of two nodes, one of which is killed",
         ("-m", "tests.ray_cluster", "FOLDER"),
         (*RUN, "ease_flwr.hosts.simulation"),
+        follows=False,
     ),
 }
 

@@ -72,6 +72,6 @@ def test_long_checks_are_as_new_as_the_code(name):
     if found.get("skipped"):
         pytest.skip(f"{name} was not checked: {found['skipped']}")
     assert found.get("passed"), f"run `python -m tests.long {name}`"
-    assert found["code"] == CHECKS[name].code(), (
+    assert not CHECKS[name].follows or found["code"] == CHECKS[name].code(), (
         f"the code has changed since {found['date']}: run `python -m tests.long {name}`"
     )
