@@ -136,7 +136,9 @@ class Run:
 
         Args:
             level: "quick" is recall, similarity and membership; "full" adds relearning and probes.
-            references: retrainings, trained now where the run has fewer; 0: 2 for full, 1 for quick.
+            references: retrainings, trained now where a run with one has fewer; 0: 2 for full, 1 for quick.
+
+        A run without a reference is set beside pairs that nobody trained on, see docs/audit.md; `reference` trains one.
         """
         if level not in ("quick", "full"):
             raise ConfigError(f"level={level!r}: expected quick or full")

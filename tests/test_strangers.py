@@ -5,19 +5,22 @@ import shutil
 
 import numpy as np
 import pytest
+from ease_flwr.clients.audit import Audit
 
 import ease_flwr as ease
-from ease_flwr import launcher
+from ease_flwr import data, launcher
 from ease_flwr.audit import envelope, intervals, opening, receipt, report, strangers, verdict
 from ease_flwr.audit.examination import ALONE, Answers
 from ease_flwr.audit.intervals import Estimate, Measure
 from ease_flwr.audit.summary import current_audit, read_results
 from ease_flwr.audit.verdict import AS_BEFORE, STILL, UNKNOWN, Beside
-from ease_flwr.config import AuditConfig, ConfigError
+from ease_flwr.config import AuditConfig, ConfigError, ForgetSet
 from ease_flwr.store.layout import RunLayout
 from tests.in_process_grid import InProcessGrid, submit
-from tests.small import settings
+from tests.photographs import write_photographs
+from tests.small import settings, small_experiment
 from tests.standing import SIMULATION
+from tests.test_bilateral import Memory
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------------
 
@@ -124,6 +127,48 @@ def test_the_sentence_says_what_it_does_not_know():
     assert opening.sentence([of("r1.forget", -9, -12, -5)], "quick")[0].tone == "like"
     nobody = opening.sentence([of("r1.retain", -1, -2, 0, AS_BEFORE)], "quick")
     assert nobody[0].why == "nobody is left who could judge it"
+
+
+# ---- whose pairs they are --------------------------------------------------------------------------------------------------
+
+
+def asked(name, config, forget):
+    """The samples of a client, and all its sets."""
+    experiment = small_experiment(**config)
+    client = Audit(experiment, name, data.load(experiment.data, experiment.seed), Memory())
+    sets = client.data.evaluation("test", forget)
+    return client._samples(sets, "test"), sets
+
+
+def test_a_host_ranks_its_forgotten_pairs_among_its_own_test_pairs(tmp_path):
+    write_photographs(tmp_path, train=12, val=3, test=5)
+    host = {"data.kind": "folder", "data.names": "north,south", "forget.targets": "south", "data.root": str(tmp_path)}
+    host["data.image_size"] = 64
+    found, sets = asked("south", host, (ForgetSet(scenario="client", targets=("south",)),))
+    assert set(found) == {"forget", "strangers"}  # it keeps nothing
+    assert found["forget"].gallery is found["strangers"].gallery
+    pairs = found["forget"].gallery.pairs
+    assert len(pairs) == len(sets["forget"].query) + 5
+    assert {pairs.captions[i][0].split()[0] for i in found["forget"].query} == {"train"}
+    assert {pairs.captions[i][0] for i in found["strangers"].query} == {f"test {i} one" for i in range(5)}
+    found, sets = asked("north", host, (ForgetSet(scenario="client", targets=("south",)),))
+    assert set(found) == {"retain"}
+    assert len(found["retain"].gallery.pairs) == len(sets["retain"].query) + 5
+    found, _ = asked("north", host, (ForgetSet(scenario="class", targets=("a",)),))
+    assert set(found) == {"forget", "strangers", "retain"}
+    assert {found["forget"].gallery.pairs.labels[i] for i in found["forget"].query} == {"a"}
+    assert {found["retain"].gallery.pairs.labels[i] for i in found["retain"].query} == {"b", "c"}
+
+
+def test_strangers_of_the_built_in_world_are_people_whom_nobody_knows():
+    found, sets = asked("client-0", {}, (ForgetSet(scenario="client", targets=("client-0",)),))
+    assert found["forget"] is sets["forget_exclusive"]
+    assert found["strangers"].gallery is sets["forget_exclusive"].gallery
+    experiment = small_experiment()
+    world = data.load(experiment.data, experiment.seed)
+    public, queries = world.client("client-0").strangers("test")
+    for pairs in (public, queries.gallery.pairs.take(queries.query)):
+        assert set(pairs.labels) == {name for name, person in world.people.items() if not person.known_by}
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def audit(
         str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
     ] = "full",
     references: Annotated[
-        int, typer.Option(help="Retrainings, trained now where the run has fewer; 0: 2 for full, 1 for quick.", min=0)
+        int, typer.Option(help="Retrainings, trained now where a run with one has fewer; 0: 2 for full, 1 for quick.", min=0)
     ] = 0,
     shadows: Annotated[
         int, typer.Option(help="Instead, run so many federations like it and attack with them (U-LiRA); for small worlds.")
