@@ -241,22 +241,18 @@ def test_law_the_original_has_not_forgotten(run):
     assert (said.head, said.tone) == ("Not forgotten", "too")
     assert {rows[what].answer for what in ("membership.cosine", "membership.changed", "r1.forget")} == {"not forgotten"}
     assert view["way"]["unlearned"] == {kind: {"value": 0, "low": 0, "high": 0} for kind in ("similarity", "r1")}
-    found = view["models"]["original"]
-    assert found["r1.forget"]["value"] > found["r1.strangers"]["value"] + 30
-    assert abs(found["similarity.forget"]["value"] - found["similarity.retain"]["value"]) < 0.1
+    found = {key: number["value"] for key, number in view["models"]["original"].items()}
+    assert found["r1.forget"] > found["r1.strangers"] + 30
+    assert abs(found["similarity.forget"] - found["similarity.retain"]) < 0.1
 
 
 @pytest.mark.slow
 def test_law_who_never_saw_them_is_like_strangers(run):
     """Few answers about a dozen people can be sure; none may be a fault."""
     said, rows, view = against_strangers(run, "retrain")
-    assert not [r for r in rows.values() if r.answer == "not forgotten"]
+    assert "not forgotten" not in {r.answer for r in rows.values()}
     assert said.head.lower().startswith(("like strangers", "perhaps like strangers")), (said, rows)
-    for kind in ("similarity", "r1"):
-        share = view["way"]["unlearned"][kind]
-        assert share["low"] <= 1 <= share["high"]
-        assert share["value"] > 0.7
-    assert view["models"]["unlearned"]["r1.retain"]["value"] > view["models"]["unlearned"]["r1.forget"]["value"] + 30
+    assert all(share["low"] <= 1 <= share["high"] and share["value"] > 0.7 for share in view["way"]["unlearned"].values())
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------------
