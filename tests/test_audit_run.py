@@ -246,13 +246,9 @@ def test_law_the_original_has_not_forgotten(run):
 def test_law_who_never_saw_them_is_like_strangers(run):
     """Few answers about a dozen people can be sure; none may be a fault."""
     said, rows, view = against_strangers(run, "retrain")
-    assert not [r for r in rows.values() if r.answer == "not forgotten"]
+    assert "not forgotten" not in {r.answer for r in rows.values()}
     assert said.head.lower().startswith(("like strangers", "perhaps like strangers")), (said, rows)
-    for kind in ("similarity", "r1"):
-        share = view["way"]["unlearned"][kind]
-        assert share["low"] <= 1 <= share["high"]
-        assert share["value"] > 0.7
-    assert view["models"]["unlearned"]["r1.retain"]["value"] > view["models"]["unlearned"]["r1.forget"]["value"] + 30
+    assert all(share["low"] <= 1 <= share["high"] and share["value"] > 0.7 for share in view["way"]["unlearned"].values())
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ease_flwr import config, launcher
 from ease_flwr.config import ConfigError
 from tests.in_process_grid import submit
 from tests.small import hashes, settings
-from tests.standing import SIMULATION, die
+from tests.standing import SIMULATION, copy, die, enqueue, leaves
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -132,6 +132,19 @@ def test_other_settings_and_other_code_are_refused(tmp_path, monkeypatch):
         ConfigError, match=r"a phase was begun by other code \(\w{12}, this is ffffffffffff\): finish it with that"
     ):
         submit({**settings(run), "resume": True})
+
+
+def test_a_phase_that_was_begun_after_an_upgrade_goes_on(learnt, whole, tmp_path, monkeypatch):
+    """The code of a phase is its own, not that of the run's first day."""
+    monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
+    run = copy(learnt, tmp_path / "run")
+    for module in ("ease_flwr.store.run", "ease_flwr.exchange.roll_call", "ease_flwr.config"):
+        monkeypatch.setattr(f"{module}.code_hash", lambda: "f" * 64)
+    enqueue(run, leaves("client-0"), rounds=2, bke={"enabled": True}, lock={"strength": 20})
+    assert die({**settings(run), "resume": True}, 5)
+    assert any(run.glob("journal/*/*"))
+    submit({**settings(run), "resume": True})
+    assert hashes(run)["unlearned"] == hashes(whole)["unlearned_1"]
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ class Run:
             raise ConfigError(
                 f"{self.folder} was begun with another {differ[0]}: go on with the settings in its experiment.json"
             )
+        code = self.marked().get("code", code)  # of the phase at hand, which may have been begun after an upgrade
         if code != now["code"] and any(self.folder.glob("journal/*/*.safetensors")):
             raise ConfigError(
                 f"{self.folder}: a phase was begun by other code ({code[:12]}, this is {now['code'][:12]}): finish it "
@@ -89,7 +90,7 @@ class Run:
                 self.said = frozenset(line.partition("  ")[0] for line in since)
 
     def marked(self) -> dict[str, Any]:
-        """The mark of the phase that was at hand last: {"phase", "sizes", "known"}; empty where there is none."""
+        """The mark of the phase that was at hand last: {"phase", "code", "sizes", "known"}; empty where there is none."""
         with contextlib.suppress(OSError, ValueError):
             mark: dict[str, Any] = json.loads(self.layout.mark.read_text(encoding="utf-8"))
             return mark
@@ -99,13 +100,13 @@ class Run:
         """Note that a phase begins: how much was logged, and what is known of clients and requests.
 
         Where it began before, returns what was known then, so that the phase asks the same questions again."""
-        mark = self.marked()
-        if mark.get("phase") == phase and "known" in mark:
+        mark, code = self.marked(), code_hash()
+        if mark.get("phase") == phase and "known" in mark and (mark["code"] == code or self.layout.journal(phase).is_dir()):
             found: dict[str, Any] = mark["known"]
             return found
         logs = (self.layout.log, self.layout.metrics)
         sizes = {f.name: f.stat().st_size if f.is_file() else 0 for f in logs}
-        write_json(self.layout.mark, {"phase": phase, "sizes": sizes, "known": known})
+        write_json(self.layout.mark, {"phase": phase, "code": code, "sizes": sizes, "known": known})
         return known
 
     def close(self) -> None:
