@@ -71,7 +71,7 @@ def learn(t: Trial) -> str:
 def label(t: Trial) -> str:
     """A label that one host alone has is withdrawn."""
     t.ease(f"forget {ONE} --label {wards.alone('host-2')} --superlink ease")
-    return t.said(r"forget 1/1.*loss")
+    return t.said(r"forget\S* 1/1.*loss")
 
 
 def offline(t: Trial) -> str:
@@ -81,7 +81,7 @@ def offline(t: Trial) -> str:
     t.ease(f"status {ONE} --superlink ease", status=1)
     t.ease(f"forget {ONE} --client host-3 --superlink ease")
     t.ease(f"status {ONE} --superlink ease")
-    return t.said(r"forget-2 1/1.*loss")
+    return t.said(r"forget\S* 1/1.*loss")
 
 
 def join(t: Trial) -> str:
@@ -96,7 +96,7 @@ def join(t: Trial) -> str:
     t.online("host-1", "host-2", "host-4")
     t.ease(f"join {ONE} host-4")
     t.ease(f"continue {ONE} --rounds 1 --superlink ease")
-    return t.said(r"continuation 1/1.*loss")
+    return t.said(r"continuation\S* 1/1.*loss")
 
 
 def refused(t: Trial) -> str:
