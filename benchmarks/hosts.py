@@ -101,11 +101,11 @@ def join(t: Trial) -> str:
 
 def refused(t: Trial) -> str:
     """Single pairs are withdrawn by what they are; a new run on the same hosts does without them, and says so."""
-    listed = t.hosts["host-1"].run(f"ease data ids {HOME}/data --client host-1 --match {wards.alone('host-1')}")
+    listed = t.hosts["host-1"].run(f"ease data ids {HOME}/data --client host-1 --match host-1-train-1")
     ids = [line for line in listed.splitlines() if line.startswith("host-1/")][:4]
     t.server.at(HOME / "server" / "ids.txt").write_text("\n".join(ids) + "\n")
     t.ease(f"forget {ONE} --ids ids.txt --superlink ease")
-    names = "--set data.names=host-1,host-2,host-4 --set forget.targets=host-4"
+    names = f"--set data.names={','.join(t.there())} --set forget.targets={t.there()[-1]}"
     said = t.ease(f"run wards.yaml --until learn {names} --superlink ease --run-dir {RUNS}/two")
     if not (found := re.search(r"^.*host-1.*(left out|withdrawn).*$", said, re.MULTILINE)):
         raise TrialError(f"{len(ids)} pairs of host-1 were withdrawn, the new run does not say that they are left out:\n{said}")
