@@ -274,12 +274,11 @@ def test_a_lost_answer_stops_the_run_below_quorum():
         ask(f, np.zeros(4, np.float32))
 
 
-def test_a_dead_process_of_the_simulation_stops_the_run_with_its_cause():
+@pytest.mark.parametrize("word", ["ActorDiedError: The actor died unexpectedly", "ActorUnavailableError: The actor is"])
+def test_a_dead_process_of_the_simulation_stops_the_run_with_its_cause(word):
     def tamper(name, reply):
         if name == "client-1":
-            return Message(
-                Error(code=0, reason="ActorDiedError: The actor died unexpectedly"), reply_to=f.transport.grid.sent[-2]
-            )
+            return Message(Error(code=0, reason=word), reply_to=f.transport.grid.sent[-2])
         return fake(np.ones(4, np.float32))(name, reply)
 
     f = federation(tamper, **{"federation.quorum": 0.1})

@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 
 GRACE = 5.0
 """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
+GONE = ("ActorDied", "ActorUnavailable")
+"""Ray's words for a process of the simulation, or its machine, that is gone: it answers nothing for the rest of the run."""
 PAUSE = 0.05
 """Seconds between two looks for answers."""
 
@@ -61,7 +63,7 @@ class Transport:
             for reply in self.grid.pull_messages(list(waiting)):
                 if (node := waiting.pop(reply.metadata.reply_to_message_id, None)) is not None:
                     answers[node] = reply
-                if reply.has_error() and "ActorDied" in (reply.error.reason or ""):
+                if reply.has_error() and any(word in (reply.error.reason or "") for word in GONE):
                     raise FederationError(f"a process of the simulation died, perhaps of memory: {reason(reply)[:300]}")
             if waiting:
                 time.sleep(self.pause)
