@@ -93,8 +93,8 @@ class LoraClient(NumPyClient):
         """Answer to a Hello, the fields of Present about data: `name`, `pairs`, `data`, `barred`, and of each forget
         set how many pairs it is the first to name (`forget`), why it does not fit here (`refused`, "" where it does), and what
         in it names no pair (`unknown`)."""
-        named = self.named(())
-        forget, refused, strange = list[int](), list[str](), list[list[str]]()
+        named, data = self.named(()), self.data
+        forget, refused, strange, ids = list[int](), list[str](), list[list[str]](), list[list[str]]()
         for part in read_instruction(config).forget:
             try:
                 first, why = self.named((part,)) & ~named, ""
@@ -103,8 +103,11 @@ class LoraClient(NumPyClient):
             named |= first
             forget.append(int(first.sum()))
             refused.append(why)
-            strange.append(unknown(part, self.name, self.data.labels, self.data.find))
-        about = {"pairs": len(named), "data": self.data.digest, "barred": getattr(self.world, "barred", 0)}
+            strange.append(unknown(part, self.name, data.labels, data.find))
+            single = self.named((part,)) if part.scenario == "sample" and data.ids and not why else self.named(())
+            ids.append([data.ids[i][0] for i in np.flatnonzero(single).tolist()])
+        barred = int((data.barred & ~named).sum())
+        about = {"pairs": len(named) - barred, "data": data.digest, "barred": barred, "ids": ids}
         return {"name": self.name, **about, "forget": forget, "refused": refused, "unknown": strange}
 
     def fit(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[list[NDArray[Any]], int, dict[str, Any]]:
@@ -168,8 +171,8 @@ class LoraClient(NumPyClient):
 
         only, pairs = instruction.only, self.encode(self.data.train)
         earlier = tuple(part for part in instruction.without if part not in only)
-        chosen = ~self.named(earlier) & (self.named(only) if only else True)
-        self.train = pairs[torch.from_numpy(chosen)] if only or earlier else pairs
+        chosen = ~self.named(earlier) & (self.named(only) if only else ~self.data.barred)
+        self.train = pairs if chosen.all() else pairs[torch.from_numpy(chosen)]
         if returning := instruction.returning:
             fresh = self.world.returning(returning.about, returning.count)
             self.train = self.train + self.encode(fresh) if len(fresh) else self.train
@@ -181,7 +184,7 @@ class LoraClient(NumPyClient):
         import torch
 
         named, earlier = self.named((instruction.forget,)), self.named(instruction.without)
-        self.masks = named & ~earlier, ~named & ~earlier
+        self.masks = named & ~earlier, ~named & ~earlier & ~self.data.barred
         if not self.masks[0].any():
             raise ValueError(f"{self._where(instruction)}: no pair is left to be forgotten: ask only clients that have some")
         pairs = self.encode(self.data.train)

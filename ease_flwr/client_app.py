@@ -32,11 +32,9 @@ from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Hello, pack, read_instruction, unpack
 from ease_flwr.store.files import home
-from ease_flwr.store.tombstones import Tombstones, salted
+from ease_flwr.store.tombstones import Told, Tombstones, salted
 
 app = ClientApp()
-OTHER = "another run"
-"""In a host's memory, whatever run the server did not name."""
 RAISED = 2
 """Flower's code of an error that the app of a client raised."""
 
@@ -65,11 +63,12 @@ def kept_here(node: Mapping[str, Any]) -> Tombstones:
     return Tombstones(Path(str(node["home"])) if node.get("home") else home() / "hosts" / str(node.get("client-name", "")))
 
 
-def on_host(experiment: config.Experiment, node: Mapping[str, Any], run: str = "") -> config.Experiment:
-    """The experiment with this host's own paths: `data-root`, `cache`, `base-model` and `device` of its node config; and
-    without pairs that were withdrawn in other runs. run: key of this one."""
+def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
+    """The experiment with this host's own paths (`data-root`, `cache`, `base-model`, `home`, `device` of its node config), and
+    with what it remembers."""
     own: dict[str, Any] = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
-    own["barred"] = kept_here(node).of_others(run) if experiment.data.kind == "folder" else ()
+    hosts = experiment.data.kind == "folder"
+    own |= {"barred": kept_here(node).digests if hosts else (), "memory": str(kept_here(node).folder) if hosts else ""}
     changes: dict[str, Any] = {"data": experiment.data.model_copy(update=own)}
     model = {field: str(node[key]) for field, key in (("weights", "base-model"), ("device", "device")) if node.get(key)}
     changes["model"] = config.validate(config.ModelConfig, experiment.model.model_dump() | model, "node config")
@@ -78,8 +77,7 @@ def on_host(experiment: config.Experiment, node: Mapping[str, Any], run: str = "
 
 def make_client(context: Context, objective: str = "") -> LoraClient:
     """The NumPyClient of an objective, or the one every objective is built on."""
-    run = config.run_key(str(context.run_config["run-dir"]))
-    experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config, run)
+    experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config)
     world = data.load(experiment.data, experiment.seed)
     if (name := client_name(context, world.clients)) not in world.clients:
         raise config.ConfigError(
@@ -160,19 +158,17 @@ def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evalua
 
 def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:
     """The client of a host, once the host has written down which of its pairs this run has forgotten, and which the server says
-    were withdrawn in others: of these it knows nothing."""
-    mine, run, ids = kept_here(context.node_config), config.run_key(str(context.run_config["run-dir"])), client.data.ids
-    if asked.served:
-        mine.add(run, (i for i, out in zip(ids, client.named(asked.forget[: asked.served]), strict=True) if out))
-    salt, *digests = asked.withdrawn or ("",)
-    heard = mine.read()["classes"]
-    labels = {label for request, labels in asked.classes.items() if request not in heard for label in labels}
-    about = zip(ids, client.data.labels, strict=True)
-    told = [i for i, label in about if label in labels or (digests and salted(salt, i) in digests)]
-    mine.add(OTHER, told)
-    for request in asked.classes.keys() - heard.keys():
-        mine.add_class(OTHER, request, asked.classes[request])
-    return make_client(context) if told else client
+    it has withdrawn before: on these it does not train."""
+    mine, data, told = kept_here(context.node_config), client.data, asked.told or Told(salt="")
+    known = mine.read()
+    new = {key: set(labels) for key, labels in told.classes.items() if key not in known.heard}
+    mask = client.named(asked.forget[: asked.served])
+    for i, (both, label) in enumerate(zip(data.ids, data.labels, strict=True) if told.pairs or new else ()):
+        digest = salted(told.salt, label)
+        mask[i] |= salted(told.salt, both[0]) in told.pairs or any(digest in labels for labels in new.values())
+    found = [i for n in np.flatnonzero(mask).tolist() for i in data.ids[n] if salted(known.salt, i) not in known.pairs]
+    mine.add(client.name, str(context.run_config["run-dir"]), found, new)
+    return make_client(context) if found else client
 
 
 @app.query()

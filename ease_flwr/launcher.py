@@ -18,7 +18,7 @@ from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
 from ease_flwr.hosts import app
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where, submit
-from ease_flwr.server import admission, submission
+from ease_flwr.server import admission, phase, submission
 from ease_flwr.store import queue
 from ease_flwr.store.files import busy, default_folder, locked, write_json
 from ease_flwr.store.layout import RunLayout
@@ -151,7 +151,8 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     if queue.append(folder, Step(kind="forget", request=request)):
         print(f"request {request.id}: on the queue of {folder}")
     else:
-        print(f"request {request.id}: asked before, not asked again")
+        (same,) = (r for r in before if r.id == request.id)
+        print(f"request {request.id}: asked before, by strategy {same.strategy}: not asked again")
     return resume(folder, where)
 
 
@@ -168,17 +169,17 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
 
 
 def withdraw(folder: Path, id: str) -> None:
-    """Take a request back that is not done. What has begun of it is removed. Raises ConfigError."""
+    """Take a request back that is not done. Raises ConfigError."""
     folder = folder.absolute()
     layout = RunLayout(folder)
     queue.read(folder)
-    with locked(layout.run_lock):
-        steps = queue.read(folder)
-        phase = {s.request.id: n for s, n in zip(steps, queue.names(steps), strict=True) if s.request}.get(id)
-        queue.set_aside(folder, id, "it was withdrawn")
-        if phase and layout.journal(phase).is_dir():  # it had begun: what comes next has its name now, and asks anew
-            shutil.rmtree(layout.journal(phase))
-            layout.mark.unlink(missing_ok=True)
+
+    def at_hand() -> str:
+        if busy(layout.run_lock) and phase.at_hand(folder) == id:
+            return f"request {id} is being served now: end that process first, then it can be taken back"
+        return ""
+
+    queue.set_aside(folder, id, "it was withdrawn", at_hand)
 
 
 def join(folder: Path, name: str) -> None:

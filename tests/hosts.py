@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 from ease_flwr.clients.base import LoraClient
 from flwr.app import Context, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -126,10 +127,9 @@ class Federation:
 
         def noted(client, instruction):
             chosen(client, instruction)
-            left_out = client.named(instruction.without)
-            self.trained += [
-                (self.at_work, client.name, i) for i, out in zip(client.data.ids, left_out, strict=True) if not out
-            ]
+            there = rows(client.encode(client.data.train))
+            ids = {row: i for row, (i, _) in zip(there, client.data.ids, strict=True)}
+            self.trained += [(self.at_work, client.name, ids[row]) for row in rows(client.train)]
 
         monkeypatch.setattr(LoraClient, "_choose_learnt", noted)
         self.at_work = ""
@@ -152,6 +152,14 @@ class Federation:
         folder = self.folder / name
         self.submit(run_config(folder, **changes))
         return folder
+
+
+def rows(encoded):
+    """What a client trains on, pair by pair: pictures and tokens as they are."""
+    return [
+        np.asarray(image).tobytes() + np.asarray(tokens).tobytes()
+        for image, tokens in zip(encoded.images[:], encoded.tokens[:], strict=True)
+    ]
 
 
 def fingerprint(host):

@@ -26,7 +26,7 @@ def test_requests_that_come_later_give_the_adapters_of_one_command(whole, learnt
     assert first["unlearned"] == hashes(whole)["unlearned_1"]
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("log.txt", "metrics.jsonl")}
     assert ask(run, leaves("client-0")) == 0  # the same request changes nothing
-    assert "asked before, not asked again" in capsys.readouterr().out
+    assert "asked before, by strategy ease: not asked again" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in before} == before
     ask(run, leaves("client-1"), id="second")
     launcher.continue_training(run, TINY["continuation.rounds"], SIMULATION)

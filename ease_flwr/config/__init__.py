@@ -13,7 +13,6 @@ from ease_flwr.config.identity import (
     file_sha256,
     named_file,
     named_file_sha256,
-    run_key,
     weights_sha256,
 )
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
@@ -76,7 +75,6 @@ __all__ = [
     "parse_assignments",
     "parts",
     "read_yaml",
-    "run_key",
     "searched",
     "settings",
     "strategy_values",

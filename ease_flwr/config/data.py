@@ -34,6 +34,8 @@ class DataConfig(Section):
     """folder: clients that a run of this server has forgotten, and that have agreed to take part in this one."""
     barred: tuple[str, ...] = operational(())
     """folder: a host's own, see store/tombstones.py: salt and digests of pairs that may not be trained on."""
+    memory: str = operational("")
+    """folder: a host's own (node config `home`): where it keeps what it remembers."""
     root: str = ""
     """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
     `data-root`."""

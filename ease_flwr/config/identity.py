@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -31,12 +31,6 @@ def digest(*parts: Any) -> str:
     """sha256 of JSON-serialisable values and models: 64 hex digits."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def run_key(run_dir: str) -> str:
-    """What a host calls a run, of its folder on the server: 16 hex digits. An audit belongs to the run that it is about."""
-    folder = PurePosixPath(run_dir)
-    return digest("run", str(folder.parent if folder.name.startswith("audit-") else folder))[:16]
 
 
 def file_sha256(file: Path) -> str:

@@ -98,8 +98,12 @@ class MarkedClient:
         return self.data.digest
 
     @property
-    def ids(self) -> Sequence[str]:
+    def ids(self) -> Sequence[tuple[str, str]]:
         return self.data.ids
+
+    @property
+    def barred(self) -> np.ndarray:
+        return self.data.barred
 
     def find(self, pair: str) -> Sequence[int]:
         return self.data.find(pair)

@@ -14,15 +14,11 @@ from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, diges
 from ease_flwr.data.formats import read_index
 from ease_flwr.data.pairs import Pairs
 from ease_flwr.data.photographs import Photographs
-from ease_flwr.store import tombstones
 
 
 @dataclass(frozen=True, eq=False)
 class Hosts(Photographs):
     """What one host sees of the world: its own folder, under whatever name it is asked for."""
-
-    barred: int = 0
-    """Training pairs that were withdrawn in another run: they are left out, as if they were not there."""
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
@@ -43,7 +39,7 @@ class Hosts(Photographs):
     def digest_of(self, index: np.ndarray) -> str:
         """Of these pairs and their labels, whatever their order."""
         labels = (self.splits["train"][i].label for i in index)
-        return digest(sorted([*zip(self.ids(index), labels, strict=True)]))
+        return digest(sorted((i, label) for (i, _), label in zip(self.ids(index), labels, strict=True)))
 
     def resolve(self, forget: ForgetConfig) -> ForgetConfig:
         """As it is: only the hosts know their labels and how many pairs they have."""
@@ -57,11 +53,4 @@ def load(config: DataConfig, seed: int) -> Hosts:
     """Read the index of this host; without `data.root` (on the server) there is none. Raises ConfigError."""
     if len(config.names) < 2:
         raise ConfigError("data.names: name the clients, two at least, with commas")
-    splits = read_index(config.root) if config.root else {}
-    everything = Hosts(config, seed, splits)
-    if not splits or not config.barred:
-        return everything
-    salt, *barred = config.barred
-    ids = everything.ids(np.arange(len(splits["train"])))
-    kept = [e for e, i in zip(splits["train"], ids, strict=True) if tombstones.salted(salt, i) not in set(barred)]
-    return Hosts(config, seed, {**splits, "train": kept}, len(splits["train"]) - len(kept))
+    return Hosts(config, seed, read_index(config.root) if config.root else {})

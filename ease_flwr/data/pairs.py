@@ -23,6 +23,11 @@ def pair_id(picture: bytes, captions: Sequence[str]) -> str:
     return "id:" + hashlib.sha256(hashlib.sha256(picture).digest() + json.dumps(sorted(captions)).encode()).hexdigest()[:24]
 
 
+def picture_id(picture: bytes) -> str:
+    """What names a picture alone, whatever its captions are."""
+    return "picture:" + hashlib.sha256(picture).hexdigest()[:24]
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """n images with their captions.
@@ -108,8 +113,13 @@ class ClientData(Protocol):
         ...
 
     @property
-    def ids(self) -> Sequence[str]:
-        """Of the training pairs, see pair_id; none where pairs are drawn."""
+    def ids(self) -> Sequence[tuple[str, str]]:
+        """Of the training pairs: pair_id and picture_id; none where pairs are drawn."""
+        ...
+
+    @property
+    def barred(self) -> NDArray[np.bool_]:
+        """Which of the training pairs may not be trained on, as they were withdrawn, in this run or another, (n,)."""
         ...
 
     def find(self, pair: str) -> Sequence[int]:

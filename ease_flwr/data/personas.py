@@ -163,8 +163,12 @@ class PersonasClient:
         return ""
 
     @property
-    def ids(self) -> tuple[str, ...]:
+    def ids(self) -> tuple[tuple[str, str], ...]:
         return ()
+
+    @property
+    def barred(self) -> np.ndarray:
+        return np.zeros(len(self.labels), dtype=np.bool_)
 
     def find(self, pair: str) -> tuple[int, ...]:
         """Drawn pairs have no names."""

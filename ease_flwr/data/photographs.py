@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ease_flwr.config import PAIR_ID, ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
-from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, withdrawn
+from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
 from ease_flwr.store import cache
+from ease_flwr.store.tombstones import salted
+
+IDS = 1.0
+"""GiB that the kept ids of pairs may fill."""
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
@@ -125,18 +130,23 @@ class Photographs:
         chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
         return self.read("train", chosen)
 
-    def ids(self, index: np.ndarray) -> tuple[str, ...]:
-        """Of these pairs of the train split, by their content; reads every picture, once where `data.cache` is set."""
+    def ids(self, index: np.ndarray) -> tuple[tuple[str, str], ...]:
+        """Of these pairs of the train split: pair_id and picture_id. Reads every picture, once where they can be kept."""
         entries = [self.splits["train"][i] for i in index]
         if not entries:
             return ()
-        key = digest("ids", [[*e.identity, *e.captions] for e in entries]) if self.config.cache else ""
+        place = str(Path(self.config.memory) / "ids") if self.config.memory else ""
+        key = digest("ids", [[*e.identity, *e.captions] for e in entries]) if place else ""
+
+        def both(entry: Entry) -> tuple[str, str]:
+            picture = entry.content()
+            return pair_id(picture, entry.captions), picture_id(picture)
 
         def some(start: int, stop: int) -> np.ndarray:
-            return np.array([pair_id(e.content(), e.captions) for e in entries[start:stop]], dtype="S27")
+            with ThreadPoolExecutor() as pool:
+                return np.array(list(pool.map(both, entries[start:stop])), dtype="S32")
 
-        found = cache.kept(cache.Place(self.config.cache, key, self.config.cache_limit), len(entries), some)
-        return tuple(i.decode() for i in found)
+        return tuple((i.decode(), p.decode()) for i, p in cache.kept(cache.Place(place, key, IDS), len(entries), some))
 
     def digest_of(self, index: np.ndarray) -> str:
         """Of the content of these pairs of the train split; a simulation's data are what its settings say."""
@@ -195,12 +205,20 @@ class PhotographsClient:
 
     @cached_property
     def _by_id(self) -> dict[str, list[int]]:
-        return _positions(self.ids)
+        return _positions(i for i, _ in self.ids)
 
     @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """Of the training pairs, by their content, see pair_id."""
+    def ids(self) -> tuple[tuple[str, str], ...]:
+        """Of the training pairs: pair_id and picture_id."""
         return self.world.ids(self.world.parts[self.index])
+
+    @cached_property
+    def barred(self) -> np.ndarray:
+        salt, *digests = self.world.config.barred or ("",)
+        kept = set(digests)
+        if not kept:
+            return np.zeros(len(self.entries), dtype=np.bool_)
+        return np.array([any(salted(salt, i) in kept for i in both) for both in self.ids], dtype=np.bool_)
 
     def withdrawn(self, forget: Union) -> np.ndarray:
         """Which of the training pairs these forget sets name, (n,)."""
@@ -212,7 +230,7 @@ class PhotographsClient:
         out = self.withdrawn(forget)
         ours = self.world.chosen_on[self.world.parts[self.index]] == (split == "validation")
         sets = {}
-        for name, about in (("forget", out), ("retain", ~out)):
+        for name, about in (("forget", out), ("retain", ~out & ~self.barred)):
             if about.any():
                 query = about & ours if (about & ours).any() else about
                 sets[name] = EvaluationSet(self.own, np.flatnonzero(query), np.flatnonzero(~ours))

@@ -39,10 +39,12 @@ class Present(Section):
     """Why a forget set does not fit this client's data, "" where it does."""
     unknown: tuple[tuple[str, ...], ...] = ()
     """Of each forget set, labels and single pairs that name none of its training pairs."""
+    ids: tuple[tuple[str, ...], ...] = ()
+    """Of each forget set, ids of the single pairs of this client that it names; of other scenarios none."""
     data: str = ""
     """Digest of the content of its training pairs; "" in a simulation."""
     barred: int = Field(0, ge=0)
-    """Pairs that it leaves out, as they were withdrawn in another run."""
+    """Pairs that it leaves out, as they were withdrawn, and that no forget set names: they are not among `pairs`."""
     code: str
     base: str
     threads: int = 1

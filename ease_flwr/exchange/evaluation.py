@@ -57,7 +57,7 @@ def _ask(
                 answers[n] = {m: a.model_dump(mode="json") for m, a in read.items()}
             except ValueError as error:
                 failures[n] = str(error)
-        federation.check_quorum(len(answers), failures)
+        federation.check_quorum(answers, failures)
         cost = replace(spent, seconds=time.monotonic() - started)
         said = [f"{n} failed, left out of the judgement: {why}" for n, why in failures.items()]
         return Exchange({"answers": answers, "cost": asdict(cost), "said": said})

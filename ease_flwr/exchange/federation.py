@@ -14,6 +14,7 @@ from ease_flwr.exchange.messages import Hello, as_told, message
 from ease_flwr.exchange.roll_call import Counted, Roster
 from ease_flwr.exchange.transport import FederationError, Transport
 from ease_flwr.store.cost import Cost
+from ease_flwr.store.tombstones import Told
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Federation:
     say: Callable[..., None]
     """Told one line, and numbers by name that go with it."""
     journal: Journal = field(default_factory=Journal)
+    optional: frozenset[str] = frozenset()
+    """Clients that have left, or have asked to: they may answer, and nobody waits for them."""
+    expected: int = 0
+    """How many others there are, with those that are away."""
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -55,9 +60,10 @@ class Federation:
         """The same, with its exchanges kept in another journal."""
         return replace(self, journal=journal)
 
-    def counted(self, forget: Union, served: int = 0) -> Counted:
-        """See roll_call.counted; served: how many of these forget sets are done."""
-        return roll_call.counted(self.transport, self.experiment, self.roster, Hello(forget=forget, served=served))
+    def counted(self, forget: Union, served: int = 0, told: Callable[[str], Told | None] = lambda _: None) -> Counted:
+        """See roll_call.counted. served: how many of these forget sets are done.  told: what a client is reminded of."""
+        hellos = {n: Hello(forget=forget, served=served, told=told(n)) for n in self.clients}
+        return roll_call.counted(self.transport, self.experiment, self.roster, hellos)
 
     def answering(self, names: Collection[str]) -> tuple[str, ...]:
         """Those of these clients that answer now, sorted; kept in the journal like every exchange."""
@@ -85,9 +91,10 @@ class Federation:
         nodes = self.roster.nodes
         return {n: answers[nodes[n]] for n in requests if nodes.get(n) in answers}, Cost(downlink_bytes=nbytes)
 
-    def check_quorum(self, answered: int, failures: Mapping[str, str]) -> None:
-        """Raises FederationError where too few of the clients that were asked have answered."""
-        asked = answered + len(failures)
-        if answered < max(1, self.experiment.federation.quorum * asked):
+    def check_quorum(self, answered: Collection[str], failures: Mapping[str, str]) -> None:
+        """Raises FederationError where nobody has answered, or too few of those that must."""
+        here, silent = (set(names) - self.optional for names in (answered, failures))
+        asked = len(here | silent)
+        if not answered or len(here) < self.experiment.federation.quorum * asked:
             why = "; ".join(f"{n}: {w}" for n, w in failures.items())
-            raise FederationError(f"{answered} of {asked} clients answered, below the quorum: {why}")
+            raise FederationError(f"{len(here)} of {asked} clients answered, below the quorum: {why}")

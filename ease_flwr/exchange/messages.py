@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ease_flwr.config import ForgetSet, Section, TrainConfig, Union, told
+from ease_flwr.store.tombstones import Told
 
 ADAPTERS, STEP = "adapters", "step"
 """Names of arrays in an answer: the trained adapters, and what a second job changed."""
@@ -119,10 +120,8 @@ class Hello(Section):
     """In the order of their requests: a pair counts for the first that names it."""
     served: int = Field(0, ge=0)
     """How many of these are done: a host remembers what was withdrawn (store/tombstones.py)."""
-    withdrawn: tuple[str, ...] = ()
-    """Salt and digests of pairs that were withdrawn in other runs of this server."""
-    classes: Mapping[str, tuple[str, ...]] = {}
-    """Labels that were, by request: a host that was away then has not heard of it."""
+    told: Told | None = None
+    """What the server remembers of this host."""
 
 
 Instruction = Annotated[Learn | Forget | Evaluate | Audit | Hello, Field(discriminator="kind")]

@@ -48,13 +48,13 @@ class Wanted:
     """Clients that have left, or have asked to: they need not be there."""
     buried: Mapping[str, str] = field(default_factory=dict)
     """By the digest of its node's key, the name of a client that was forgotten: it does not come back under another one."""
-    hello: Hello = field(default_factory=Hello)
-    """What they are asked."""
+    forgotten: Mapping[str, str] = field(default_factory=dict)
+    """By name, clients that another run has forgotten, and what is to be said: they take no part."""
 
     @property
     def expected(self) -> list[str]:
         """Those of whom a quorum must be there."""
-        return [n for n in self.names if n not in self.departed]
+        return [n for n in self.names if n not in self.departed and n not in self.forgotten]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> C
     Raises FederationError where fewer are there than `federation.quorum` of the expected, or two nodes have the same name.
     """
     nodes = _connected(transport, experiment, wanted)
-    answers = _answers(transport, experiment, list(nodes), wanted)
+    answers = _answers(transport, experiment, list(nodes))
     found: dict[str, Present] = {}
     at: dict[str, int] = {}
     wrong: dict[str, str] = {}
@@ -94,6 +94,7 @@ def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> C
         else:
             strange.append(f"{name or f'node {id}'}: {why}")
     missing = {n: wrong.get(n, "it did not come") for n in wanted.expected if n not in found}
+    strange += [f"{n}: {why}" for n, why in wrong.items() if n not in wanted.expected]
     _check_quorum(experiment, wanted, missing, strange, len(nodes))
     roster = Roster(tuple(n for n in wanted.names if n in found), at, {n: said.pairs for n, said in found.items()})
     return Called(roster, found, {n: nodes[at[n]] for n in found}, missing, tuple(strange))
@@ -107,21 +108,25 @@ def enough(experiment: Experiment, expected: int) -> int:
 def _connected(transport: Transport, experiment: Experiment, wanted: Wanted) -> dict[int, Node]:
     """The nodes, once all that are expected are there or the time is over; a quarter of it where there are enough."""
     expected, begun, patience = len(wanted.expected), time.monotonic(), experiment.federation.start_timeout
-    while len(nodes := transport.nodes()) < expected:
+    while True:
+        nodes = transport.nodes()
+        named = [n.name for n in nodes.values()]
+        there = sum(not name or name in wanted.expected for name in named)  # who has left may be there too
         waited = time.monotonic() - begun
-        if waited >= patience or (waited >= patience / 4 and len(nodes) >= enough(experiment, expected)):
+        enough_there = there >= expected or (waited >= patience / 4 and there >= enough(experiment, expected))
+        if waited >= patience or enough_there:
             break
         time.sleep(min(PAUSE, patience))
     return nodes
 
 
-def _answers(transport: Transport, experiment: Experiment, nodes: list[int], wanted: Wanted) -> dict[int, Message]:
+def _answers(transport: Transport, experiment: Experiment, nodes: list[int]) -> dict[int, Message]:
     """What the nodes answer; who does not, or with an error, is asked again."""
     answers: dict[int, Message] = {}
     for share in ATTEMPTS:
         asked = [n for n in nodes if n not in answers or answers[n].has_error()]
         deadline = share * experiment.federation.start_timeout
-        answers |= transport.ask([message(wanted.hello, {}, n, deadline) for n in asked], deadline)
+        answers |= transport.ask([message(Hello(), {}, n, deadline) for n in asked], deadline)
     return answers
 
 
@@ -163,6 +168,8 @@ def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) 
         return f"it was registered as {node.name}: one name for both, client-name there and --name of `flwr supernode register`"
     if name not in wanted.names:
         return f"unknown client {name!r}: this experiment has {', '.join(wanted.names)}"
+    if name in wanted.forgotten:
+        return wanted.forgotten[name]
     if wanted.buried.get(node.key, name) != name:
         return f"it has the key of {wanted.buried[node.key]}, which was forgotten: a client comes back under its own name"
     if said.code != code_hash():
@@ -176,20 +183,30 @@ def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) 
 class Counted:
     """What the clients said about forget sets."""
 
+    sizes: Mapping[str, int]
+    """By client that answered: its training pairs."""
     pairs: Mapping[str, tuple[int, ...]]
-    """By client that answered: how many of its pairs each is the first to name."""
+    """How many of them each is the first to name."""
+    ids: Mapping[str, tuple[tuple[str, ...], ...]]
+    """Ids of single pairs that each names."""
+    barred: Mapping[str, int]
+    """Pairs that it leaves out, as they were withdrawn before."""
     refused: Mapping[int, str]
     """By position of a forget set: why it cannot be served."""
 
 
-def counted(transport: Transport, experiment: Experiment, roster: Roster, hello: Hello) -> Counted:
-    """How many pairs of each client these forget sets concern, in their order; a pair counts for the first that names it."""
-    forget = hello.forget
-    if not forget:
-        return Counted(dict.fromkeys(roster.clients, ()), {})
+def counted(transport: Transport, experiment: Experiment, roster: Roster, hellos: Mapping[str, Hello]) -> Counted:
+    """How many pairs of each client its forget sets concern, in their order; a pair counts for the first that names it.
+
+    hellos: by client. Where nobody is asked or told anything, nothing is sent.
+    """
+    forget = next(iter(hellos.values())).forget if hellos else ()
+    if not forget and not any(h.told for h in hellos.values()):
+        nothing: dict[str, tuple[()]] = dict.fromkeys(roster.clients, ())
+        return Counted({n: roster.pairs[n] for n in roster.clients}, nothing, nothing, {}, {})
     deadline = experiment.federation.start_timeout
     there = [n for n in roster.clients if n in roster.nodes]
-    answers = transport.ask([message(as_told(hello, n), {}, roster.nodes[n], deadline) for n in there], deadline)
+    answers = transport.ask([message(as_told(hellos[n], n), {}, roster.nodes[n], deadline) for n in there], deadline)
     said: dict[str, Present] = {}
     for name in there:
         reply = answers.get(roster.nodes[name])
@@ -197,24 +214,31 @@ def counted(transport: Transport, experiment: Experiment, roster: Roster, hello:
             if reply is None or reply.has_error():
                 raise ValueError(reason(reply))
             answer = read(reply, Present)
-            if answer.name != name or {len(answer.forget), len(answer.refused), len(answer.unknown)} != {len(forget)}:
+            lengths = {len(a) for a in (answer.forget, answer.refused, answer.unknown, answer.ids)}
+            if answer.name != name or lengths != {len(forget)}:
                 raise ValueError("an answer to another question")
         except ValueError:  # it may be gone already: that it leaves is known without it
             continue
         said[name] = answer
     refused = {i: why for i, part in enumerate(forget) if (why := _why_not(i, part, said))}
-    return Counted({n: a.forget for n, a in said.items()}, refused)
+    sizes, ids = {n: a.pairs for n, a in said.items()}, {n: a.ids for n, a in said.items()}
+    return Counted(sizes, {n: a.forget for n, a in said.items()}, ids, {n: a.barred for n, a in said.items()}, refused)
 
 
 def _why_not(i: int, part: ForgetSet, said: Mapping[str, Present]) -> str:
-    """Why a forget set cannot be served, "" where it can: a part of it that names nothing is a mistake."""
-    for answer in said.values():
+    """Why a forget set cannot be served, "" where it can: a part of it that names nothing is a mistake.
+
+    Only a client whose pairs are named one by one has a say, and only about its own.
+    """
+    for name in part.named & said.keys() if part.scenario == "sample" else ():
+        answer = said[name]
+        strange = [t for t in answer.unknown[i] if t in part.targets and t.startswith(f"{name}/")]
         if answer.refused[i]:
-            return answer.refused[i]
-        if part.scenario == "sample" and answer.unknown[i]:
-            return f"{answer.unknown[i][0]} is not among the training pairs there: `ease data ids` on that host lists them"
+            return " ".join(answer.refused[i].split())[:300]
+        if strange:
+            return f"{strange[0]} is not among the training pairs there: `ease data ids` on that host lists them"
     if part.scenario == "class" and said:
-        nowhere = set.intersection(*(set(a.unknown[i]) for a in said.values()))
+        nowhere = set(part.targets).intersection(*(a.unknown[i] for a in said.values()))
         if nowhere:
             return f"no training pair of those who answer has label {', '.join(sorted(nowhere))}: {', '.join(said)}"
     return ""

@@ -104,7 +104,7 @@ def _train(federation: Federation, theta: Vector, requests: Mapping[str, Request
         asked = {name: asked[name] for name in failures}
         notified -= set(asked)  # whoever failed may have lost what it was told
     try:
-        federation.check_quorum(len(updates), failures)
+        federation.check_quorum(updates, failures)
     except FederationError:
         for line in said:
             federation.say(line)

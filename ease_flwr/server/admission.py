@@ -10,7 +10,7 @@ from ease_flwr.config import POSITION, ConfigError, DataConfig, Experiment, Forg
 from ease_flwr.store import phases
 from ease_flwr.store.files import home
 from ease_flwr.store.layout import RunLayout
-from ease_flwr.store.tombstones import Tombstones
+from ease_flwr.store.tombstones import NAME, Gone, Tombstones
 
 
 def check(
@@ -62,13 +62,17 @@ def check_names(names: Collection[str], data: DataConfig) -> None:
     """Raises ConfigError where one of these hosts was forgotten, and nobody has said that it may come back."""
     if data.kind != "folder":
         return
-    gone = Tombstones(home()).read()["clients"]
-    if back := sorted(set(gone) & set(names) - set(data.returned)):
-        about = gone[back[0]]
-        raise ConfigError(
-            f"{back[0]} was forgotten on {about['at'][:10]}, by request {about['request']}: leave it out, or, where it has "
-            f"agreed to take part again, say data.returned={back[0]}"
-        )
+    gone = Tombstones(home()).read().clients
+    if there := sorted(set(gone) & set(names) - set(data.returned)):
+        raise ConfigError(back(there[0], gone[there[0]]))
+
+
+def back(name: str, gone: Gone) -> str:
+    """What is said of a client that was forgotten and comes back."""
+    return (
+        f"{name} was forgotten on {gone.at[:10]}, by request {gone.request}: leave it out, or, where it has agreed to it, "
+        f"say data.returned={name} in a new run; its host leaves out what it has withdrawn as long as {NAME} names it"
+    )
 
 
 def serving(request: ForgetRequest, experiment: Experiment) -> Experiment:

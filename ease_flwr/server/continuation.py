@@ -17,11 +17,12 @@ from ease_flwr.strategies.ordinary import Continuing
 def continuation(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
     """Some more rounds of those who stay."""
     method = Continuing(context(server, state, "continuation"), state.lock, returning(server, state))
-    joined = server.experiment.data.joined  # the learn phase has no updates of theirs
-    clients.trained(server.run.folder, method.context.clients)
-    plan = Plan("continuation", step.rounds, first=state.continued + 1, recorded=joined)
-    found = ordinary(server, state, name, method, plan)
     assert state.history is not None
+    new = tuple(n for n in method.context.clients if not state.history.knows(n))  # no earlier phase has updates of theirs
+    if not server.run.layout.done(name):
+        clients.trained(server.run.folder, method.context.clients)
+    plan = Plan("continuation", step.rounds, first=state.continued + 1, recorded=new)
+    found = ordinary(server, state, name, method, plan)
     assert found.history is not None
     state = replace(
         state,

@@ -17,6 +17,7 @@ from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
 from ease_flwr.server.phase import once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import clients
 from ease_flwr.store.phases import PhaseResult
 from ease_flwr.store.queue import Step
 from ease_flwr.strategies.base import Method
@@ -40,11 +41,11 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
     served = (*state.served, request)
     gone = state.departed | state.absent
 
-    def compute(federation: Federation, reporter: Reporter, _: Path) -> PhaseResult:
+    def compute(federation: Federation, reporter: Reporter, folder: Path) -> PhaseResult:
         concerned = asked(request, server.roll_call, gone)
         who = parties(request, server.roll_call, gone, federation.answering(concerned))
         there = federation.without(who.absent)
-        return _serve(server, state, step, who, replace(reporter, federation=there))
+        return _serve(server, state, step, who, replace(reporter, federation=there), folder)
 
     earlier = server.run.layout.done(name)  # in another process: who was silent then is asked again in this one
     found = once(server, state, name, state.rounds, compute)
@@ -52,6 +53,7 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
     state = replace(
         state,
         theta=found.theta,
+        history=state.history.followed_by(found.history) if state.history and found.history else state.history,
         lock=found.lock,
         departed=state.departed | set(found.facts["departed"]),
         absent=state.absent if earlier else state.absent | set(found.facts["absent"]),
@@ -68,8 +70,10 @@ def forget(server: Server, state: FederationState, step: Step, name: str) -> Fed
     return state.with_model("unlearned", found.theta, "unlearned", "continued").with_cost("unlearn", found.cost)
 
 
-def _serve(server: Server, state: FederationState, step: Step, who: Parties, reporter: Reporter) -> PhaseResult:
-    """The phase, with the clients that are there: those of the reporter's federation."""
+def _serve(server: Server, state: FederationState, step: Step, who: Parties, reporter: Reporter, folder: Path) -> PhaseResult:
+    """The phase, with the clients that are there: those of the reporter's federation. folder: for updates."""
+    from ease_flwr.store.history import History  # imports torch
+
     request, theta, history = step.request, state.theta, state.history
     assert request is not None
     assert history is not None
@@ -98,7 +102,16 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     method = kind(setting, params, state.lock)
     with method.meter.on_server():
         start = method.prepare(theta, history)
-    plan = Plan(reporter.label, method.rounds, evaluation_request=reporter.evaluation_request, report=reporter)
+    new = tuple(n for n in who.retained if not history.knows(n))  # no earlier phase has updates of theirs
+    clients.trained(server.run.folder, who.retained)
+    plan = Plan(
+        reporter.label,
+        method.rounds,
+        history=History(folder, server.experiment.history) if new else None,
+        recorded=new,
+        evaluation_request=reporter.evaluation_request,
+        report=reporter,
+    )
     outcome = run_rounds(reporter.federation, method, start, plan)
     with method.meter.on_server():
         lock = method.lock_after(outcome.theta)
@@ -107,7 +120,7 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
     facts = {
         "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
         "rounds": method.rounds,
-        "absent": sorted(who.absent),
+        "absent": sorted({*who.absent, *(setting.away if request.scenario == "class" else ())}),
         "departed": sorted(leaving(request, server.roll_call)),
         "forget_clients": sorted(who.forget_clients),
     }

@@ -25,7 +25,8 @@ from ease_flwr.strategies.ordinary import Learning
 def learn(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
     """Everybody learns everything; every client's updates are recorded."""
     plan, method = Plan("learn", server.experiment.learn.rounds), Learning(context(server, state, "learn"))
-    clients.trained(server.run.folder, method.context.clients)
+    if not server.run.layout.done(name):
+        clients.trained(server.run.folder, method.context.clients)
     found = ordinary(server, state, name, method, plan, first=True)
     state = replace(
         state,

@@ -86,6 +86,10 @@ def left_out(roll_call: RollCall, requests: Sequence[ForgetRequest]) -> dict[str
 def check(request: ForgetRequest, roll_call: RollCall) -> None:
     """Raises ConfigError where a request concerns nobody, or would leave nobody."""
     until = roll_call.requests[: roll_call.position(request) + 1]
+    if request.scenario == "sample" and (silent := sorted(n for n in request.named if n not in roll_call.pairs)):
+        raise ConfigError(
+            f"{', '.join(silent)} does not answer, and nobody else knows what is named there: ask again when it does"
+        )
     nobody = not any(roll_call.concerned(n, request) for n in roll_call.pairs)
     absent = [n for n in request.leaving if n not in roll_call.pairs]  # its host is gone: it leaves all the same
     if nobody and not absent:

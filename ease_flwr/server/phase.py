@@ -5,13 +5,16 @@ While it is computed every exchange is kept in the journal, so that a run that i
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ease_flwr.config import ConfigError, code_hash, digest, union
+from pydantic import ValidationError
+
+from ease_flwr.config import ConfigError, ForgetRequest, Section, code_hash, digest, union
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.journal import Journal
 from ease_flwr.exchange.roll_call import Roster
@@ -19,6 +22,7 @@ from ease_flwr.server.parties import RollCall
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store import phases
+from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.phases import PhaseResult
 
 Compute = Callable[[Federation, Reporter, Path], PhaseResult]
@@ -63,23 +67,73 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     return phases.read(folder)
 
 
-def begun(server: Server, state: FederationState, name: str) -> Server:
+def begun(server: Server, state: FederationState, name: str, request: str = "") -> Server:
     """The server as a phase sees it: with the clients that take part in it, and the requests that were known when it began.
 
-    A phase that was begun before goes on with those that it began with: it asks the same questions again.
+    A phase that was begun before goes on with those that it began with, and asks the same questions again. It begins anew where
+    a client's data have changed since. request: id of the one that the phase serves.
     """
     run, call, here = server.run, server.roll_call, server.here(state)
     if run.layout.done(name):
         return server
-    now = {"requests": [r.id for r in call.requests], "clients": {n: [call.pairs[n], *call.counts[n]] for n in here.clients}}
-    then = run.mark(name, now)
-    if then == now:
+    now = Known(
+        request=request,
+        requests=call.requests,
+        clients={n: {PAIRS: call.pairs[n], **_by_id(call, n)} for n in here.clients},
+    )
+    then = _known(run.mark(name, now.model_dump(mode="json")))
+    what = {PAIRS, request, *state.forgotten}
+    changed = [
+        n for n, said in now.clients.items() if then and any(said.get(k) != then.clients.get(n, said).get(k) for k in what)
+    ]
+    if then is None or then.request != request or changed:
+        if run.layout.journal(name).is_dir():
+            why = f"data of {', '.join(changed)} have changed" if changed else "it was begun for another request"
+            run.event(f"[{name}] begins anew: {why}")
+        give_up(server, name)
+        run.mark(name, now.model_dump(mode="json"))
         return server
-    requests = tuple(r for r in call.requests if r.id in then["requests"])
-    pairs = {n: said[0] for n, said in then["clients"].items()}
-    counts = {n: tuple(said[1:]) for n, said in then["clients"].items()}
+    pairs = {n: said[PAIRS] for n, said in then.clients.items()}
+    counts = {n: tuple(said[r.id] for r in then.requests) for n, said in then.clients.items()}
     roster = Roster(tuple(pairs), here.roster.nodes, pairs)
-    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(pairs, requests, counts))
+    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(pairs, then.requests, counts))
+
+
+PAIRS = ""
+"""In place of a request's id: all pairs of a client."""
+
+
+class Known(Section):
+    """What was known when a phase began."""
+
+    request: str
+    """Id of the one that it serves, or ""."""
+    requests: tuple[ForgetRequest, ...]
+    """On the queue."""
+    clients: dict[str, dict[str, int]]
+    """Who takes part: how many pairs it has, and how many each request takes, by id."""
+
+
+def _known(mark: Any) -> Known | None:
+    """From the mark of a phase; None where an earlier version has written it."""
+    try:
+        return Known.model_validate_json(json.dumps(mark))
+    except ValidationError:
+        return None
+
+
+def at_hand(folder: Path) -> str:
+    """Id of the request that is being served in a run, "" where there is none."""
+    try:
+        mark = json.loads(RunLayout(folder).mark.read_text(encoding="utf-8"))
+        known = _known(mark["known"])
+        return known.request if known and not RunLayout(folder).done(mark["phase"]) else ""
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _by_id(call: RollCall, client: str) -> dict[str, int]:
+    return {r.id: count for r, count in zip(call.requests, call.counts[client], strict=True)}
 
 
 def give_up(server: Server, name: str) -> None:

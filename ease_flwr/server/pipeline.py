@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from ease_flwr.server.learn import learn
 from ease_flwr.server.phase import begun, give_up
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store import queue
+from ease_flwr.store.files import locked
 from ease_flwr.store.queue import Step
 from ease_flwr.store.run import Run
 
@@ -37,17 +39,23 @@ def run(grid: Grid, at_work: Run, experiment: Experiment) -> FederationState:
         if refused:
             continue
         step, name = steps[done], queue.names(steps)[done]
+        new = not at_work.layout.done(name)
+        with locked(at_work.layout.queue_lock, wait=True):  # whoever withdraws it sees the mark, or we see that it is gone
+            at = begun(server, state, name, step.request.id if step.request else "")
+            if queue.read(at_work.folder)[done : done + 1] != [step]:
+                continue
         try:
-            state = PHASES[step.kind](begun(server, state, name), state, step, name)
+            state = PHASES[step.kind](at, state, step, name)
         except NoHelpError as error:
             give_up(server, name)
             aside += [roster.put_aside(at_work, error.request, str(error))]
             continue
         done += 1
-        if step.request:
+        if step.request and new:
             roster.remember(server, state)
     if not aside or not concluded(at_work, experiment, steps):
         conclude(server, state)
+    shutil.rmtree(at_work.folder / "journal", ignore_errors=True)  # of phases that nobody asks for any more
     if aside:
         raise ConfigError(aside[0])
     return state

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ease_flwr import data
-from ease_flwr.config import PAIR_ID, ConfigError, Experiment, run_key
+from ease_flwr.config import ConfigError, Experiment
 from ease_flwr.exchange.federation import Federation
-from ease_flwr.exchange.messages import Hello
 from ease_flwr.exchange.roll_call import Called, Wanted, enough, roll_call
 from ease_flwr.exchange.transport import FederationError, Transport
 from ease_flwr.server import admission, parties
@@ -26,33 +25,32 @@ def wanted(at_work: Run, experiment: Experiment) -> Wanted:
     leaving = frozenset(c for r in queue.requests(queue.read(at_work.folder)) for c in r.leaving)
     if experiment.data.kind != "folder":
         return Wanted(names, leaving)
-    memory, known = Tombstones(home()), clients.read(at_work.folder)
-    gone = {c for _, request in queue.served(at_work.folder) for c in request.leaving}
-    buried = {about["key"]: name for name, about in memory.read()["clients"].items() if about["key"]}
-    buried |= {known[c].key: c for c in gone if c in known and known[c].key}
-    run = run_key(str(at_work.folder))
-    return Wanted(names, leaving, buried, Hello(withdrawn=memory.of_others(run), classes=memory.classes_of_others(run)))
+    gone = {name: about for name, about in Tombstones(home()).read().clients.items() if name not in experiment.data.returned}
+    buried = {key: name for name, about in gone.items() for key in about.keys}
+    others = {n: admission.back(n, about) for n, about in gone.items() if about.run != str(at_work.folder)}
+    return Wanted(names, leaving, buried, others)
 
 
 def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federation:
     """The clients that are there. Who is not is named. Raises FederationError below the quorum."""
-    found = roll_call(transport, experiment, wanted(at_work, experiment))
+    asked = wanted(at_work, experiment)
+    found = roll_call(transport, experiment, asked)
     sizes = ", ".join(f"{n} {found.roster.pairs[n]}" for n in sorted(found.roster.pairs))
     at_work.event(
         f"[roll call] pairs: {sizes}", roll_call={n: s.model_dump(mode="json") for n, s in sorted(found.said.items())}
     )
+    say_missing(at_work, found)
+    for line in clients.note(at_work.folder, _noted(found)):
+        at_work.event(f"[roll call] {line}")
+    return Federation(transport, experiment, found.roster, at_work.event, optional=asked.departed, expected=len(asked.expected))
+
+
+def say_missing(at_work: Run, found: Called) -> None:
+    """Who is not there, and who is and takes no part."""
     for name, why in found.missing.items():
         at_work.event(f"[roll call] {name} takes no part now: {why}")
     for line in found.strange:
         at_work.event(f"[roll call] left out, {line}")
-    for name, said in sorted(found.said.items()):
-        if said.barred:
-            at_work.event(
-                f"[roll call] {name} leaves out {said.barred} pairs that were withdrawn in another run: they are not trained on"
-            )
-    for line in clients.note(at_work.folder, _noted(found)):
-        at_work.event(f"[roll call] {line}")
-    return Federation(transport, experiment, found.roster, at_work.event)
 
 
 def _noted(found: Called) -> dict[str, dict[str, Any]]:
@@ -70,22 +68,23 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
     Returns the clients that answer, what they said of the requests that are left, and why others were set aside. Raises
     FederationError below the quorum: who counts as knowing nothing would learn its forgotten pairs again.
     """
-    requests = queue.requests(steps)
+    requests, experiment = queue.requests(steps), federation.experiment
     served = [request for _, request in queue.served(at_work.folder)]
-    found = federation.counted(tuple(r.forget_set for r in requests), len(served))
+    memory = Tombstones(home())
+    told = memory.told if experiment.data.kind == "folder" else lambda _: None
+    found = federation.counted(tuple(r.forget_set for r in requests), len(served), told)
     silent = [n for n in federation.clients if n not in found.pairs]
-    gone = {client for request in requests for client in request.leaving}
-    staying = [n for n in federation.clients if n not in gone]
-    if (here := len([n for n in staying if n in found.pairs])) < enough(federation.experiment, len(staying)):
+    here = [n for n in federation.clients if n in found.pairs and n not in federation.optional]
+    if len(here) < enough(experiment, federation.expected):
         raise FederationError(
-            f"{', '.join(silent)} did not say how many pairs the requests concern, {here} of {len(staying)} did: see that they "
-            "answer, then `ease resume`, with a lower --quorum if it must go on without them"
+            f"{', '.join(silent)} did not say how many pairs the requests concern, {len(here)} of {federation.expected} did: "
+            "see that they answer, then `ease resume`, with a lower --quorum if it must go on without them"
         )
     for name in silent:
         at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")
     federation = federation.without(silent)
-    answers = RollCall({n: federation.pairs[n] for n in federation.clients}, tuple(requests), found.pairs)
-    everybody = data.load(federation.experiment.data, federation.experiment.seed).clients  # those that have left too
+    answers = RollCall(found.sizes, tuple(requests), found.pairs)
+    everybody = data.load(experiment.data, experiment.seed).clients  # those that have left too
     aside = []
     for i, request in enumerate(requests):
         try:
@@ -93,11 +92,14 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
                 continue
             if i in found.refused:
                 raise ConfigError(found.refused[i])
-            admission.check(request, federation.experiment, everybody, requests[:i], at_work.folder)
+            admission.check(request, experiment, everybody, requests[:i], at_work.folder)
             parties.check(request, answers)
         except ConfigError as error:
             aside.append(put_aside(at_work, request.id, str(error)))
     if not aside:
+        for name, count in found.barred.items():
+            if count:
+                at_work.event(f"[roll call] {name} leaves out {count} pairs that were withdrawn before: nobody trains on them")
         return federation, answers, []
     federation, answers, more = ask_about(federation, at_work, queue.read(at_work.folder))
     return federation, answers, [*aside, *more]
@@ -116,11 +118,12 @@ def remember(server: Server, state: FederationState) -> None:
     not trained on again by mistake. Only hosts have something to remember."""
     if server.experiment.data.kind != "folder":
         return
-    request, memory, run = state.served[-1], Tombstones(home()), run_key(str(server.run.folder))
-    known = clients.read(server.run.folder)
+    request, memory, run = state.served[-1], Tombstones(home()), str(server.run.folder)
+    known, requests = clients.read(server.run.folder), server.roll_call.requests
     for name in request.leaving:
         memory.bury(name, run, request.id, known[name].key if name in known else "")
     if request.scenario == "class":
-        memory.add_class(run, request.id, request.targets)
-    memory.add(run, (pair for _, pair in request.pairs if PAIR_ID.fullmatch(pair)))
-    server.here(state).counted(tuple(r.forget_set for r in server.roll_call.requests), len(state.served))
+        memory.add_class(f"{run} {request.id}", request.targets, known)
+    found = server.here(state).counted(tuple(r.forget_set for r in requests), len(state.served))
+    for name, ids in found.ids.items():
+        memory.add(name, run, ids[len(state.served) - 1])

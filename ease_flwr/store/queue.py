@@ -8,7 +8,7 @@ or is withdrawn, is set aside: it moves to set-aside.json with the reason, and t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -86,10 +86,15 @@ class SetAside(Section):
     """UTC."""
 
 
-def set_aside(folder: Path, id: str, why: str) -> None:
-    """Take a request off the queue; what is done cannot be taken back. Raises ConfigError where none of this id waits."""
+def set_aside(folder: Path, id: str, why: str, unless: Callable[[], str] = str) -> None:
+    """Take a request off the queue; what is done cannot be taken back. Raises ConfigError where none of this id waits.
+
+    unless: asked while nobody else can change the queue, why it must stay; "" where it need not.
+    """
     layout = RunLayout(folder)
     with locked(layout.queue_lock, wait=True):
+        if stays := unless():
+            raise ConfigError(stays)
         steps = read(folder)
         done = {name for name in names(steps) if layout.done(name)}
         found = {n: s.request for s, n in zip(steps, names(steps), strict=True) if s.request and s.request.id == id}
@@ -105,10 +110,12 @@ def set_aside(folder: Path, id: str, why: str) -> None:
 
 
 def read_set_aside(folder: Path) -> list[SetAside]:
-    """Requests that were set aside, in order. Raises ConfigError."""
+    """Requests that were set aside and have not been asked again, in order. Raises ConfigError."""
     file = RunLayout(folder).set_aside
     try:
-        return [SetAside.model_validate(s) for s in json.loads(file.read_text(encoding="utf-8"))]
+        found = [SetAside.model_validate_json(json.dumps(s)) for s in json.loads(file.read_text(encoding="utf-8"))]
+        again = {r.id for r in requests(read(folder))}
+        return [s for s in found if s.request.id not in again]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, ValidationError) as error:

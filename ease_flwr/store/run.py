@@ -76,9 +76,10 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what was left half done. Take back the numbers of an unfinished phase: they will be said again. Lines stay."""
-        for artefact in list(self.layout.artefacts()):
-            if artefact.kind and artefact.kind.resume == "removes":
-                artefact.path.unlink()
+        with locked(self.layout.queue_lock, wait=True):  # somebody may be writing the queue
+            for artefact in list(self.layout.artefacts()):
+                if artefact.kind and artefact.kind.resume == "removes":
+                    artefact.path.unlink(missing_ok=True)
         for folder in self.folder.glob("*.partial"):
             shutil.rmtree(folder)
         if (mark := self.marked()) and not self.layout.done(mark["phase"]):
