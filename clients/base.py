@@ -105,7 +105,7 @@ class LoraClient(NumPyClient):
             refused.append(why)
             strange.append(unknown(part, self.name, data.labels, data.find))
             single = self.named((part,)) if part.scenario == "sample" and data.ids and not why else self.named(())
-            ids.append([data.ids[i][0] for i in np.flatnonzero(single).tolist()])
+            ids.append([i for n in np.flatnonzero(single).tolist() for i in data.ids[n]])
         barred = int((data.barred & ~named).sum())
         about = {"pairs": len(named) - barred, "data": data.digest, "barred": barred, "ids": ids}
         return {"name": self.name, **about, "forget": forget, "refused": refused, "unknown": strange}

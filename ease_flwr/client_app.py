@@ -165,7 +165,8 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
     mask = client.named(asked.forget[: asked.served])
     for i, (both, label) in enumerate(zip(data.ids, data.labels, strict=True) if told.pairs or new else ()):
         digest = salted(told.salt, label)
-        mask[i] |= salted(told.salt, both[0]) in told.pairs or any(digest in labels for labels in new.values())
+        before = any(salted(told.salt, of) in told.pairs for of in both)
+        mask[i] |= before or any(digest in labels for labels in new.values())
     found = [i for n in np.flatnonzero(mask).tolist() for i in data.ids[n] if salted(known.salt, i) not in known.pairs]
     mine.add(client.name, str(context.run_config["run-dir"]), found, new)
     return make_client(context) if found else client

@@ -14,9 +14,10 @@ from PIL import Image
 from ease_flwr import data
 from ease_flwr.config import DataConfig
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.data.pairs import pair_id
+from ease_flwr.data.pairs import pair_id, picture_id
 from ease_flwr.data.personas import load
-from tests.in_process_grid import InProcessGrid, submit
+from tests.in_process_grid import submit
+from tests.standing import Mortal
 
 NAMES = ("north", "south", "west")
 LATE = "east"
@@ -92,6 +93,18 @@ class Host:
         self.rows.reverse()
         self.write()
 
+    def edit(self, row):
+        """The owner corrects a caption."""
+        self.rows[self.rows.index(row)] = (row[0], f"{row[1]} again", *row[2:])
+        self.write()
+
+    def lose(self):
+        """The machine is set up anew."""
+        (self.home / "withdrawn.json").unlink(missing_ok=True)
+
+    def picture(self, row):
+        return picture_id((self.root / "images" / row[0]).read_bytes())
+
     def rename(self, row, name):
         """The owner calls a picture something else."""
         (self.root / "images" / row[0]).rename(self.root / "images" / name)
@@ -99,11 +112,11 @@ class Host:
         self.write()
 
 
-class HostGrid(InProcessGrid):
+class HostGrid(Mortal):
     """Nodes of the hosts that are online."""
 
-    def __init__(self, hosts, run_config, tamper=None):
-        super().__init__(0, run_config, tamper=tamper)
+    def __init__(self, hosts, run_config, tamper=None, lives=0):
+        super().__init__(lives, 0, run_config, 0, tamper)
         self.hosts = {100 + k: h for k, h in enumerate(hosts) if h.online}
         for node, host in self.hosts.items():
             known = {"client-name": host.name, "data-root": str(host.root), "home": str(host.home)}
@@ -123,28 +136,32 @@ class Federation:
         self.hosts = {n: Host(n, folder) for n in (*NAMES, LATE)}
         self.hosts[LATE].online = False
         self.trained = []
+        self.pictures = set()
+        """(host, id of the picture): what was trained on, whatever its captions were."""
         chosen = LoraClient._choose_learnt
 
         def noted(client, instruction):
             chosen(client, instruction)
             there = rows(client.encode(client.data.train))
-            ids = {row: i for row, (i, _) in zip(there, client.data.ids, strict=True)}
-            self.trained += [(self.at_work, client.name, ids[row]) for row in rows(client.train)]
+            ids = dict(zip(there, client.data.ids, strict=True))
+            self.trained += [(self.at_work, client.name, ids[row][0]) for row in rows(client.train)]
+            self.pictures |= {(client.name, ids[row][1]) for row in rows(client.train)}
 
         monkeypatch.setattr(LoraClient, "_choose_learnt", noted)
-        self.at_work = ""
+        self.at_work, self.lives = "", 0
 
-    def submit(self, run_config, tamper=None):
-        """One process of the server."""
+    def submit(self, run_config, tamper=None, lives=0):
+        """One process of the server. lives: it dies when messages are sent for so many-th time; 0 never."""
         hosts_data.load.cache_clear()
         data.load.cache_clear()
         self.at_work = Path(run_config["run-dir"]).name
-        self.grid = HostGrid(self.hosts.values(), run_config, tamper)
+        self.grid = HostGrid(self.hosts.values(), run_config, tamper, lives)
         submit(run_config, self.grid)
 
     def submitted(self, run_config, experiment, folder, where):
         """In place of the launcher's."""
-        self.submit(run_config)
+        lives, self.lives = self.lives, 0
+        self.submit(run_config, lives=lives)
         return 0
 
     def learn(self, name, **changes):

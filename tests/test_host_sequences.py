@@ -15,6 +15,7 @@ from ease_flwr.hosts.simulation import Where
 from ease_flwr.launcher import Asked
 from ease_flwr.store import queue
 from tests.hosts import LATE, NAMES, Federation
+from tests.standing import Death
 
 ALL = (*NAMES, LATE)
 
@@ -27,17 +28,20 @@ class Op:
     host: int = 0
     which: int = 0
     strategy: str = "finetune"
+    crash: int = 0
+    """The exchange at which the process dies; 0 never. It is resumed."""
 
 
-def ops(kinds, strategies=("finetune",)):
-    return st.builds(Op, st.sampled_from(kinds), st.integers(0, 3), st.integers(0, 20), st.sampled_from(strategies))
+def ops(kinds, strategies=("finetune",), crashes=(0,)):
+    strategy, crash = st.sampled_from(strategies), st.sampled_from(crashes)
+    return st.builds(Op, st.sampled_from(kinds), st.integers(0, 3), st.integers(0, 20), strategy, crash)
 
 
 sequences = st.lists(
     st.one_of(
-        ops(("leave", "label", "pair"), ("finetune", "ease", "npo")),
-        ops(("away", "back", "reverse", "remove")),
-        ops(("continue", "join", "other run", "withdraw")),
+        ops(("leave", "label", "pair", "name"), ("finetune", "ease", "npo"), (0, 0, 2, 3, 4)),
+        ops(("away", "back", "reverse", "remove", "edit", "lose")),
+        ops(("continue", "join", "other run", "in another run", "withdraw")),
     ),
     min_size=3,
     max_size=8,
@@ -53,25 +57,31 @@ class Story:
         self.run = self.hosts.learn("run")
         self.withdrawn: set[tuple[str, str]] = set()
         self.departed: set[str] = set()
+        self.done: set[str] = set()
         self.others = 0
 
     def do(self, op):
         host = self.hosts.hosts[ALL[op.host]]
         self.hosts.trained.clear()
+        self.hosts.pictures.clear()
+        self.hosts.lives = op.crash
         before = queue.read(self.run)
         asked = self.asked(op, host)
         why = ""
         try:
-            self.act(op, host, asked)
+            try:
+                self.act(op, host, asked)
+            except Death:
+                launcher.resume(self.run, Where())
         except (ConfigError, FederationError) as error:
             why = str(error)
+        self.hosts.lives = 0
         assert "\n" not in why
         if asked:
             self.check_request(asked, before)
-        trained = {(name, i) for _, name, i in self.hosts.trained}
-        assert not trained & self.withdrawn, "somebody trains on what was withdrawn"
+        assert not self.hosts.pictures & self.withdrawn, "somebody trains on what was withdrawn"
         assert not {name for run, name, _ in self.hosts.trained if run == "run"} & self.departed, "who has left trains"
-        assert not {name for name, _ in trained if not self.hosts.hosts[name].online}
+        assert not {name for name, _ in self.hosts.pictures if not self.hosts.hosts[name].online}
 
     def asked(self, op, host):
         """What a request asks; None for other operations."""
@@ -84,6 +94,9 @@ class Story:
                 return ForgetConfig(scenario="class", targets=(labels[op.which % len(labels)],))
             case "pair":
                 return ForgetConfig(scenario="sample", targets=(f"{host.name}/{ids[op.which % len(ids)][0]}",))
+            case "name":
+                rows = host.train
+                return ForgetConfig(scenario="sample", targets=(f"{host.name}/{rows[op.which % len(rows)][0]}",))
         return None
 
     def act(self, op, host, asked):
@@ -95,6 +108,12 @@ class Story:
             host.reverse()
         elif op.kind == "remove" and len(host.train) > 3:
             host.remove(host.train[op.which % len(host.train)])
+        elif op.kind == "edit":
+            host.edit(host.train[op.which % len(host.train)])
+        elif op.kind == "lose":
+            host.lose()
+        elif op.kind == "in another run" and self.others:
+            self.in_another(host, host.train[op.which % len(host.train)])
         elif op.kind == "continue":
             launcher.continue_training(self.run, 1, Where())
         elif op.kind == "join":
@@ -118,14 +137,23 @@ class Story:
         assert all(s.why for s in aside)
         for _, request in queue.served(self.run):
             self.departed |= set(request.leaving)
-            for host in self.hosts.hosts.values():
-                for i, label in host.ids:
-                    named = host.name in request.targets, label in request.targets, f"{host.name}/{i}" in request.targets
-                    if dict(zip(("client", "class", "sample"), named, strict=True))[request.scenario] and not (
-                        request.scenario == "client" and not host.online
-                    ):
-                        self.withdrawn.add((host.name, i))
+            new = request.id not in self.done
+            self.done.add(request.id)
+            for host in self.hosts.hosts.values() if new else ():
+                for row in host.train:
+                    single = {f"{host.name}/{host.id(row)}", f"{host.name}/{row[0]}"} & set(request.targets)
+                    named = {"client": host.name in request.targets and host.online, "class": row[2] in request.targets}
+                    if named.get(request.scenario, single):
+                        self.withdrawn.add((host.name, host.picture(row)))
         assert same or aside or queue.read(self.run) == before
+
+    def in_another(self, host, row):
+        """What one run has forgotten another one that has learnt it can still forget."""
+        other = self.hosts.folder / f"other-{self.others}"
+        wanted = ForgetConfig(scenario="sample", targets=(f"{host.name}/{host.id(row)}",))
+        launcher.forget(other, Asked(wanted, "finetune", ("rounds=1",)), Where())
+        assert queue.served(other)[-1][1].targets == wanted.targets
+        self.withdrawn.add((host.name, host.picture(row)))
 
     def end(self):
         """Once all are there again, everything that waits is done or set aside, and a run goes on."""
@@ -157,11 +185,13 @@ LEAVES_WHILE_AWAY = [
     Op("other run"),
 ]
 HELPLESS = [Op("away", 1), Op("pair", 1, 2, "npo"), Op("back", 1), Op("pair", 1, 2, "npo"), Op("reverse", 1), Op("other run")]
+EDITED = [Op("pair", 1, 3), Op("edit", 1, 3), Op("continue"), Op("lose", 1), Op("other run"), Op("in another run", 1, 3)]
+BY_NAME = [Op("name", 0, 2), Op("lose", 0), Op("edit", 0, 2), Op("other run"), Op("label", 0, 1, crash=3), Op("other run")]
 JOINS = [Op("back", 3), Op("join", 3), Op("continue"), Op("leave", 3, strategy="ease"), Op("continue"), Op("other run")]
 BELOW_QUORUM = [Op("away", 0), Op("away", 1), Op("away", 2), Op("leave", 1), Op("withdraw"), Op("leave", 0, strategy="ease")]
 
 
-@pytest.mark.parametrize("sequence", [AWAY_THEN_BACK, LEAVES_WHILE_AWAY, HELPLESS, JOINS, BELOW_QUORUM])
+@pytest.mark.parametrize("sequence", [AWAY_THEN_BACK, LEAVES_WHILE_AWAY, HELPLESS, EDITED, BY_NAME, JOINS, BELOW_QUORUM])
 def test_hosts_that_come_and_go(home, sequence):
     law(home / "story", sequence)
 

@@ -40,7 +40,7 @@ class Present(Section):
     unknown: tuple[tuple[str, ...], ...] = ()
     """Of each forget set, labels and single pairs that name none of its training pairs."""
     ids: tuple[tuple[str, ...], ...] = ()
-    """Of each forget set, ids of the single pairs of this client that it names; of other scenarios none."""
+    """Of each forget set, ids of the single pairs of this client that it names, and of their pictures; of others none."""
     data: str = ""
     """Digest of the content of its training pairs; "" in a simulation."""
     barred: int = Field(0, ge=0)
