@@ -225,6 +225,8 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     settings |= {"run-dir": str(folder), "audit": level}
     settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
+    if where.quorum:
+        settings["set"] += f" federation.quorum={where.quorum}"
     return pictured(finished, submit(settings, experiment, folder, where), not where.superlink)
 
 

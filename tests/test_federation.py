@@ -132,7 +132,7 @@ def test_who_does_not_fit_is_left_out_by_name_and_the_quorum_decides(change, why
     with pytest.raises(FederationError) as error:
         call(saying(change), **{"federation.start_timeout": 0.2})
     assert str(error.value).startswith("2 of 3 clients are there, federation.quorum=1 wants 3: client-1: " + why)
-    assert str(error.value).endswith("`ease resume`, with a lower --quorum if it must go on without them")
+    assert str(error.value).endswith("or `ease resume`; with a lower --quorum it goes on without them")
     assert strange in str(error.value)
 
 
@@ -175,14 +175,14 @@ def test_a_name_belongs_to_a_node_and_a_key_to_a_name(registered, key, why):
 
 
 @given(st.sets(st.integers(0, 4)), st.sets(st.integers(0, 4)), st.floats(0.05, 1))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 def test_who_leaves_is_not_counted_and_who_stays_by_the_quorum(gone, leaving, quorum):
     """Law: hosts that are gone stop a run if, and only if, fewer of those who stay are there than the quorum wants."""
     names = tuple(f"client-{k}" for k in range(5))
     grid = InProcessGrid(5, {**RUN_CONFIG, "set": RUN_CONFIG["set"].replace("data.clients=3", "data.clients=5")})
     for k in gone:
         del grid.contexts[100 + k]
-    experiment = small_experiment(**{"data.clients": 5, "federation.quorum": quorum, "federation.start_timeout": 0.01})
+    experiment = small_experiment(**{"data.clients": 5, "federation.quorum": quorum, "federation.start_timeout": 0.1})
     staying = [k for k in range(5) if k not in leaving]
     there = [k for k in staying if k not in gone]
     wanted = Wanted(names, frozenset(names[k] for k in leaving))

@@ -68,6 +68,7 @@ def test_every_file_that_runs_while_learning_is_in_the_key(home):
     after = {
         "server_app.py",
         "pipeline.py",
+        "roster.py",
         "conclusion.py",
         "submission.py",
         "admission.py",
@@ -216,7 +217,7 @@ def test_what_only_hosts_can_refuse_leaves_the_queue_too(learnt, tmp_path):
     with pytest.raises(ConfigError, match=r"forget.targets: client-1/9999: client-1 has \d+ pairs, counted from 0"):
         launcher.resume(run, SIMULATION)
     assert [r.id for r in queue.requests(queue.read(run))] == [good.id]
-    assert f"request {bad.id} is refused and withdrawn" in (run / "log.txt").read_text()
+    assert f"request {bad.id} is set aside" in (run / "log.txt").read_text()
     launcher.resume(run, SIMULATION)
     assert [q["id"] for q in read_results(run)["requests"]] == [good.id]
 

@@ -14,7 +14,7 @@ from ease_flwr import config
 from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import operator as cli_operator
-from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, RAY, SUPERLINK, mistakes, own_files
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, SUPERLINK, mistakes, own_files
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.callback()(own_files)
@@ -65,6 +65,7 @@ def audit(
     client_cpus: CPUS = 1,
     client_gpus: GPUS = 0.0,
     ray: RAY = "",
+    quorum: QUORUM = 0.0,
 ) -> None:
     """What is left? Ask every client about every model of a finished run; answers are in RUN/audit-LEVEL."""
     from ease_flwr import api
@@ -72,7 +73,7 @@ def audit(
 
     with mistakes("audit"):
         if not shadows:
-            api.Run(run.absolute()).audit(level, references, Where(superlink, client_cpus, client_gpus, ray))
+            api.Run(run.absolute()).audit(level, references, Where(superlink, client_cpus, client_gpus, ray, quorum))
             return
         from ease_flwr.sweep import shadows as federations
 

@@ -147,7 +147,8 @@ def _check_quorum(
     share = experiment.federation.quorum
     raise FederationError(
         f"{there} of {expected} clients are there, federation.quorum={share:g} wants {enough(experiment, expected)}: {why}: "
-        "see that they are connected (`ease status`), then `ease resume`, with a lower --quorum if it must go on without them"
+        "see that they are connected (`ease status`), then give the command again, or `ease resume`; with a lower --quorum it "
+        "goes on without them"
     )
 
 

@@ -9,7 +9,6 @@ from ease_flwr import strategies
 from ease_flwr.config import POSITION, ConfigError, DataConfig, Experiment, ForgetRequest, Section
 from ease_flwr.store import phases
 from ease_flwr.store.files import home
-from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.tombstones import NAME, Gone, Tombstones
 
 
@@ -88,7 +87,6 @@ def check_all(requests: Sequence[ForgetRequest], experiment: Experiment, clients
 
 def _purged_updates(run: Path | None) -> set[str]:
     """Clients whose updates were purged from the history."""
-    folder = RunLayout(run).phase("learn") if run else None
-    if not folder or not (folder / "phase.json").is_file():
-        return set()
-    return {name.split("/")[1] for name in phases.read_file(folder).get("purged", []) if name.startswith("history/")}
+    folders = [p.parent for p in run.glob("phases/*/phase.json")] if run else []
+    gone = [name for folder in folders for name in phases.read_file(folder).get("purged", [])]
+    return {name.split("/")[1] for name in gone if name.startswith("history/")}

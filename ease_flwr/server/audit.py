@@ -21,7 +21,7 @@ from ease_flwr.config.request import now
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import Wanted, roll_call
 from ease_flwr.exchange.transport import Transport
-from ease_flwr.server import parties
+from ease_flwr.server import parties, roster
 from ease_flwr.server.references import retraining
 from ease_flwr.server.state import FederationState, Server, Vector
 from ease_flwr.store import phases, queue
@@ -150,15 +150,19 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     clients = data.load(experiment.data, experiment.seed).clients
     transport = Transport(grid)
     left = frozenset(c for r in requests for c in r.leaving)
-    federation = Federation(transport, experiment, roll_call(transport, experiment, Wanted(clients, left)).roster, run.event)
+    wanted = Wanted(clients, left)
+    called = roll_call(transport, experiment, wanted)
+    roster.say_missing(run, called)
+    expected = len(wanted.expected)
+    federation = Federation(transport, experiment, called.roster, run.event, optional=left, expected=expected)
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     blocks = model.blocks
     thetas = {name: adapters.read(finished.adapters / name, blocks) for name in results["adapters_sha256"]}
     if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
-    said = federation.counted(tuple(r.forget_set for r in requests), len(requests)).pairs
-    federation = federation.without([n for n in federation.clients if n not in said])
-    answers = parties.RollCall({n: federation.pairs[n] for n in federation.clients}, requests, said)
+    said = federation.counted(tuple(r.forget_set for r in requests), len(requests))
+    federation = federation.without([n for n in federation.clients if n not in said.pairs])
+    answers = parties.RollCall(said.sizes, requests, said.pairs)
     more = range(2, experiment.evaluation.references + 1) if "retrain" in thetas else ()
     missing = [n for n in more if name_of(n) not in thetas]
     if missing:

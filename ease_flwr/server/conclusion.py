@@ -50,6 +50,7 @@ def conclude(server: Server, state: FederationState) -> FederationState:
         text += f"\n{cost_line(results)}\n"
     elif state.served:
         text += f"\n{asking.standing(server.run.folder, state.forgotten)}\n"
+    text += "".join(f"\n{remark}\n" for remark in state.remarks)
     _save(server, state, list(found))
     server.run.write("results.json", results)
     write_text(server.run.layout.table, text)
@@ -95,6 +96,7 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "gaps": {},
         "cost": {phase: asdict(cost) for phase, cost in state.costs.items()},
         "failures": list(state.failures),
+        "remarks": list(state.remarks),
         "adapters_sha256": {m: sha256(state.models[m].theta) for m in found},
     }
 

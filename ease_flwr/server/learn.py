@@ -66,6 +66,8 @@ def ordinary(server: Server, state: FederationState, name: str, method: Method, 
     What the settings decide alone, without a lock or data of others, is taken from the cache if it is there.
     """
 
+    who = {"clients": list(method.context.clients), "away": list(method.context.away)}
+
     def compute(federation: Federation, reporter: Reporter, folder: Path) -> PhaseResult:
         from ease_flwr.store.history import History  # imports torch
 
@@ -73,9 +75,11 @@ def ordinary(server: Server, state: FederationState, name: str, method: Method, 
         history, patience = History(folder, server.experiment.history), Patience(federation, reporter.event)
         if not first:
             outcome = run_rounds(federation, method, state.theta, replace(told, history=history if plan.recorded else None))
-            return PhaseResult(outcome.theta, outcome.cost, state.forgotten, facts=method.facts, failures=outcome.failures)
+            return PhaseResult(
+                outcome.theta, outcome.cost, state.forgotten, facts={**method.facts, **who}, failures=outcome.failures
+            )
         outcome = run_rounds(federation, method, state.theta, replace(told, history=history, over=patience.over))
-        facts, failures = {**method.facts, "judged": patience.judged}, (*outcome.failures, *patience.failures)
+        facts, failures = {**method.facts, **who, "judged": patience.judged}, (*outcome.failures, *patience.failures)
         return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, facts=facts, failures=failures)
 
     decided = method.lock is None and server.experiment.data.kind != "folder"  # hosts' own data are not among the settings

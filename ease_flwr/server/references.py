@@ -11,7 +11,9 @@ from ease_flwr.server.continuation import returning
 from ease_flwr.server.learn import context, ordinary
 from ease_flwr.server.phase import begun
 from ease_flwr.server.state import FederationState, Server
+from ease_flwr.store import clients
 from ease_flwr.store.phases import PhaseResult
+from ease_flwr.strategies.base import MethodContext
 from ease_flwr.strategies.ordinary import Continuing, Learning
 
 
@@ -26,13 +28,18 @@ def references(server: Server, state: FederationState) -> FederationState:
     for again in range(1, count + 1):
         trained = retraining(server, state, again)
         found = found.with_model(name_of(again), trained.theta).with_cost(name_of(again), trained.cost)
+        if away := trained.facts.get("away"):
+            said = (
+                f"{name_of(again)} was trained without {', '.join(away)}, who did not answer: numbers beside it differ by that"
+            )
+            found = replace(found, remarks=(*found.remarks, said))
     if not server.experiment.evaluation.equal:
         return found
     retrain = found.models["retrain"]
     more = Plan("learn", state.unlearned_at - rounds, first=rounds + 1)
     name = phase_of("retrain_equal", state.served)
     here = begun(server, state, name)
-    learning = Learning(context(here, state, "learn"))
+    learning = Learning(_those_who_learnt(here, context(here, state, "learn")))
     equal = ordinary(here, replace(state, theta=retrain.theta, rounds=rounds), name, learning, more)
     found = found.with_model("retrain_equal", equal.theta)
     if "continued" not in state.models or not on:
@@ -49,8 +56,16 @@ def retraining(server: Server, state: FederationState, again: int) -> PhaseResul
     """The learn phase without what was forgotten: the first in the order of data that learning had, others in other ones."""
     name = phase_of(name_of(again), state.served)
     server = begun(server, state, name)
-    learning = Learning(replace(context(server, state, "learn"), order=again - 1))
+    learning = Learning(replace(_those_who_learnt(server, context(server, state, "learn")), order=again - 1))
     return ordinary(server, replace(state, theta=server.model.initial, rounds=0), name, learning, Plan("learn", state.learnt))
+
+
+def _those_who_learnt(server: Server, who: MethodContext) -> MethodContext:
+    """Of hosts, those whose pairs the run has learnt: one that has only joined is in none of its models."""
+    folder = server.run.folder
+    known = clients.read(folder) or clients.read(folder.parent)  # of an audit, which lies inside of the run
+    new = {n for n, client in known.items() if client.data and not client.learnt}
+    return replace(who, clients=tuple(n for n in who.clients if n not in new))
 
 
 def _wanted(server: Server, state: FederationState) -> tuple[int, bool]:

@@ -78,7 +78,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
     if len(here) < enough(experiment, federation.expected):
         raise FederationError(
             f"{', '.join(silent)} did not say how many pairs the requests concern, {len(here)} of {federation.expected} did: "
-            "see that they answer, then `ease resume`, with a lower --quorum if it must go on without them"
+            "see that they answer, then give the command again, or `ease resume`; with a lower --quorum it goes on without them"
         )
     for name in silent:
         at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")

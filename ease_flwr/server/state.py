@@ -62,6 +62,8 @@ class FederationState:
     facts: tuple[dict[str, Any], ...] = ()
     """What the methods said of each request."""
     failures: tuple[dict[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+    """What the numbers do not say by themselves, a sentence each."""
 
     @property
     def forgotten(self) -> tuple[str, ...]:
