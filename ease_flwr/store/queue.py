@@ -98,6 +98,9 @@ def set_aside(folder: Path, id: str, why: str, unless: Callable[[], str] = str) 
         steps = read(folder)
         done = {name for name in names(steps) if layout.done(name)}
         found = {n: s.request for s, n in zip(steps, names(steps), strict=True) if s.request and s.request.id == id}
+        earlier = [s.request for s in read_set_aside(folder) if s.request.id == id]
+        if not found and earlier:  # whoever withdraws it has seen why
+            found = {"": earlier[-1]}
         if not found:
             there = ", ".join(r.id for r in requests(steps)) or "none"
             raise ConfigError(f"{folder}: no request {id} on the queue: there are {there}")
