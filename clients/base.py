@@ -91,8 +91,8 @@ class LoraClient(NumPyClient):
 
     def get_properties(self, config: dict[str, Any]) -> dict[str, Any]:
         """Answer to a Hello, the fields of Present about data: `name`, `pairs`, `data`, `barred`, and of each forget
-        set how many pairs it is the first to name (`forget`), why it does not fit here (`refused`, "" where it does), and what
-        in it names no pair (`unknown`)."""
+        set how many pairs it is the first to name (`forget`), why it does not fit here (`refused`, "" where it does), what in
+        it names no pair (`unknown`), and the ids of single pairs that it names (`ids`)."""
         named, data = self.named(()), self.data
         forget, refused, strange, ids = list[int](), list[str](), list[list[str]](), list[list[str]]()
         for part in read_instruction(config).forget:

@@ -60,7 +60,8 @@ def fits(forget, count):
 
 def known(pairs):
     """What a client has, of which nothing has a name."""
-    return SimpleNamespace(train=pairs, labels=pairs.labels, digest="", ids=(), find=lambda pair: ())
+    barred = np.zeros(len(pairs), dtype=np.bool_)
+    return SimpleNamespace(train=pairs, labels=pairs.labels, digest="", ids=(), barred=barred, find=lambda pair: ())
 
 
 def a_client(labels, returning=0):
