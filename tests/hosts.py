@@ -30,7 +30,7 @@ SETTINGS = {
     **{"data.kind": "folder", "data.names": ",".join(NAMES), "data.image_size": 64, "forget.targets": "north"},
     **{"learn.rounds": 2, "learn.batch": 8, "learn.average": 1, "learn.epochs": 1, "strategy.rounds": 1},
     **{"evaluation.every": 0, "evaluation.reference": "none", "evaluation.equal": "false", "audit.level": "none"},
-    **{"continuation.overlap": 0, "federation.quorum": 0.3, "federation.start_timeout": 0.4, "federation.deadline": 30},
+    **{"continuation.overlap": 0, "federation.quorum": 0.3, "federation.start_timeout": 1.5, "federation.deadline": 30},
 }
 
 

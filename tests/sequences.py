@@ -45,7 +45,7 @@ WORLD: dict[str, Any] = {
         "learn.average": 1,
         "learn.batch": 16,
         "strategy.rounds": 1,
-        "federation.start_timeout": 0.5,
+        "federation.start_timeout": 3,
     },
     **{"continuation.overlap": 2, "evaluation.every": 0, "evaluation.equal": False, "audit.level": "none"},
 }

@@ -33,7 +33,7 @@ def check(
     if unknown := sorted(request.named - set(clients)):
         raise ConfigError(f"no client {', '.join(unknown)}; there are {', '.join(clients)}")
     gone = {client: r.id for r in before for client in r.leaving}
-    if again := sorted(set(request.leaving) & set(gone)):
+    if again := sorted(request.named & set(gone)):
         raise ConfigError(f"{again[0]} is forgotten already, by request {gone[again[0]]}: ask for the others alone")
     if len(gone) + len(request.leaving) >= len(clients):
         raise ConfigError("all clients would have left, nobody would be there to keep anything")
