@@ -15,7 +15,7 @@ from ease_flwr import config, data, strategies
 from ease_flwr.audit import references as asking
 from ease_flwr.audit.summary import current_audit, read_results, read_run_config
 from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
-from ease_flwr.hosts import app
+from ease_flwr.hosts import app, connected
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where, submit
 from ease_flwr.server import admission, phase, submission
@@ -52,6 +52,7 @@ def run(new: NewRun, where: Where) -> int:
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
         raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.check()
+    check_place(checked, where)
     admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
         config.architecture_beside(checked.model)
@@ -72,6 +73,20 @@ def run(new: NewRun, where: Where) -> int:
     return pictured(
         folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), not where.superlink
     )
+
+
+def check_place(experiment: config.Experiment, where: Where) -> None:
+    """Raises ConfigError where a run of hosts would be simulated, or names hosts that the SuperLink does not know."""
+    if experiment.data.kind != "folder":
+        return
+    if not where.superlink:
+        raise ConfigError("its clients are hosts with data of their own: say where they are reached, --superlink NAME")
+    known = {node.name for node in connected.nodes(where.superlink)} - {""}
+    if strange := sorted(set(experiment.data.client_names) - known) if known else []:
+        raise ConfigError(
+            f"no host is registered as {', '.join(strange)}; registered are {', '.join(sorted(known))}: mend data.names, or "
+            "register it (`ease deploy register`)"
+        )
 
 
 def pictured(run: Path, status: int, pictures: bool) -> int:
@@ -104,6 +119,7 @@ def resume(folder: Path, where: Where) -> int:
     layout = RunLayout(folder)
     settings = read_run_config(folder)
     experiment, _ = config.from_run_config(settings)
+    check_place(experiment, where)
     queue.read(folder)
     check_function(folder)
     if busy(layout.run_lock):
@@ -140,6 +156,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     folder = folder.absolute()
     check_function(folder)
     experiment, submitted = config.from_run_config(read_run_config(folder))
+    check_place(experiment, where)
     own = experiment.strategy if asked.strategy == submitted.strategy else {}
     values = config.settings(asked.assignments, own)
     world = data.load(experiment.data, experiment.seed)
@@ -161,6 +178,7 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     folder = folder.absolute()
     check_function(folder)
     experiment, _ = config.from_run_config(read_run_config(folder))
+    check_place(experiment, where)
     if not queue.requests(queue.read(folder)) and not experiment.data.joined:
         raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
     if not queue.append(folder, Step(kind="continuation", rounds=rounds)):
@@ -180,6 +198,9 @@ def withdraw(folder: Path, id: str) -> None:
         return ""
 
     queue.set_aside(folder, id, "it was withdrawn", at_hand)
+    done = queue.names(queue.read(folder))
+    if not busy(layout.run_lock) and layout.results.is_file() and read_results(folder).get("phases") == done:
+        write_json(layout.state, {"status": "finished", "error": ""})  # what had failed is not asked any more
 
 
 def join(folder: Path, name: str) -> None:
@@ -215,6 +236,7 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     results = read_results(finished)
     settings = read_run_config(finished)
     experiment, _ = config.from_run_config(settings)
+    check_place(experiment, where)
     folder = finished / f"audit-{level}"
     if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
         shutil.rmtree(folder)
@@ -251,6 +273,7 @@ def reference(finished: Path, count: int, where: Where, dry: bool = False) -> in
     print(f"reference {of}: {asking.price(folder, asking.missing(folder, asked, equal), clients)}", flush=True)
     if dry:
         return 0
+    check_place(experiment, where)
     with locked(layout.run_lock):
         asking.write(folder, asked)
         write_json(layout.state, {"status": "submitted", "error": ""})

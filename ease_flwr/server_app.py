@@ -49,6 +49,9 @@ def serve(grid: Grid, context: Context) -> None:
                 submission.begin(run, experiment, submitted, context.run_config)
             pipeline.run(grid, run, experiment)
         run.state("finished")
+    except pipeline.SetAsideError as error:
+        run.state("finished", str(error))
+        raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # of a full disk too
             run.state("failed", why := submission.reason(error, folder))

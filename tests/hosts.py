@@ -16,6 +16,7 @@ from ease_flwr.config import DataConfig
 from ease_flwr.data import folder as hosts_data
 from ease_flwr.data.pairs import pair_id, picture_id
 from ease_flwr.data.personas import load
+from ease_flwr.hosts import connected
 from tests.in_process_grid import submit
 from tests.standing import Mortal
 
@@ -148,6 +149,7 @@ class Federation:
             self.pictures |= {(client.name, ids[row][1]) for row in rows(client.train)}
 
         monkeypatch.setattr(LoraClient, "_choose_learnt", noted)
+        monkeypatch.setattr(connected, "nodes", lambda superlink: [])
         self.at_work, self.lives = "", 0
 
     def submit(self, run_config, tamper=None, lives=0):

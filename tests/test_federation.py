@@ -132,7 +132,7 @@ def test_who_does_not_fit_is_left_out_by_name_and_the_quorum_decides(change, why
     with pytest.raises(FederationError) as error:
         call(saying(change), **{"federation.start_timeout": 0.2})
     assert str(error.value).startswith("2 of 3 clients are there, federation.quorum=1 wants 3: client-1: " + why)
-    assert str(error.value).endswith("or `ease resume`; with a lower --quorum it goes on without them")
+    assert str(error.value).endswith("with a lower --quorum it goes on without them")
     assert strange in str(error.value)
 
 

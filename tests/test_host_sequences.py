@@ -72,7 +72,7 @@ class Story:
             try:
                 self.act(op, host, asked)
             except Death:
-                launcher.resume(self.run, Where())
+                launcher.resume(self.run, Where("ease"))
         except (ConfigError, FederationError) as error:
             why = str(error)
         self.hosts.lives = 0
@@ -101,7 +101,7 @@ class Story:
 
     def act(self, op, host, asked):
         if asked:
-            launcher.forget(self.run, Asked(asked, op.strategy, ("rounds=1",)), Where())
+            launcher.forget(self.run, Asked(asked, op.strategy, ("rounds=1",)), Where("ease"))
         elif op.kind in ("away", "back"):
             host.online = op.kind == "back"
         elif op.kind == "reverse":
@@ -115,7 +115,7 @@ class Story:
         elif op.kind == "in another run" and self.others:
             self.in_another(host, host.train[op.which % len(host.train)])
         elif op.kind == "continue":
-            launcher.continue_training(self.run, 1, Where())
+            launcher.continue_training(self.run, 1, Where("ease"))
         elif op.kind == "join":
             launcher.join(self.run, host.name)
         elif op.kind == "withdraw" and (waiting := queue.left_to_do(self.run)):
@@ -151,7 +151,7 @@ class Story:
         """What one run has forgotten another one that has learnt it can still forget."""
         other = self.hosts.folder / f"other-{self.others}"
         wanted = ForgetConfig(scenario="sample", targets=(f"{host.name}/{host.id(row)}",))
-        launcher.forget(other, Asked(wanted, "finetune", ("rounds=1",)), Where())
+        launcher.forget(other, Asked(wanted, "finetune", ("rounds=1",)), Where("ease"))
         assert queue.served(other)[-1][1].targets == wanted.targets
         self.withdrawn.add((host.name, host.picture(row)))
 
@@ -160,7 +160,7 @@ class Story:
         for name in NAMES:
             self.hosts.hosts[name].online = True
         with suppress(ConfigError):  # of a request that is set aside now
-            launcher.resume(self.run, Where())
+            launcher.resume(self.run, Where("ease"))
         assert not queue.left_to_do(self.run)
 
 

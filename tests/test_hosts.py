@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from ease_flwr import cli, launcher
 from ease_flwr.config import ConfigError, ForgetConfig
+from ease_flwr.hosts import connected
 from ease_flwr.hosts.simulation import Where
 from ease_flwr.launcher import Asked
 from ease_flwr.store import clients, queue
@@ -24,7 +25,7 @@ def federation(tmp_path, monkeypatch):
 
 def ask(run, scenario, *targets, strategy="finetune", **how):
     return launcher.forget(
-        run, Asked(ForgetConfig(scenario=scenario, targets=targets), strategy, ("rounds=1",), **how), Where()
+        run, Asked(ForgetConfig(scenario=scenario, targets=targets), strategy, ("rounds=1",), **how), Where("ease")
     )
 
 
@@ -108,7 +109,7 @@ def test_who_was_forgotten_does_not_come_back_unnoticed(federation):
     south.name = LATE  # the same host calls itself something else
     launcher.join(run, LATE)
     federation.trained.clear()
-    launcher.continue_training(run, 1, Where())
+    launcher.continue_training(run, 1, Where("ease"))
     assert "has the key of south, which was forgotten" in log(run)
     assert {name for _, name, _ in federation.trained} == {"north", "west"}
 
@@ -123,11 +124,11 @@ def test_a_host_that_is_gone_blocks_nothing(federation):
     assert ask(run, "client", "south", strategy="ease") == 0
     assert "south" not in log(run).rpartition("[roll call] pairs")[2].partition("\n")[0]
     federation.hosts["west"].online = False
-    launcher.continue_training(run, 1, Where(quorum=0.5))
+    launcher.continue_training(run, 1, Where("ease", quorum=0.5))
     assert "west takes no part now: it did not come" in log(run)
     federation.hosts["west"].online = True
     federation.trained.clear()
-    launcher.continue_training(run, 1, Where())
+    launcher.continue_training(run, 1, Where("ease"))
     assert {name for _, name, _ in federation.trained} == {"north", "west"}  # it takes part again
 
 
@@ -137,7 +138,7 @@ def test_a_host_joins_later_and_can_be_forgotten_again(federation):
     ask(run, "client", "south", strategy="ease")
     launcher.join(run, LATE)
     federation.trained.clear()
-    launcher.continue_training(run, 2, Where())
+    launcher.continue_training(run, 2, Where("ease"))
     assert {name for _, name, _ in federation.trained} == {"north", "west", LATE}
     assert {p.parent.name for p in run.glob("phases/continuation/history/*/*")} == {LATE}
     assert clients.read(run)[LATE].learnt
@@ -153,12 +154,48 @@ def test_a_host_joins_later_and_can_be_forgotten_again(federation):
         launcher.join(run, LATE)
 
 
+def test_a_run_of_hosts_is_not_simulated_and_its_hosts_are_registered(federation, monkeypatch):
+    """Said at once, and nothing is queued."""
+    run = federation.learn("run")
+    before = (run / "queue.json").read_bytes()
+    for go in (
+        lambda: launcher.resume(run, Where()),
+        lambda: launcher.continue_training(run, 1, Where()),
+        lambda: launcher.audit(run, "quick", Where()),
+        lambda: launcher.forget(run, Asked(ForgetConfig(targets=("south",))), Where()),
+    ):
+        with pytest.raises(ConfigError, match=r"its clients are hosts with data of their own: .*--superlink NAME"):
+            go()
+    there = [connected.Node(n, "1", "", True, "") for n in ("north", "east", "west")]
+    monkeypatch.setattr(connected, "nodes", lambda superlink: there)
+    new = launcher.NewRun("demo", assignments=[f"{k}={v}" for k, v in _typed().items()])
+    with pytest.raises(ConfigError, match=r"no host is registered as south; registered are east, north, west: mend data.names"):
+        launcher.run(new, Where("ease"))
+    assert (run / "queue.json").read_bytes() == before
+
+
+def test_a_request_that_is_set_aside_leaves_a_run_that_has_finished(federation):
+    run = federation.learn("run")
+    with pytest.raises(
+        ConfigError, match=r"is set aside: no training pair .* \(ask again in other words, or `ease withdraw RUN"
+    ):
+        ask(run, "class", "nobody")
+    (aside,) = queue.read_set_aside(run)
+    assert json.loads((run / "state.json").read_text())["status"] == "finished"
+    launcher.withdraw(run, aside.request.id)
+    assert json.loads((run / "state.json").read_text()) == {"status": "finished", "error": ""}
+    assert [s.why for s in queue.read_set_aside(run)] == ["it was withdrawn"]
+
+
 def test_ids_are_listed_on_the_host(federation, tmp_path):
     south = federation.hosts["south"]
     listed = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--names"])
     assert listed.stdout.splitlines() == [f"south/{south.id(r)}  # {r[0]}" for r in south.train]
     one = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--match", "TRAIN-3."])
     assert one.stdout.splitlines() == [f"south/{south.id(south.train[3])}"]
+    named = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--picture", "train-1.png"])
+    assert named.stdout.splitlines() == [f"south/{south.id(south.train[1])}"]
+    assert "1 of 16 training pairs: train-1.png" in named.stderr
     none = CliRunner().invoke(cli.app, ["data", "ids", str(south.root), "--client", "south", "--match", "no such thing"])
     assert none.exit_code == 2
     assert "no training pair matches" in none.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,9 @@ def data_ids(
     match: Annotated[
         list[str] | None, typer.Option(help="Text in the name of the picture or in a caption; may be repeated. None: all.")
     ] = None,
+    picture: Annotated[
+        list[str] | None, typer.Option(help="Name of a picture in the index, as it stands there; * for any letters.")
+    ] = None,
     label: Annotated[str, typer.Option(help="Of the pairs.")] = "",
     names: Annotated[bool, typer.Option("--names", help="Add the names of the pictures as remarks.")] = False,
 ) -> None:
@@ -60,13 +64,16 @@ def data_ids(
         chosen = [
             e
             for e in entries
-            if (not label or e.label == label) and any(m in s.casefold() for m in wanted for s in (e.name, *e.captions))
+            if (not label or e.label == label)
+            and (not picture or any(fnmatchcase(e.name, p) for p in picture))
+            and any(m in s.casefold() for m in wanted for s in (e.name, *e.captions))
         ]
         if not chosen:
             raise config.ConfigError(f"{root}: no training pair matches: look for less, or see `ease data check {root}`")
         for e in chosen:
             print(f"{client}/{pairs.pair_id(e.content(), e.captions)}" + (f"  # {e.name}" if names else ""))
-    print(f"{len(chosen)} of {len(entries)} training pairs", file=sys.stderr)
+    shown = ", ".join(e.name for e in chosen[:5]) + (", ..." if len(chosen) > 5 else "")
+    print(f"{len(chosen)} of {len(entries)} training pairs: {shown}", file=sys.stderr)
 
 
 @data.command("demo")

@@ -77,7 +77,7 @@ def withdraw(run: RUN, id: Annotated[str, typer.Argument(help="Of the request: `
         from ease_flwr import launcher
 
         launcher.withdraw(run, id)
-        print(f"request {id} is set aside; nothing of it was done")
+        print(f"request {id} is withdrawn; nothing of it was done")
 
 
 def join(

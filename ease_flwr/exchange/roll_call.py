@@ -147,7 +147,7 @@ def _check_quorum(
     share = experiment.federation.quorum
     raise FederationError(
         f"{there} of {expected} clients are there, federation.quorum={share:g} wants {enough(experiment, expected)}: {why}: "
-        "see that they are connected (`ease status`), then give the command again, or `ease resume`; with a lower --quorum it "
+        "see that they are connected (`ease status`), then `ease resume`, or ask the audit again; with a lower --quorum it "
         "goes on without them"
     )
 

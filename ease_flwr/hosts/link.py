@@ -52,7 +52,9 @@ class Link:
             position = _print_new(folder / "log.txt", position)
             if state["status"] == "finished":
                 print(f"results in {folder}")
-                return 0
+                if state["error"]:  # of a request that was set aside
+                    print(f"ease: {state['error']}", file=sys.stderr)
+                return 1 if state["error"] else 0
             if state["status"] == "failed":
                 print(f"ease run: {state['error']}", file=sys.stderr)
                 return 1

@@ -103,7 +103,8 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     if at_work:
         wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(at_work, word) is None]
     else:
-        wrong = [f"`ease deploy {verb} {folder}` does not run"]
+        unit = "ease-superlink" if name else "ease-supernode"
+        wrong = [f"`ease deploy {verb} {folder}` does not run: `journalctl -u {unit}` says why"]
     if seen.why:
         wrong.append(seen.why)
     if seen.days is not None and seen.days < days:

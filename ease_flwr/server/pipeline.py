@@ -26,10 +26,14 @@ Phase = Callable[[Server, FederationState, Step, str], FederationState]
 PHASES: dict[str, Phase] = {"learn": learn, "forget": forget, "continuation": continuation}
 
 
+class SetAsideError(ConfigError):
+    """A request was not served; nothing else is wrong with the run."""
+
+
 def run(grid: Grid, at_work: Run, experiment: Experiment) -> FederationState:
     """Do everything on the queue of a run, what is asked for in the meantime too, and judge the models.
 
-    A request that cannot be served is set aside, and the rest goes on. Raises ConfigError for the first of them, at the end.
+    A request that cannot be served is set aside, and the rest goes on. Raises SetAsideError at the end, where all is done.
     """
     server, aside = call(grid, at_work, experiment)
     state, done = FederationState(server.model.initial), 0
@@ -57,7 +61,7 @@ def run(grid: Grid, at_work: Run, experiment: Experiment) -> FederationState:
         conclude(server, state)
     shutil.rmtree(at_work.folder / "journal", ignore_errors=True)  # of phases that nobody asks for any more
     if aside:
-        raise ConfigError(aside[0])
+        raise SetAsideError(aside[0])
     return state
 
 

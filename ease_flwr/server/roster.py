@@ -78,7 +78,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
     if len(here) < enough(experiment, federation.expected):
         raise FederationError(
             f"{', '.join(silent)} did not say how many pairs the requests concern, {len(here)} of {federation.expected} did: "
-            "see that they answer, then give the command again, or `ease resume`; with a lower --quorum it goes on without them"
+            "see that they answer, then `ease resume`, or ask the audit again; with a lower --quorum it goes on without them"
         )
     for name in silent:
         at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")
@@ -108,7 +108,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
 def put_aside(at_work: Run, id: str, why: str) -> str:
     """Set a request aside, and say so; returns the line."""
     queue.set_aside(at_work.folder, id, why)
-    line = f"request {id} is set aside: {why}"
+    line = f"request {id} is set aside: {why} (ask again in other words, or `ease withdraw RUN {id}` puts it to rest)"
     at_work.event(line, set_aside=id)
     return line
 

@@ -113,12 +113,12 @@ def set_aside(folder: Path, id: str, why: str, unless: Callable[[], str] = str) 
 
 
 def read_set_aside(folder: Path) -> list[SetAside]:
-    """Requests that were set aside and have not been asked again, in order. Raises ConfigError."""
+    """Requests that were set aside and have not been asked again, each as it was last, in order. Raises ConfigError."""
     file = RunLayout(folder).set_aside
     try:
         found = [SetAside.model_validate_json(json.dumps(s)) for s in json.loads(file.read_text(encoding="utf-8"))]
         again = {r.id for r in requests(read(folder))}
-        return [s for s in found if s.request.id not in again]
+        return [*{s.request.id: s for s in found if s.request.id not in again}.values()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, ValidationError) as error:
