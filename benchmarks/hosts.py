@@ -94,7 +94,7 @@ def join(t: Trial) -> str:
     t.ease(f"deploy register {HOME}/server")
     t.host("host-4")
     t.online("host-1", "host-2", "host-4")
-    t.ease(f"join {ONE} host-4")
+    t.ease(f"join {ONE} host-4 --superlink ease")
     t.ease(f"continue {ONE} --rounds 1 --superlink ease")
     return t.said(r"continuation\S* 1/1.*loss")
 

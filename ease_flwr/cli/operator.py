@@ -81,14 +81,21 @@ def withdraw(run: RUN, id: Annotated[str, typer.Argument(help="Of the request: `
 
 
 def join(
-    run: RUN, name: Annotated[str, typer.Argument(help="What its host calls itself: client-name of its node config.")]
+    run: RUN,
+    name: Annotated[str, typer.Argument(help="What its host calls itself: client-name of its node config.")],
+    superlink: SUPERLINK = "",
 ) -> None:
-    """Let a new host take part in a run that has learnt, from its next rounds on."""
+    """Let a new host take part in a run that has learnt, from its next rounds on. `ease forget --client` undoes it."""
     with mistakes("join"):
         from ease_flwr import launcher
+        from ease_flwr.hosts import connected
 
+        known = {node.name for node in connected.nodes(superlink)} if superlink else {name}
+        if name not in known:
+            raise config.ConfigError(f"no host is registered as {name}; registered are {', '.join(sorted(known)) or 'none'}")
         launcher.join(run, name)
-        print(f"{name} takes part from the next rounds on: `ease continue {run}`")
+        there = f" --superlink {superlink}" if superlink else ""
+        print(f"{name} takes part from the next rounds on: `ease continue {run}{there}`")
 
 
 def reference(
