@@ -49,4 +49,5 @@ def _pip(words: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        said = [line for line in said if line.lstrip().lower().startswith("error")] or said  # pip's notes come last
         raise ConfigError(f"pip install: {said[-1] if said else 'ended with ' + str(done.returncode)}: the code is as before")
