@@ -147,11 +147,19 @@ def test_another_account_than_that_of_the_superlink_is_sent_away(world, monkeypa
 
     monkeypatch.setattr(registry, "watcher", lambda _: Watcher())
     with pytest.raises(
-        ConfigError, match=r"^the SuperLink runs as ease, this command as \w+: give it as ease \(sudo -u ease\)$"
+        ConfigError, match=r"^the SuperLink runs as ease, this command as \w+: give it as ease \(runuser -u ease\)$"
     ):
         register()
     assert not link.nodes
     assert not (folder / "server" / "nodes.json").exists()
+
+
+def test_keys_that_were_carried_into_a_folder_of_their_own_are_not_overlooked(world):
+    folder, link, register = world
+    (folder / "server" / "keys" / "keys" / "retired").mkdir(parents=True)  # as `scp -r keys SERVER:.../keys/` does
+    with pytest.raises(ConfigError, match=r"keys/keys: a folder among the keys: carry the files themselves into .*/keys, and"):
+        register()
+    assert not link.nodes
 
 
 def test_keys_that_cannot_be_are_said(world, tmp_path):

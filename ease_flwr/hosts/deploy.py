@@ -66,11 +66,17 @@ def add_host(folder: Path, name: str) -> str:
     plan = checked(plan.model_copy(update={"hosts": (*plan.hosts, name)}))
     _write_host(folder, plan, name)
     close(folder, plan)
-    carried = [f"carry {folder}/hosts/{name}/ to the new host, edit {NODE} in it; {INSTALL}"]
+    first = []
     if not plan.insecure:
-        carried[:0] = [f"carry {folder}/server/keys/{name}.pub to {plan.prefix}/server/keys/ on the server", _registering(plan)]
-    last = [f"let its address in: {plan.prefix}/server/ease.nft on the server", f"on the server: ease join RUN {name}"]
-    return steps([*carried, *last])
+        first = [f"carry {folder}/server/keys/{name}.pub to {plan.prefix}/server/keys/ on the server", _registering(plan)]
+    return steps(
+        [
+            *first,
+            f"let its address in: {plan.prefix}/server/ease.nft on the server, and nft -f of that file",
+            f"carry {folder}/hosts/{name}/ to the new host, edit {NODE} in it; {INSTALL}",
+            f"on the server: ease join RUN {name} --superlink {CONNECTION}",
+        ]
+    )
 
 
 def replace_key(folder: Path, name: str) -> str:

@@ -129,6 +129,8 @@ class Registry:
 def _keys(folder: Path) -> dict[str, Path]:
     """Public halves in a folder by their fingerprints. Raises ConfigError."""
     found: dict[str, Path] = {}
+    if strange := [f for f in folder.glob("*/") if f.name != "retired"]:
+        raise ConfigError(f"{strange[0]}: a folder among the keys: carry the files themselves into {folder}, and remove it")
     for file in sorted(folder.glob("[!.]*.pub")):
         try:
             key = certificates.fingerprint(file.read_bytes())
@@ -144,7 +146,7 @@ def _check_account(folder: Path) -> None:
     """What is written here is read and written by the SuperLink: the same account gives this command. Raises ConfigError."""
     at_work, me = watcher(folder), psutil.Process().username()
     if at_work and (account := at_work.username()) != me:
-        raise ConfigError(f"the SuperLink runs as {account}, this command as {me}: give it as {account} (sudo -u {account})")
+        raise ConfigError(f"the SuperLink runs as {account}, this command as {me}: give it as {account} (runuser -u {account})")
 
 
 def _wait(folder: Path, settings: Server) -> None:
