@@ -152,6 +152,34 @@ def test_a_node_that_misses_the_roll_call_is_asked_again():
     assert sorted(heard) == ["client-0", "client-1", "client-1", "client-2"]
 
 
+def test_a_node_that_cannot_be_reached_yet_is_asked_until_it_can(monkeypatch):
+    """As after a restart of the SuperLink. What a client raises itself is not asked again."""
+    heard = []
+    hello = transport()
+
+    def tamper(name, reply):
+        heard.append(name)
+        if name == "client-1" and heard.count(name) < 5:
+            return Message(Error(code=5, reason="Node Unavailable"), reply_to=reply_to[name])
+        if name == "client-2":
+            return Message(Error(code=2, reason="this host is called otherwise"), reply_to=reply_to[name])
+        return reply
+
+    hello.grid.tamper, reply_to, push = tamper, {}, hello.grid.push_messages
+
+    def noted(messages):
+        reply_to.update({f"client-{m.metadata.dst_node_id - 100}": m for m in messages})
+        return push(messages)
+
+    monkeypatch.setattr(hello.grid, "push_messages", noted)
+    experiment = small_experiment(**{"federation.start_timeout": 20, "federation.quorum": 0.6})
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    found = roll_call(hello, experiment, Wanted(tuple(f"client-{k}" for k in range(3))))
+    assert found.roster.clients == ("client-0", "client-1")
+    assert heard.count("client-1") == 5
+    assert heard.count("client-2") == 1
+
+
 @pytest.mark.parametrize(
     ("registered", "key", "why"),
     [

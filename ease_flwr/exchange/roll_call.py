@@ -18,8 +18,10 @@ from ease_flwr.exchange.transport import FederationError, Node, Transport, reaso
 
 PAUSE = 0.5
 """Seconds between two looks for nodes."""
-ATTEMPTS = (0.25, 0.75)
-"""A node that does not answer is asked again; how long each time, as shares of federation.start_timeout."""
+FIRST = 0.25
+"""Share of federation.start_timeout for a first answer."""
+RAISED = 2
+"""Flower's code of an error that the app of a client raised."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,23 @@ def _connected(transport: Transport, experiment: Experiment, wanted: Wanted) -> 
 
 
 def _answers(transport: Transport, experiment: Experiment, nodes: list[int]) -> dict[int, Message]:
-    """What the nodes answer; who does not, or with an error, is asked again."""
+    """What the nodes answer. Who does not is asked again, after longer and longer pauses, for federation.start_timeout seconds.
+
+    Right after a restart of the SuperLink its nodes are there and cannot be reached. An error of the client itself stays.
+    """
     answers: dict[int, Message] = {}
-    for share in ATTEMPTS:
-        asked = [n for n in nodes if n not in answers or answers[n].has_error()]
-        deadline = share * experiment.federation.start_timeout
+    patience = experiment.federation.start_timeout
+    limit, share, pause = time.monotonic() + patience, FIRST, PAUSE
+    while True:
+        asked = [n for n in nodes if n not in answers or (answers[n].has_error() and answers[n].error.code != RAISED)]
+        left = limit - time.monotonic()
+        if not asked or left <= 0:
+            return answers
+        deadline = max(min(share * patience, left), FIRST * patience)
         answers |= transport.ask([message(Hello(), {}, n, deadline) for n in asked], deadline)
-    return answers
+        if any(n not in answers or answers[n].has_error() for n in asked):
+            time.sleep(min(pause, patience / 10))
+            share, pause = 1.0, 2 * pause
 
 
 def _check_quorum(
