@@ -38,7 +38,7 @@ class Check:
     command: tuple[str, ...]
     covers: tuple[str, ...]
     follows: bool = True
-    """Whether a quick test demands a result as new as the code; of machines of their own it demands that there is one."""
+    """Whether a quick test demands a result as new as the code; not of checks on machines of their own."""
 
     def code(self) -> str:
         """Digest of the code that it checks."""
