@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ease_flwr import config
 from ease_flwr.config import ConfigError, Union
-from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown, withdrawn
+from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown
 from ease_flwr.exchange.answers import LABELS, as_json
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
@@ -163,7 +163,7 @@ class LoraClient(NumPyClient):
 
     def named(self, forget: Union) -> NDArray[np.bool_]:
         """Which of this client's training pairs any of these forget sets names, (n,). Raises ConfigError."""
-        return withdrawn(forget, self.name, self.data.labels, self.data.find)
+        return self.data.named(forget)
 
     def _choose_learnt(self, instruction: Learn) -> None:
         """`train`: the pairs that stay, or those that are named alone, and returning ones. Raises ValueError at none."""

@@ -31,12 +31,11 @@ from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Hello, pack, read_instruction, unpack
+from ease_flwr.exchange.transport import RAISED
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import Told, Tombstones, salted
 
 app = ClientApp()
-RAISED = 2
-"""Flower's code of an error that the app of a client raised."""
 
 
 class ContextState:
@@ -81,7 +80,8 @@ def make_client(context: Context, objective: str = "") -> LoraClient:
     world = data.load(experiment.data, experiment.seed)
     if (name := client_name(context, world.clients)) not in world.clients:
         raise config.ConfigError(
-            f"this host is called {name}, and the run has {', '.join(world.clients)}: mend client-name, or `ease join` it"
+            f"{name} is no client of this run, which has {', '.join(world.clients)}: where it is one of them, mend its "
+            f"client-name; a new one takes part after `ease join RUN {name}`"
         )
     kind = clients.load(objective) if objective else LoraClient
     return kind(experiment, name, world, ContextState(context))
@@ -162,7 +162,7 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
     mine, data, told = kept_here(context.node_config), client.data, asked.told or Told(salt="")
     known = mine.read()
     new = {key: set(labels) for key, labels in told.classes.items() if key not in known.heard}
-    mask = client.named(asked.forget[: asked.served])
+    mask = data.named(asked.forget[: asked.served])
     for i, (both, label) in enumerate(zip(data.ids, data.labels, strict=True) if told.pairs or new else ()):
         digest = salted(told.salt, label)
         before = any(salted(told.salt, of) in told.pairs for of in both)

@@ -197,7 +197,7 @@ def withdraw(folder: Path, id: str) -> None:
             return f"request {id} is being served now: end that process first, then it can be taken back"
         return ""
 
-    queue.set_aside(folder, id, "it was withdrawn", at_hand)
+    queue.set_aside(folder, id, queue.WITHDRAWN, at_hand)
     done = queue.names(queue.read(folder))
     if not busy(layout.run_lock) and layout.results.is_file() and read_results(folder).get("phases") == done:
         write_json(layout.state, {"status": "finished", "error": ""})  # what had failed is not asked any more

@@ -35,6 +35,10 @@ def test_purge_deletes_what_knows_and_says_what_is_kept(whole, tmp_path, monkeyp
         assert not any(column in content for column in columns), file
     assert json.loads((run / "audit.json").read_text())["scores"] == {}
     assert not (run / "adapters" / "original").exists()
+    assert launcher.audit(run, "quick", SIMULATION) == 0  # of the models that are left
+    audited = json.loads((run / "audit-quick" / "audit.json").read_text())["adapters_sha256"]
+    assert {"unlearned", "continued", "retrain"} <= {*audited}
+    assert "original" not in audited
     launcher.continue_training(run, 1, SIMULATION)  # it still goes on
     assert "original" not in hashes(run)
     assert "continued" in hashes(run)

@@ -105,7 +105,7 @@ def test_a_request_that_was_set_aside_needs_somebody(run):
     assert [s["state"] for s in found["run"]["queue"]] == ["done", "set aside"]
     enqueue(run, pairs("client-0/3", "client-0/4"), id="wrong")  # asked again, better
     enqueue(run, leaves("client-1"), id="other")
-    queue.set_aside(run, "other", status.WITHDRAWN)
+    queue.set_aside(run, "other", queue.WITHDRAWN)
     assert needs(run, Federation()) == []
     assert "client-0/3" not in json.dumps(found)  # a monitoring system need not know which pairs
 

@@ -221,9 +221,13 @@ def test_health_of_what_does_not_run(federation):
     port = settings.read(settings.Server, federation / "server" / "link.toml").port
     away = f"127.0.0.1:{port} cannot be reached: Connection refused"
     home = federation / "hosts" / "a"
-    assert probe.health(home, 14) == (False, f"a: `ease deploy node {home}` does not run; {away}")
+    assert probe.health(home, 14) == (
+        False,
+        f"a: `ease deploy node {home}` does not run: `journalctl -u ease-supernode` says why; {away}",
+    )
     server = federation / "server"
-    assert probe.health(server, 14) == (False, f"server: `ease deploy link {server}` does not run; {away}")
+    says = "`journalctl -u ease-superlink` says why"
+    assert probe.health(server, 14) == (False, f"server: `ease deploy link {server}` does not run: {says}; {away}")
     with pytest.raises(ConfigError, match=r"no node\.toml and no link\.toml in it: expected the folder of a host or of the"):
         probe.health(federation, 14)
     (server / "running.json").write_text(f'{{"pid": {os.getpid()}, "created": 0}}')  # another process has its number now

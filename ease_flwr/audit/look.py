@@ -17,7 +17,7 @@ from ease_flwr.audit.summary import read_results
 from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Experiment, union
 from ease_flwr.model import adapters
-from ease_flwr.store import queue
+from ease_flwr.store import purge, queue
 from ease_flwr.store.layout import RunLayout
 
 MODELS = ("original", "unlearned", "retrain")
@@ -59,7 +59,8 @@ def look(folder: Path, experiment: Experiment, pictures: Pictures, count: int = 
     world = data.load(experiment.data, experiment.seed)
     forget = union(request for _, request in queue.served(folder))
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-    names = [m for m in MODELS if m in read_results(folder)["models"]]
+    there = purge.left(folder, read_results(folder)["models"])
+    names = [m for m in MODELS if m in there]
     thetas = {m: adapters.read(RunLayout(folder).adapters / m, model.blocks) for m in names}
     cards: list[Card] = []
     for sets in (("forget_exclusive", "forget"), ("retain",)):

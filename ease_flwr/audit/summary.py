@@ -74,7 +74,7 @@ def summary(folders: list[Path]) -> str:
     """Markdown: R@1 of every model of every run, the gaps with mean and spread over runs, and what forgetting cost."""
     runs = [read_results(f) for f in folders]
     sets = list(next(iter(runs[0]["models"].values())))
-    if any(list(run["models"]["original"]) != sets for run in runs):
+    if any(list(next(iter(run["models"].values()))) != sets for run in runs):
         raise ConfigError("these runs judge different sets: give runs of one experiment")
     head = "| experiment, strategy, seed, forgotten | model | " + " | ".join(sets) + " |"
     lines = [head, "|---|---|" + "---:|" * len(sets)]

@@ -42,7 +42,7 @@ def _page(found: dict[str, Any]) -> Iterator[str]:
         head = ("client", "online", "since", "pairs", "code", "model", "last answer")
         yield from _table(head, [_client(c) for c in run["clients"]])
     else:
-        yield f"{len(found['runs'])} runs in {found['home']}"
+        yield f"runs in {found['home']}: {len(found['runs'])}"
         yield from _table(("run", "status", "at hand", "steps"), [_run(r) for r in found["runs"]])
         if found["superlink"]:
             yield ""

@@ -108,6 +108,9 @@ class MarkedClient:
     def find(self, pair: str) -> Sequence[int]:
         return self.data.find(pair)
 
+    def named(self, forget: Union) -> np.ndarray:
+        return self.data.named(forget)
+
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         return self.data.evaluation(split, forget)
 

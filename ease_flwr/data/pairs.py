@@ -126,6 +126,10 @@ class ClientData(Protocol):
         """See Find."""
         ...
 
+    def named(self, forget: Union) -> NDArray[np.bool_]:
+        """Which of the training pairs any of these forget sets names, (n,); see `withdrawn`."""
+        ...
+
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         """The sets this client judges in a split ("validation" or "test").
 

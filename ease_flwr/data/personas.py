@@ -79,8 +79,8 @@ class Personas:
         left: set[str] = set()
         touched: set[str] = set()
         for name in self.clients:
-            labels = self.client(name).labels
-            for label, out in zip(labels, withdrawn(forget, name, labels), strict=True):
+            client = self.client(name)
+            for label, out in zip(client.labels, client.named(forget), strict=True):
                 (touched if out else left).add(label)
         return frozenset(touched - left - {""})
 
@@ -174,6 +174,9 @@ class PersonasClient:
         """Drawn pairs have no names."""
         return ()
 
+    def named(self, forget: Union) -> np.ndarray:
+        return withdrawn(forget, self.name, self.labels)
+
     @property
     def first(self) -> int:
         """Position of the first pair about a persona."""
@@ -198,7 +201,7 @@ class PersonasClient:
 
     def touched(self, forget: Union) -> set[str]:
         """Labels of the training pairs that are to be forgotten."""
-        return {n for n, out in zip(self.labels, withdrawn(forget, self.name, self.labels), strict=True) if out}
+        return {n for n, out in zip(self.labels, self.named(forget), strict=True) if out}
 
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         def own(gallery: Gallery, names: list[str]) -> EvaluationSet:

@@ -125,7 +125,7 @@ class Photographs:
     @lru_cache(maxsize=1)  # noqa: B019  (worlds live as long as the process)
     def returning(self, forget: Union, count: int) -> Pairs:
         """Forgotten pairs themselves come back: photographs have no second picture of the same knowledge."""
-        taken = {c: self.client(c).withdrawn(forget) for c in self.clients}
+        taken = {c: self.client(c).named(forget) for c in self.clients}
         theirs = [p[taken[c]] for c, p in zip(self.clients, self.parts, strict=True)]
         chosen = np.random.default_rng((self.seed, 21)).permutation(np.concatenate(theirs))[:count]
         return self.read("train", chosen)
@@ -220,14 +220,13 @@ class PhotographsClient:
             return np.zeros(len(self.entries), dtype=np.bool_)
         return np.array([any(salted(salt, i) in kept for i in both) for both in self.ids], dtype=np.bool_)
 
-    def withdrawn(self, forget: Union) -> np.ndarray:
-        """Which of the training pairs these forget sets name, (n,)."""
+    def named(self, forget: Union) -> np.ndarray:
         return withdrawn(forget, self.world.clients[self.index], self.labels, self.find)
 
     def evaluation(self, split: str, forget: Union) -> dict[str, EvaluationSet]:
         common = self.world.galleries["test" if split == "test" else "val"]
         share = self.world.test_share(self.index, len(common.pairs))
-        out = self.withdrawn(forget)
+        out = self.named(forget)
         ours = self.world.chosen_on[self.world.parts[self.index]] == (split == "validation")
         sets = {}
         for name, about in (("forget", out), ("retain", ~out & ~self.barred)):

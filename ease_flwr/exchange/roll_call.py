@@ -14,14 +14,12 @@ from flwr.app import Message
 from ease_flwr.config import Experiment, ForgetSet, code_hash, weights_sha256
 from ease_flwr.exchange.answers import Present, read
 from ease_flwr.exchange.messages import Hello, as_told, message
-from ease_flwr.exchange.transport import FederationError, Node, Transport, reason
+from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, reason
 
 PAUSE = 0.5
 """Seconds between two looks for nodes."""
 FIRST = 0.25
 """Share of federation.start_timeout for a first answer."""
-RAISED = 2
-"""Flower's code of an error that the app of a client raised."""
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,12 @@ class Transport:
         return answers
 
 
+RAISED = 2
+"""Flower's code of an error that the app of a client raised."""
 WORDS = {
     0: "client process died",
     1: "client app did not load",
-    2: "client raised",
+    RAISED: "client raised",
     3: "message expired",
     4: "answer lost",
     5: "node is gone",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,15 @@ def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path
     said = logged(folder)
     if where.superlink:
         link = Link(where.superlink)
-        return link.follow(link.submit(settings), folder, said)
+        id = link.submit(settings)
+        try:
+            return link.follow(id, folder, said)
+        except KeyboardInterrupt:
+            print(
+                f"ease: the run goes on there: `ease status {folder}`; `flwr stop {id} {where.superlink}` ends it",
+                file=sys.stderr,
+            )
+            raise
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:

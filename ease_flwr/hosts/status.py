@@ -28,8 +28,6 @@ DISK = 0.05
 """Share of a file system that must be free."""
 PATIENCE = 2
 """A client is asked twice: after so many deadlines without a word a run may have been killed."""
-WITHDRAWN = "it was withdrawn"
-"""Why `ease withdraw` sets a request aside."""
 Situation = Callable[[Path], dict[str, Any]]
 """Where a run is, as of ease_flwr/following.py."""
 
@@ -134,7 +132,7 @@ def _needs(run: dict[str, Any], silence: float, federation: Federation) -> Itera
     if run["silent"] > silence:
         yield f"no word for {run['silent'] / 60:.0f} minutes: if it was killed, {go_on} goes on"
     for step in run["queue"]:
-        if step["state"] == "set aside" and step["why"] != WITHDRAWN and step["request"] not in asked_again:
+        if step["state"] == "set aside" and step["why"] != queue.WITHDRAWN and step["request"] not in asked_again:
             yield f"request {step['request']} ({step['asked']}) is set aside: {step['why']}"
     for client in run["clients"]:
         if federation.superlink and client["expected"] and not client["online"]:

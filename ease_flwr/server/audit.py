@@ -24,7 +24,7 @@ from ease_flwr.exchange.transport import Transport
 from ease_flwr.server import parties, roster
 from ease_flwr.server.references import retraining
 from ease_flwr.server.state import FederationState, Server, Vector
-from ease_flwr.store import phases, queue
+from ease_flwr.store import phases, purge, queue
 from ease_flwr.store.files import write_text
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.run import Run
@@ -157,7 +157,8 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
     federation = Federation(transport, experiment, called.roster, run.event, optional=left, expected=expected)
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     blocks = model.blocks
-    thetas = {name: adapters.read(finished.adapters / name, blocks) for name in results["adapters_sha256"]}
+    there = purge.left(finished.folder, results["adapters_sha256"])
+    thetas = {name: adapters.read(finished.adapters / name, blocks) for name in there}
     if changed := [name for name, theta in thetas.items() if adapters.sha256(theta) != results["adapters_sha256"][name]]:
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     said = federation.counted(tuple(r.forget_set for r in requests), len(requests))

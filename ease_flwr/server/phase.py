@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,11 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
 
 
 def begun(server: Server, state: FederationState, name: str, request: str = "") -> Server:
-    """The server as a phase sees it: with the clients that take part in it, and the requests that were known when it began.
+    """The server as a phase sees it: the clients that take part in it, and the requests on the queue when it began.
 
-    A phase that was begun before goes on with those that it began with, and asks the same questions again. It begins anew where
-    a client's data have changed since. request: id of the one that the phase serves.
+    A phase that was interrupted goes on with the same clients and the same requests, so that it asks the same questions and
+    finds their answers in the journal. It begins anew where a client's data have changed, or where it was begun for another
+    request. request: id of the one that it serves, "" where it serves none.
     """
     run, call, here = server.run, server.roll_call, server.here(state)
     if run.layout.done(name):
@@ -79,13 +80,12 @@ def begun(server: Server, state: FederationState, name: str, request: str = "") 
     now = Known(
         request=request,
         requests=call.requests,
-        clients={n: {PAIRS: call.pairs[n], **_by_id(call, n)} for n in here.clients},
+        pairs={n: call.pairs[n] for n in here.clients},
+        counts={n: _by_id(call, n) for n in here.clients},
     )
     then = _known(run.mark(name, now.model_dump(mode="json")))
-    what = {PAIRS, request, *state.forgotten}
-    changed = [
-        n for n, said in now.clients.items() if then and any(said.get(k) != then.clients.get(n, said).get(k) for k in what)
-    ]
+    about = (request, *state.forgotten)
+    changed = [n for n in here.clients if then and n in then.pairs and now.of(n, about) != then.of(n, about)]
     if then is None or then.request != request or changed:
         if run.layout.journal(name).is_dir():
             why = f"data of {', '.join(changed)} have changed" if changed else "it was begun for another request"
@@ -93,14 +93,9 @@ def begun(server: Server, state: FederationState, name: str, request: str = "") 
         give_up(server, name)
         run.mark(name, now.model_dump(mode="json"))
         return server
-    pairs = {n: said[PAIRS] for n, said in then.clients.items()}
-    counts = {n: tuple(said[r.id] for r in then.requests) for n, said in then.clients.items()}
-    roster = Roster(tuple(pairs), here.roster.nodes, pairs)
-    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(pairs, then.requests, counts))
-
-
-PAIRS = ""
-"""In place of a request's id: all pairs of a client."""
+    counts = {n: tuple(said[r.id] for r in then.requests) for n, said in then.counts.items()}
+    roster = Roster(tuple(then.pairs), here.roster.nodes, then.pairs)
+    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(then.pairs, then.requests, counts))
 
 
 class Known(Section):
@@ -110,8 +105,14 @@ class Known(Section):
     """Id of the one that it serves, or ""."""
     requests: tuple[ForgetRequest, ...]
     """On the queue."""
-    clients: dict[str, dict[str, int]]
-    """Who takes part: how many pairs it has, and how many each request takes, by id."""
+    pairs: dict[str, int]
+    """Training pairs of each client that takes part."""
+    counts: dict[str, dict[str, int]]
+    """By client and id of a request: how many of them it takes."""
+
+    def of(self, client: str, requests: Collection[str]) -> tuple[int, list[int | None]]:
+        """Pairs of a client, and how many of them these requests take; None of one that was not asked about."""
+        return self.pairs[client], [self.counts[client].get(id) for id in requests]
 
 
 def _known(mark: Any) -> Known | None:

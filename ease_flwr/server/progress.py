@@ -61,7 +61,7 @@ class Reporter:
     def _recall(self, p: Progress, round: int, found: Judgement) -> None:
         """One line about the adapters after a round."""
         recall = {s: found.r1(s) for s in found.sets}
-        line = f"[{self.label} {round}/{p.last}] R@1 " + " ".join(f"{s} {r:.1f}" for s, r in recall.items())
+        line = f"[{self.label} {round}/{p.last}] validation R@1: " + ", ".join(f"{s} {r:.1f}" for s, r in recall.items())
         self._say(line, p, round, {"validation": recall})
 
     def _say(self, line: str, p: Progress, round: int, values: dict[str, Any]) -> None:

@@ -119,11 +119,11 @@ def remember(server: Server, state: FederationState) -> None:
     if server.experiment.data.kind != "folder":
         return
     request, memory, run = state.served[-1], Tombstones(home()), str(server.run.folder)
-    known, requests = clients.read(server.run.folder), server.roll_call.requests
+    known = clients.read(server.run.folder)
     for name in request.leaving:
         memory.bury(name, run, request.id, known[name].key if name in known else "")
     if request.scenario == "class":
         memory.add_class(f"{run} {request.id}", request.targets, known)
-    found = server.here(state).counted(tuple(r.forget_set for r in requests), len(state.served))
-    for name, ids in found.ids.items():
-        memory.add(name, run, ids[len(state.served) - 1])
+    found = server.here(state).counted((request.forget_set,), served=1)
+    for name, (ids,) in found.ids.items():
+        memory.add(name, run, ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +93,3 @@ class Server:
     def here(self, state: FederationState) -> Federation:
         """The federation without those that do not answer any more."""
         return self.federation.without(state.absent)
-
-    def requests(self, ids: Sequence[str]) -> list[ForgetRequest]:
-        """The requests with these ids, in the order of the queue."""
-        return [r for r in self.roll_call.requests if r.id in ids]

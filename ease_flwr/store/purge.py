@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,12 @@ def purged(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return found
+
+
+def left(run: Path, models: Collection[str]) -> list[str]:
+    """Those of these models of a run whose adapters were not purged."""
+    gone = {entry["where"] for entry in purged(run)}
+    return [name for name in models if f"adapters/{name}" not in gone]
 
 
 def _looked_at(run: Path, lock: bool, updates: bool) -> Iterator[tuple[Location, list[Path]]]:

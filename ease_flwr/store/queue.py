@@ -19,6 +19,9 @@ from ease_flwr.config.request import now
 from ease_flwr.store.files import locked, write_json
 from ease_flwr.store.layout import RunLayout
 
+WITHDRAWN = "it was withdrawn"
+"""Why `ease withdraw` sets a request aside."""
+
 
 class Step(Section):
     """One phase of a run."""
