@@ -154,6 +154,8 @@ class LoraClient(NumPyClient):
         self.model.set(theta)
         sets = {}
         for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
+            if not len(chosen.query):
+                continue
             i2t, t2i, similarity = self.judged(chosen, theta)
             sets[name] = counts(i2t, t2i, len(chosen.gallery.pairs), similarity if instruction.similarity else None)
         found = Evaluation.model_validate({"sets": sets})

@@ -65,8 +65,8 @@ class MethodContext:
 
     def weight(self, who: Iterable[str], among: Collection[str]) -> float:
         """Share of the pairs of a round's clients `among` that belongs to those of `who` that took part."""
-        pairs = self.federation.pairs
-        return sum(pairs[n] for n in who if n in among) / sum(pairs[n] for n in among)
+        pairs = {n: min(self.federation.pairs[n], self.federation.most) for n in among}
+        return sum(pairs[n] for n in who if n in among) / sum(pairs.values())
 
 
 class PhaseParams(Section):

@@ -38,7 +38,7 @@ def judging(monkeypatch, hits, **learn):
     def evaluate(federation, models, question, names=None):
         asked.append((question.forget, question.split))
         n = next(numbers)
-        counts = SetCounts(images=200, texts=200, i2t=(n, n, n), t2i=(n, n, n))
+        counts = SetCounts(images=200, texts=200, i2t=(n, n, n), t2i=(n, n, n), gallery=200)
         return {"current": {"a": Evaluation(sets={"retain": counts})}}, None
 
     asked, numbers, said = [], iter(hits), []

@@ -17,7 +17,7 @@ def hits(images, texts, owner, group, query):
     return counts(*ranks(images, texts, owner, group, query), gallery=len(images))
 
 
-def counted(images, texts, i2t, t2i, gallery=0):
+def counted(images, texts, i2t, t2i, gallery=1):
     return SetCounts(images=images, texts=texts, i2t=i2t, t2i=t2i, gallery=gallery)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +10,9 @@ from pydantic import Field, model_validator
 from ease_flwr.config.data import DataConfig
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
 from ease_flwr.config.request import ForgetConfig
-from ease_flwr.config.section import Section, afterwards, operational
+from ease_flwr.config.section import NAME, Section, afterwards, operational
+
+SIZE = re.compile(rf"{NAME.pattern}:[1-9][0-9]{{0,14}}")
 
 
 class HistoryConfig(Section):
@@ -31,13 +34,28 @@ class FederationConfig(Section):
     """Adapters travel in half precision: they go out rounded to float16, and what rounding left over is added to the next
     round's (error feedback, Seide et al. 2014; Karimireddy et al., arXiv 1901.09847); clients send their change in float16."""
     norm_bound: float = Field(20.0, gt=1)
-    """An update is refused when it is so many times longer than the median of its round."""
+    """An update that is so many times longer than the median of its round, or than is usual in the run, is shortened to it."""
+    weight_bound: float = Field(20.0, ge=1)
+    """The pairs of one client count for so many times the median of all clients at most, whatever it says that it has."""
+    sizes: tuple[str, ...] = operational(())
+    """NAME:PAIRS, as their owners have told the operator: who says that it has more takes no part."""
     quorum: float = operational(1.0, gt=0, le=1)
     """Share of the asked clients that must answer; below it the run stops."""
     deadline: float = operational(600, gt=0)
     """Seconds a client has for one answer; then it is asked once more."""
     start_timeout: float = operational(120, gt=0)
     """Seconds to wait at the start until all nodes are there."""
+
+    @model_validator(mode="after")
+    def _sizes_are_numbers(self) -> FederationConfig:
+        if wrong := [s for s in self.sizes if not SIZE.fullmatch(s)]:
+            raise ValueError(f"sizes: {wrong[0]!r} is not NAME:PAIRS, for example hospital-a:1200")
+        return self
+
+    @property
+    def stated(self) -> dict[str, int]:
+        """`sizes` by name."""
+        return {name: int(pairs) for name, _, pairs in (s.rpartition(":") for s in self.sizes)}
 
 
 class EvaluationConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -17,10 +17,21 @@ from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Forget, Learn, pack, unpack
 
 MANY = 2**62
+MOST_PAIRS = 2**40
+"""So many training pairs no client has."""
+ANSWER_BYTES = 2**28
+"""A longer answer is not read."""
+NUMPY = b"\x93NUMPY"
+"""What an array of NumPy begins with; its archives begin otherwise."""
+HEADER_BYTES = 1024
+"""Of an array as it travels, at most."""
+Digest = Annotated[str, Field(max_length=128)]
 LABELS = "labels"
 """Metric of every training that forgets classes: how many of them this client knows."""
 MEASURED = frozenset(("num-examples", "loss", "steps", "memory", "seconds", "load_seconds", "process_seconds", LABELS))
 """Metrics of every training answer. Others are the objective's own, what its `finish` returns."""
+COUNTS = frozenset(("steps", "memory", LABELS))
+"""Metrics that are no less than 0."""
 OWN = 32
 """An objective may have so many of its own."""
 PUSH = "lock_push"
@@ -31,7 +42,7 @@ class Present(Section):
     """Answer to a roll call."""
 
     name: str
-    pairs: int = Field(ge=0)
+    pairs: int = Field(ge=0, le=MOST_PAIRS)
     """Training pairs."""
     forget: tuple[NonNegativeInt, ...] = ()
     """How many of them each forget set is the first to name."""
@@ -41,13 +52,13 @@ class Present(Section):
     """Of each forget set, labels and single pairs that name none of its training pairs."""
     ids: tuple[tuple[str, ...], ...] = ()
     """Of each forget set, ids of the single pairs of this client that it names, and of their pictures; of others none."""
-    data: str = ""
+    data: Digest = ""
     """Digest of the content of its training pairs; "" in a simulation."""
     barred: int = Field(0, ge=0)
     """Pairs that it leaves out, as they were withdrawn, and that no forget set names: they are not among `pairs`."""
-    code: str
-    base: str
-    threads: int = 1
+    code: Digest
+    base: Digest
+    threads: int = Field(1, ge=1, le=2**20)
 
     @model_validator(mode="after")
     def _possible(self) -> Present:
@@ -147,7 +158,10 @@ def validated(kind: type[S], value: Any) -> S:
 def _json(reply: Message) -> Any:
     records = reply.content.config_records
     try:
-        return json.loads(str(records["answer"]["json"]), parse_constant=_refuse)
+        text = records["answer"]["json"]
+        if not isinstance(text, str) or len(text) > ANSWER_BYTES:
+            raise ValueError(f"not a text of at most {ANSWER_BYTES} characters")
+        return json.loads(text, parse_constant=_refuse)
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"no usable answer, but {sorted(reply.content)}: {' '.join(str(error).split())[:100]}") from None
 
@@ -163,24 +177,15 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
     """
     two = isinstance(asked, Learn) and asked.beside is not None
     kinds = {ADAPTERS: np.dtype(np.float16 if asked.half else np.float32), **({STEP: np.dtype(np.float16)} if two else {})}
-    records = list(reply.content.array_records.values())
-    if len(records) != 1 or tuple(records[0]) != tuple(kinds):
-        raise ValueError(f"expected one record of {', '.join(kinds)}, got {[list(a) for a in records]}")
-    try:
-        arrays = unpack(records[0])
-    except Exception as error:  # whatever NumPy makes of bytes that are not an array
-        raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
-    for name, values in arrays.items():
-        if values.shape != sent.shape or values.dtype != kinds[name]:
-            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {sent.shape} {kinds[name]}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} not finite")
+    arrays = _arrays(reply, kinds, sent.shape)
     metrics = _metrics(reply)
     examples = metrics.get("num-examples")
     if not isinstance(examples, int) or not 1 <= examples <= most:
         raise ValueError(f"num-examples is {examples!r}, expected a positive number{f' up to {most}' if most < MANY else ''}")
     if "loss" not in metrics or any(isinstance(v, list) for v in metrics.values()):
         raise ValueError(f"metrics {sorted(metrics)}: expected single numbers, loss among them")
+    if wrong := [k for k in sorted(MEASURED & metrics.keys()) if not (0 if k in COUNTS else -MANY) <= metrics[k] <= MANY]:
+        raise ValueError(f"{wrong[0]} is {metrics[wrong[0]]!r}, which cannot be")
     own = metrics.keys() - MEASURED
     if len(own) > OWN or not all(NAME.fullmatch(name) and abs(metrics[name]) <= MANY for name in own):
         raise ValueError(f"metrics {str(sorted(own))[:80]}: expected up to {OWN} of its own, plain names, up to 2^62")
@@ -191,6 +196,27 @@ def read_update(client: str, reply: Message, sent: NDArray[np.float32], asked: L
     full = {name: values.astype(np.float32) for name, values in arrays.items()}
     adapters = sent + full[ADAPTERS] if asked.half else full[ADAPTERS]
     return Update(client, adapters, full.get(STEP), metrics, judged, nbytes)
+
+
+def _arrays(reply: Message, kinds: Mapping[str, np.dtype[Any]], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    """The arrays of an answer, all of this shape. Raises ValueError; what is longer than it can be is not unpacked."""
+    records = list(reply.content.array_records.values())
+    if len(records) != 1 or tuple(records[0]) != tuple(kinds):
+        raise ValueError(f"expected one record of {', '.join(kinds)}, got {str([list(a) for a in records])[:100]}")
+    for name, array in records[0].items():
+        most = int(np.prod(shape)) * kinds[name].itemsize + HEADER_BYTES
+        if len(array.data) > most or not array.data.startswith(NUMPY):
+            raise ValueError(f"{name}: {len(array.data)} bytes, expected an array of NumPy of at most {most}")
+    try:
+        arrays = unpack(records[0])
+    except Exception as error:  # whatever NumPy makes of bytes that are not an array
+        raise ValueError(f"not an array: {' '.join(str(error).split())[:100]}") from None
+    for name, values in arrays.items():
+        if values.shape != shape or values.dtype != kinds[name]:
+            raise ValueError(f"{name} of shape {values.shape} and type {values.dtype}, expected {shape} {kinds[name]}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} not finite")
+    return arrays
 
 
 def _metrics(reply: Message) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from ease_flwr.config import Section, Union, digest
+from ease_flwr.exchange import fitting
 from ease_flwr.exchange.answers import read_models
 from ease_flwr.exchange.examined import Examination
 from ease_flwr.exchange.federation import Federation, Request
@@ -17,7 +18,7 @@ from ease_flwr.exchange.journal import Exchange
 from ease_flwr.exchange.judgement import Evaluation, Judgement, pool
 from ease_flwr.exchange.messages import Evaluate
 from ease_flwr.exchange.training import identities, sha256
-from ease_flwr.exchange.transport import reason
+from ease_flwr.exchange.transport import printable, reason
 from ease_flwr.store.cost import Cost
 
 Models = Mapping[str, NDArray[Any]]
@@ -29,7 +30,12 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, Evaluation]], Cost]:
     """Answers model -> client -> what it counted, of these clients or of all, and what it cost. Raises FederationError."""
     asked = federation.clients if names is None else names
-    return _ask(federation, models, {n: Request(question) for n in asked}, Evaluation)
+    own = _own(federation)
+
+    def fits(client: str, said: Mapping[str, Evaluation]) -> None:
+        fitting.judged(question, said, own.get(client))
+
+    return _ask(federation, models, {n: Request(question) for n in asked}, Evaluation, fits)
 
 
 def examine(
@@ -39,24 +45,45 @@ def examine(
 
     Raises FederationError.
     """
-    return _ask(federation, models, requests, Examination)
+    own = _own(federation)
+
+    def fits(client: str, said: Mapping[str, Examination]) -> None:
+        asked: Any = requests[client].instruction
+        fitting.examined(asked, said, own.get(client))
+
+    return _ask(federation, models, requests, Examination, fits)
+
+
+def _own(federation: Federation) -> Mapping[str, int]:
+    """Pairs of each client, where it is judged on these; in personas it is judged on others."""
+    return {} if federation.experiment.data.kind == "personas" else federation.pairs
 
 
 def _ask(
-    federation: Federation, models: Models, requests: Mapping[str, Request], kind: type[S]
+    federation: Federation,
+    models: Models,
+    requests: Mapping[str, Request],
+    kind: type[S],
+    fits: Callable[[str, Mapping[str, S]], None],
 ) -> tuple[dict[str, dict[str, S]], Cost]:
     def exchange() -> Exchange:
-        started, answers, failures = time.monotonic(), {}, {}
+        started, read, failures = time.monotonic(), dict[str, dict[str, S]](), dict[str, str]()
         replies, spent = federation.send(models, requests)
         for n in requests:
             reply: Any = replies.get(n)
             try:
                 if reply is None or reply.has_error():
                     raise ValueError(reason(reply))
-                read = read_models(reply, kind, models)
-                answers[n] = {m: a.model_dump(mode="json") for m, a in read.items()}
+                found = read_models(reply, kind, models)
+                fits(n, found)
+                read[n] = found
             except ValueError as error:
-                failures[n] = str(error)
+                failures[n] = printable(str(error))
+        common = {n: fitting.common(a) for n, a in read.items()}
+        for n, why in fitting.out_of_proportion(common, federation.experiment.federation.weight_bound).items():
+            del read[n]
+            failures[n] = why
+        answers = {n: {m: a.model_dump(mode="json") for m, a in by_model.items()} for n, by_model in read.items()}
         federation.check_quorum(answers, failures)
         cost = replace(spent, seconds=time.monotonic() - started)
         said = [f"{n} failed, left out of the judgement: {why}" for n, why in failures.items()]

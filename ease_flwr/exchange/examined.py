@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from ease_flwr.config import Section
-from ease_flwr.exchange.judgement import SetName
+from ease_flwr.exchange.judgement import Cosine, SetName
 
 Numbers = tuple[FiniteFloat, ...]
 BATCH_SEEDS = 4
@@ -16,6 +16,10 @@ STEPS = (1, 5, 15, 40)
 """Of relearning, after which recall is taken; before the first step it is taken too."""
 CROSS_STEPS = 2
 """Of relearning with one tower alone."""
+Score = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
+"""Of a classifier, or a loss: a bound that no sum of them leaves the numbers by."""
+Features = tuple[Score, Score, Score, Score]
+"""By which membership is attacked, clients/audit.py: FEATURES."""
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Two = tuple[NonNegativeInt, NonNegativeInt]
 """Of image queries and of text queries."""
@@ -24,13 +28,13 @@ Two = tuple[NonNegativeInt, NonNegativeInt]
 class ExaminedSet(Section):
     """One client's queries in a set, one by one."""
 
-    i2t: tuple[NonNegativeInt, ...]
+    i2t: tuple[PositiveInt, ...]
     """Rank of the partner, from 1, of each image query."""
-    t2i: tuple[NonNegativeInt, ...]
+    t2i: tuple[PositiveInt, ...]
     """The same of each text query, picture by picture."""
     captions: tuple[PositiveInt, ...]
     """How many text queries belong to each image query."""
-    similarity: Numbers
+    similarity: tuple[Cosine, ...]
     """Cosine of each pair."""
     labels: Numbers
     """What each image query is about, as a number that does not say it; -1 where it is about nothing."""
@@ -69,9 +73,9 @@ class Examination(Section):
     """What one client answered about one model in an audit. Probes that were not asked for, or did not apply, are empty."""
 
     sets: dict[SetName, ExaminedSet]
-    member: tuple[Numbers, ...] = ()
+    member: tuple[Features, ...] = ()
     """Features of forgotten training pairs, a row a pair (clients/audit.py: FEATURES)."""
-    stranger: tuple[Numbers, ...] = ()
+    stranger: tuple[Features, ...] = ()
     """The same of pairs like them that nobody trained on."""
     member_labels: Numbers = ()
     """What the forgotten pairs of membership and linear probe are about, as in ExaminedSet."""
@@ -89,9 +93,9 @@ class Examination(Section):
     """After learning them again with one tower alone."""
     swap: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
     """Without learning: with this tower of the model and the other one of the retrained model."""
-    probe: tuple[Numbers, Numbers] | None = None
+    probe: tuple[tuple[Score, ...], tuple[Score, ...]] | None = None
     """Scores of a linear classifier on embeddings, of the forgotten pairs and of those that nobody trained on."""
-    cka: dict[Literal["forget", "public"], tuple[FiniteFloat, FiniteFloat]] = Field(default_factory=dict)
+    cka: dict[Literal["forget", "public"], tuple[Cosine, Cosine]] = Field(default_factory=dict)
     """Linear CKA to the retrained model, image and text."""
 
     @model_validator(mode="after")

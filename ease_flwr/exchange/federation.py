@@ -9,6 +9,7 @@ import numpy as np
 
 from ease_flwr.config import Experiment, Union, digest
 from ease_flwr.exchange import roll_call
+from ease_flwr.exchange.bounds import most_pairs
 from ease_flwr.exchange.journal import Exchange, Journal
 from ease_flwr.exchange.messages import Hello, as_told, message
 from ease_flwr.exchange.roll_call import Counted, Roster
@@ -51,6 +52,11 @@ class Federation:
     def pairs(self) -> Mapping[str, int]:
         """Training pairs of each client, as it said at the roll call."""
         return self.roster.pairs
+
+    @property
+    def most(self) -> int:
+        """So many pairs of one client count at most, see FederationConfig.weight_bound."""
+        return most_pairs(self.pairs.values(), self.experiment.federation.weight_bound)
 
     def without(self, names: Collection[str]) -> Federation:
         """The federation once these clients are gone."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import FiniteFloat, NonNegativeInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 
 from ease_flwr.config import Section
 
@@ -29,25 +29,31 @@ SetName = Literal[
 PARTS: tuple[SetName, ...] = ("forget_word", "forget_look", "forget_both")
 """Parts of forget_exclusive, by what tells its labels apart, where a world has them."""
 SETS: tuple[str, ...] = SetName.__args__  # type: ignore[attr-defined]
+Count = Annotated[int, Field(ge=1)]
+"""A set without a query is not judged, so it is not answered."""
+Cosine = Annotated[FiniteFloat, Field(ge=-1.01, le=1.01)]
+"""As half precision rounds it."""
 Hits = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 
 
 class SetCounts(Section):
     """Hits of `images` image queries and `texts` text queries at 1, 5 and 10. Sums over clients are counts again."""
 
-    images: NonNegativeInt
-    texts: NonNegativeInt
+    images: Count
+    texts: Count
     i2t: Hits
     t2i: Hits
-    gallery: NonNegativeInt = 0
+    gallery: Count
     """Pairs that compete with each other."""
-    similarity: tuple[FiniteFloat, ...] = ()
+    similarity: tuple[Cosine, ...] = ()
     """Cosine of each pair, where it was asked for."""
 
     @model_validator(mode="after")
     def _possible(self) -> SetCounts:
         if max(self.i2t) > self.images or max(self.t2i) > self.texts:
             raise ValueError(f"{max(*self.i2t, *self.t2i)} hits of {self.images} images and {self.texts} texts")
+        if [*self.i2t] != sorted(self.i2t) or [*self.t2i] != sorted(self.t2i):
+            raise ValueError("fewer hits at a later rank than at an earlier one")
         if len(self.similarity) not in (0, self.images):
             raise ValueError(f"{len(self.similarity)} similarities of {self.images} pairs")
         return self

@@ -14,7 +14,7 @@ from flwr.app import Message
 from ease_flwr.config import Experiment, ForgetSet, code_hash, weights_sha256
 from ease_flwr.exchange.answers import Present, read
 from ease_flwr.exchange.messages import Hello, as_told, message
-from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, reason
+from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, printable, reason
 
 PAUSE = 0.5
 """Seconds between two looks for nodes."""
@@ -50,6 +50,8 @@ class Wanted:
     """By the digest of its node's key, the name of a client that was forgotten: it does not come back under another one."""
     forgotten: Mapping[str, str] = field(default_factory=dict)
     """By name, clients that another run has forgotten, and what is to be said: they take no part."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """By name, the digest of the key that its node had first."""
 
     @property
     def expected(self) -> list[str]:
@@ -169,7 +171,7 @@ def _present(reply: Message | None) -> Present | str:
     try:
         return read(reply, Present)
     except ValueError as error:
-        return f"it did not answer the roll call as a client of this app: {error}"
+        return f"it did not answer the roll call as a client of this app: {printable(str(error))}"
 
 
 def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) -> str:
@@ -183,6 +185,14 @@ def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) 
         return wanted.forgotten[name]
     if wanted.buried.get(node.key, name) != name:
         return f"it has the key of {wanted.buried[node.key]}, which was forgotten: a client comes back under its own name"
+    if node.key and wanted.keys.get(name, node.key) != node.key and not node.name:
+        return (
+            f"it calls itself {name}, which had another key before: if its owner has a new key, register it under that name "
+            "(`ease deploy replace-key`, then `ease deploy register`)"
+        )
+    most = experiment.federation.stated.get(name, said.pairs)
+    if said.pairs > most:
+        return f"it says that it has {said.pairs} training pairs, federation.sizes states {most}: ask its owner, and mend that"
     if said.code != code_hash():
         return f"{name} runs other code than the server: install the same version on both"
     if said.base != weights_sha256(experiment.model):
@@ -245,9 +255,9 @@ def _why_not(i: int, part: ForgetSet, said: Mapping[str, Present]) -> str:
         answer = said[name]
         strange = [t for t in answer.unknown[i] if t in part.targets and t.startswith(f"{name}/")]
         if answer.refused[i]:
-            return " ".join(answer.refused[i].split())[:300]
+            return printable(answer.refused[i])
         if strange:
-            return f"{strange[0]} is not among the training pairs there: `ease data ids` on that host lists them"
+            return f"{printable(strange[0])} is not among the training pairs there: `ease data ids` on that host lists them"
     if part.scenario == "class" and said:
         nowhere = set(part.targets).intersection(*(a.unknown[i] for a in said.values()))
         if nowhere:

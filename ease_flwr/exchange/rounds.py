@@ -11,6 +11,7 @@ import numpy as np
 
 from ease_flwr.config import Experiment, digest
 from ease_flwr.exchange.answers import Update
+from ease_flwr.exchange.bounds import Usual
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.messages import Evaluate, seed_name
 from ease_flwr.exchange.training import Vector, train
@@ -67,6 +68,8 @@ class Plan:
     """Whose; none named: everybody's."""
     evaluation_request: Callable[[int], Evaluate | None] = lambda round: None
     """The evaluation of the adapters before a round, if clients are to do one with its training."""
+    usual: float = 0.0
+    """Length of an update in the earlier phases of the run, see bounds.Usual; 0: there were none."""
     report: Callable[[Progress], None] = lambda progress: None
     """Told after every round."""
     over: Callable[[int, Vector], bool] = lambda round, theta: False
@@ -80,6 +83,8 @@ class Outcome:
     theta: Vector
     cost: Cost
     failures: tuple[dict[str, Any], ...]
+    usual: float
+    """Length of an update in these rounds."""
 
 
 def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan) -> Outcome:
@@ -91,15 +96,16 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
     notified: frozenset[str] = frozenset()
     recent: deque[Vector] = deque(maxlen=method.average)
     last = plan.first + plan.rounds - 1
-    unsent = np.zeros_like(theta)
+    unsent, usual = np.zeros_like(theta), Usual(plan.usual)
     for round in range(plan.first, last + 1):
         requests = drawn(federation.experiment, plan.phase, round, method.requests(round))
         before, unsent = sendable(federation.experiment, theta, unsent)
-        trained = train(federation, before, requests, notified, plan.evaluation_request(round))
+        trained = train(federation, before, requests, notified, plan.evaluation_request(round), usual.length)
         meter.add(trained.cost)
         notified, updates = trained.notified, trained.updates
         failures += trained.failures
         with meter.on_server():
+            usual.add(before, updates)
             if plan.history is not None:
                 total = sum(u.examples for u in updates.values())
                 for name, update in ((n, u) for n, u in updates.items() if not plan.recorded or n in plan.recorded):
@@ -112,7 +118,7 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
         plan.report(Progress(plan.phase, round, last, len(requests), updates, before, theta, meter.spent))
         if round == last:
             break
-    return Outcome(theta, meter.spent, tuple(failures))
+    return Outcome(theta, meter.spent, tuple(failures), usual.length)
 
 
 def sendable(experiment: Experiment, theta: Vector, unsent: Vector) -> tuple[Vector, Vector]:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from ease_flwr.config import digest
 from ease_flwr.exchange.answers import Update, read_update
+from ease_flwr.exchange.bounds import in_proportion
 from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.journal import Exchange
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Evaluate, Learn, as_told
-from ease_flwr.exchange.transport import FederationError, reason
+from ease_flwr.exchange.transport import FederationError, printable, reason
 from ease_flwr.store.cost import Cost
 
 Vector = NDArray[np.float32]
@@ -42,11 +43,13 @@ def train(
     requests: Mapping[str, Request],
     notified: frozenset[str] = frozenset(),
     before: Evaluate | None = None,
+    usual: float = 0.0,
 ) -> Trained:
     """One round from the adapters theta, float32 (p,). Raises FederationError below the quorum.
 
     notified: clients that have their `once` arrays already.
     before: the evaluation of theta that everybody asked does first, in the same message.
+    usual: length of an update so far in the run, see bounds.Usual; 0: there was none.
     """
     how = {"before": before, "half": federation.experiment.federation.half}
     jobs: dict[str, Any] = {n: r.instruction for n, r in requests.items()}
@@ -55,7 +58,7 @@ def train(
 
     def exchange() -> Exchange:
         # another process has notified them, for another run of Flower's
-        return _train(federation, theta, requests, frozenset() if journal.resumed else notified)
+        return _train(federation, theta, requests, frozenset() if journal.resumed else notified, usual)
 
     asked = digest("train", sha256(theta), identities(requests)) if journal.folder else ""
     found = journal.once(asked, exchange)
@@ -72,7 +75,9 @@ def train(
     return Trained(updates, Cost(**found.info["cost"]), frozenset(found.info["notified"]), tuple(found.info["failed"]))
 
 
-def _train(federation: Federation, theta: Vector, requests: Mapping[str, Request], notified: frozenset[str]) -> Exchange:
+def _train(
+    federation: Federation, theta: Vector, requests: Mapping[str, Request], notified: frozenset[str], usual: float
+) -> Exchange:
     cost, started = Cost(rounds=1), time.monotonic()
     updates: dict[str, Update] = {}
     failures: dict[str, str] = {}
@@ -91,16 +96,12 @@ def _train(federation: Federation, theta: Vector, requests: Mapping[str, Request
                 updates[name], spent = _read(federation, name, replies.get(name), start, asked[name])
                 cost += spent
             except ValueError as error:
-                failures[name] = str(error)
-        for name, why in too_long(theta, updates, federation.experiment.federation.norm_bound).items():
-            del updates[name]
-            failures[name] = why
+                failures[name] = printable(str(error))
         if not failures:
             break
         for name, why in failures.items():
             said.append(f"{name} failed{', asked again' if attempt == 1 else ', left out'}: {why}")
-            job: Any = requests[name].instruction
-            failed.append({"phase": job.phase, "round": job.round, "client": name, "why": why})
+            failed.append(_failure(requests[name], name, why))
         asked = {name: asked[name] for name in failures}
         notified -= set(asked)  # whoever failed may have lost what it was told
     try:
@@ -109,6 +110,10 @@ def _train(federation: Federation, theta: Vector, requests: Mapping[str, Request
         for line in said:
             federation.say(line)
         raise
+    updates, shortened = in_proportion(start, updates, federation.experiment.federation.norm_bound, usual)
+    for name, why in shortened.items():
+        said.append(f"{name}: {why}")
+        failed.append(_failure(requests[name], name, why))
     cost = replace(cost, seconds=time.monotonic() - started)
     arrays = {f"{n}/{ADAPTERS}": u.adapters for n, u in updates.items()}
     arrays |= {f"{n}/{STEP}": u.step for n, u in updates.items() if u.step is not None}
@@ -123,20 +128,16 @@ def _read(federation: Federation, name: str, reply: Any, start: Vector, request:
     job: Any = request.instruction
     returning = job.returning.count if isinstance(job, Learn) and job.returning else 0
     update = read_update(name, reply, start, job, federation.pairs[name] + returning)
+    metrics = {**update.metrics, "num-examples": min(update.examples, federation.most)}
+    update = replace(update, metrics=metrics)
     steps, memory = (int(update.metrics.get(key, 0)) for key in ("steps", "memory"))
     return update, Cost(uplink_bytes=update.nbytes, client_steps=steps, client_memory=memory)
 
 
-def too_long(theta: Vector, updates: Mapping[str, Update], bound: float) -> dict[str, str]:
-    """Whose update is more than `bound` times the median of the round, where there are three or more."""
-    norms: dict[str, float] = {}
-    for name, update in updates.items():
-        moved = [update.adapters.astype(np.float64) - theta]
-        moved += [] if update.step is None else [update.step.astype(np.float64)]
-        norms[name] = max(float(np.linalg.norm(m)) for m in moved)
-    middle = float(np.median(list(norms.values()))) if len(norms) > 2 else 0.0
-    long = {n: v for n, v in norms.items() if 0 < middle * bound < v}
-    return {n: f"update of norm {v:.3g}, the median is {middle:.3g} (federation.norm_bound)" for n, v in long.items()}
+def _failure(request: Request, client: str, why: str) -> dict[str, Any]:
+    """One entry of Trained.failures."""
+    job: Any = request.instruction
+    return {"phase": job.phase, "round": job.round, "client": client, "why": why}
 
 
 def identities(requests: Mapping[str, Request]) -> dict[str, list[Any]]:

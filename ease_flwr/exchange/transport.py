@@ -13,6 +13,8 @@ GRACE = 5.0
 """Seconds to wait beyond a deadline for Flower's own word that a message is lost."""
 GONE = ("ActorDied", "ActorUnavailable")
 """Ray's words for a process of the simulation, or its machine, that is gone: it answers nothing for the rest of the run."""
+LINE = 300
+"""Characters of what a client says that are shown."""
 PAUSE = 0.05
 """Seconds between two looks for answers."""
 
@@ -89,5 +91,10 @@ def reason(reply: Message | None) -> str:
     """Why an answer is missing."""
     if reply is None:
         return "no answer before the deadline"
-    said = " ".join((reply.error.reason or "").split())
-    return f"{WORDS.get(reply.error.code, f'error {reply.error.code}')}: {said}"
+    return f"{WORDS.get(reply.error.code, f'error {reply.error.code}')}: {printable(reply.error.reason or '')}"
+
+
+def printable(said: str) -> str:
+    """What a client has said, as one line of at most LINE characters that no terminal obeys."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in said[: 4 * LINE]).split())
+    return line if len(line) <= LINE else f"{line[:LINE]}..."

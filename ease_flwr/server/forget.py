@@ -110,6 +110,7 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
         history=History(folder, server.experiment.history) if new else None,
         recorded=new,
         evaluation_request=reporter.evaluation_request,
+        usual=state.usual,
         report=reporter,
     )
     outcome = run_rounds(reporter.federation, method, start, plan)

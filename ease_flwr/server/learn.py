@@ -34,6 +34,7 @@ def learn(server: Server, state: FederationState, step: Step, name: str) -> Fede
         history=found.history,
         rounds=found.cost.rounds,
         learnt=found.cost.rounds,
+        usual=float(found.facts["usual"]),
         judged=tuple(found.facts["judged"]),
         failures=state.failures + found.failures,
     )
@@ -71,7 +72,7 @@ def ordinary(server: Server, state: FederationState, name: str, method: Method, 
     def compute(federation: Federation, reporter: Reporter, folder: Path) -> PhaseResult:
         from ease_flwr.store.history import History  # imports torch
 
-        told = replace(plan, evaluation_request=reporter.evaluation_request, report=reporter)
+        told = replace(plan, evaluation_request=reporter.evaluation_request, report=reporter, usual=state.usual)
         history, patience = History(folder, server.experiment.history), Patience(federation, reporter.event)
         if not first:
             outcome = run_rounds(federation, method, state.theta, replace(told, history=history if plan.recorded else None))
@@ -79,7 +80,8 @@ def ordinary(server: Server, state: FederationState, name: str, method: Method, 
                 outcome.theta, outcome.cost, state.forgotten, facts={**method.facts, **who}, failures=outcome.failures
             )
         outcome = run_rounds(federation, method, state.theta, replace(told, history=history, over=patience.over))
-        facts, failures = {**method.facts, **who, "judged": patience.judged}, (*outcome.failures, *patience.failures)
+        facts = {**method.facts, **who, "judged": patience.judged, "usual": outcome.usual}
+        failures = (*outcome.failures, *patience.failures)
         return PhaseResult(outcome.theta, outcome.cost, state.forgotten, history, facts=facts, failures=failures)
 
     decided = method.lock is None and server.experiment.data.kind != "folder"  # hosts' own data are not among the settings

@@ -10,6 +10,7 @@ from ease_flwr.exchange.evaluation import evaluate
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.judgement import pool
 from ease_flwr.exchange.messages import Evaluate
+from ease_flwr.exchange.transport import FederationError
 from ease_flwr.server.progress import CURRENT
 from ease_flwr.server.state import Vector
 
@@ -37,7 +38,10 @@ class Patience:
         said = evaluate(self.federation, {CURRENT: theta}, question)[0][CURRENT]
         silent = [n for n in self.federation.clients if n not in said]
         self.failures += [{"phase": "learn", "round": round, "client": n, "why": "did not judge"} for n in silent]
-        self.judged.append({"round": round, "recall": pool(said).r1("retain")})
+        found = pool(said)
+        if "retain" not in found.sets:
+            raise FederationError("no client has judged pairs of its own, which learn.patience looks at: see their logs")
+        self.judged.append({"round": round, "recall": found.r1("retain")})
         best = max(self.judged, key=lambda j: float(j["recall"]))  # the first of the best
         waited = len(self.judged) - 1 - self.judged.index(best)
         over = waited >= learn.patience

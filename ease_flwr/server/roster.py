@@ -6,6 +6,7 @@ from typing import Any
 
 from ease_flwr import data
 from ease_flwr.config import ConfigError, Experiment
+from ease_flwr.exchange.bounds import most_pairs
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import Called, Wanted, enough, roll_call
 from ease_flwr.exchange.transport import FederationError, Transport
@@ -13,6 +14,7 @@ from ease_flwr.server import admission, parties
 from ease_flwr.server.parties import RollCall
 from ease_flwr.server.state import FederationState, Server
 from ease_flwr.store import clients, queue
+from ease_flwr.store import names as keys
 from ease_flwr.store.files import home
 from ease_flwr.store.queue import Step
 from ease_flwr.store.run import Run
@@ -28,7 +30,7 @@ def wanted(at_work: Run, experiment: Experiment) -> Wanted:
     gone = {name: about for name, about in Tombstones(home()).read().clients.items() if name not in experiment.data.returned}
     buried = {key: name for name, about in gone.items() for key in about.keys}
     others = {n: admission.back(n, about) for n, about in gone.items() if about.run != str(at_work.folder)}
-    return Wanted(names, leaving, buried, others)
+    return Wanted(names, leaving, buried, others, keys.known())
 
 
 def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federation:
@@ -40,6 +42,9 @@ def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federa
         f"[roll call] pairs: {sizes}", roll_call={n: s.model_dump(mode="json") for n, s in sorted(found.said.items())}
     )
     say_missing(at_work, found)
+    _say_heavy(at_work, found, experiment)
+    for name in keys.bind({n: node.key for n, node in found.nodes.items()}) if experiment.data.kind == "folder" else ():
+        at_work.event(f"[roll call] {name} has another key than before: it was registered anew under its name")
     for line in clients.note(at_work.folder, _noted(found)):
         at_work.event(f"[roll call] {line}")
     return Federation(transport, experiment, found.roster, at_work.event, optional=asked.departed, expected=len(asked.expected))
@@ -51,6 +56,17 @@ def say_missing(at_work: Run, found: Called) -> None:
         at_work.event(f"[roll call] {name} takes no part now: {why}")
     for line in found.strange:
         at_work.event(f"[roll call] left out, {line}")
+
+
+def _say_heavy(at_work: Run, found: Called, experiment: Experiment) -> None:
+    """Who says that it has so much more than the others that only a part of it counts."""
+    pairs, times = found.roster.pairs, experiment.federation.weight_bound
+    most = most_pairs(pairs.values(), times)
+    for name in (n for n, count in sorted(pairs.items()) if count > most):
+        at_work.event(
+            f"[roll call] {name} says that it has {pairs[name]} pairs: they weigh as {most}, {times:g} times the median "
+            "(federation.weight_bound)"
+        )
 
 
 def _noted(found: Called) -> dict[str, dict[str, Any]]:
