@@ -26,7 +26,7 @@ PAIRS = {"client-0": 100, "client-1": 200, "client-2": 100}
 def context(theta_0: Any, blocks: Any = (), forget: ForgetSet | None = LEAVES, **changes: Any) -> MethodContext:
     """client-0 leaves, client-1 and client-2 stay; or what changes say."""
     experiment = changes.pop("experiment", Experiment(forget=ForgetConfig(targets=("client-0",))))
-    federation = SimpleNamespace(experiment=experiment, say=lambda line, **values: print(line), pairs=PAIRS)
+    federation = SimpleNamespace(experiment=experiment, say=lambda line, **values: print(line), pairs=PAIRS, most=2000)
     who = {"clients": ("client-1", "client-2"), "forget_clients": ("client-0",), **changes}
     who["without"] = who.get("without", {n: (forget,) for n in who["forget_clients"] if forget})
     phase = who.pop("phase", "forget")
