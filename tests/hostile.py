@@ -11,8 +11,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import strategies as st
 
-from ease_flwr.exchange.federation import Federation
+from ease_flwr.config import TrainConfig
+from ease_flwr.exchange.federation import Federation, Request
 from ease_flwr.exchange.journal import Journal
+from ease_flwr.exchange.messages import Learn, pack
 from ease_flwr.exchange.roll_call import Roster
 from ease_flwr.exchange.transport import Node
 from tests.small import small_experiment
@@ -49,13 +51,26 @@ class Wire:
         return Message(said, reply_to=message)
 
 
-def federation(wire: Wire, folder: Any = None, said: list[str] | None = None) -> Federation:
-    """Four clients; three of them are enough."""
-    roster = Roster(NAMES, {n: i for i, n in enumerate(NAMES)}, dict.fromkeys(NAMES, PAIRS))
-    experiment = small_experiment(**{"federation.quorum": 0.7, "data.clients": 4})
+def federation(wire: Wire, folder: Any = None, said: list[str] | None = None, **changes: Any) -> Federation:
+    """Four clients of a hundred pairs each, of whom three are enough. changes: of the experiment; pairs: of the hostile one."""
+    pairs = {**dict.fromkeys(NAMES, PAIRS), HOSTILE: changes.pop("pairs", PAIRS)}
+    roster = Roster(NAMES, {n: i for i, n in enumerate(NAMES)}, pairs)
+    experiment = small_experiment(**{"federation.quorum": 0.7, "data.clients": 4, **changes})
     transport: Any = wire
     heard = [] if said is None else said
     return Federation(transport, experiment, roster, lambda line, **_: heard.append(line), Journal(folder))
+
+
+def instruct() -> dict[str, Request]:
+    """Everybody learns."""
+    return {n: Request(Learn(phase="learn", round=1, train=TrainConfig())) for n in NAMES}
+
+
+def moved(theta: Any, by: float, examples: int = 5, judged: Any = None) -> RecordDict:
+    """An answer to a training, by which every adapter has moved by so much."""
+    metrics = MetricRecord({"num-examples": examples, "loss": 1.0, "steps": 2})
+    content: dict[str, Any] = {"arrays": pack({"adapters": theta + np.float32(by)}), "metrics": metrics}
+    return RecordDict(content if judged is None else {**content, "answer": ConfigRecord({"json": json.dumps(judged)})})
 
 
 def plain(values: Any) -> RecordDict:
@@ -72,7 +87,9 @@ numbers = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
 )
 leaves = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=9), st.sampled_from(["../x", "\x1b[2J", "a" * 300]))
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3))
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
 
 
 def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -166,5 +183,6 @@ def trained(draw: Any, judged: Any) -> RecordDict:
     if "answer" in which:
         content["answer"] = ConfigRecord({"json": json.dumps(draw(changed(judged)))})
     if "more" in which:
-        content = {draw(st.sampled_from(["arrays", "metrics", "answer", "more"])) if draw(st.booleans()) else k: v for k, v in content.items()}
+        names = st.sampled_from(["arrays", "metrics", "answer", "more"])
+        content = {draw(names) if draw(st.booleans()) else name: part for name, part in content.items()}
     return RecordDict(content)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ease_flwr.strategies.base import mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +19,11 @@ from ease_flwr.config import ForgetSet, TrainConfig, code_hash, weights_sha256
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.federation import Request
 from ease_flwr.exchange.judgement import pool
-from ease_flwr.exchange.messages import Audit, Evaluate, Hello, Learn
+from ease_flwr.exchange.messages import Audit, Evaluate, Hello
 from ease_flwr.exchange.roll_call import Wanted, counted, roll_call
 from ease_flwr.exchange.training import train
 from ease_flwr.exchange.transport import FederationError
-from ease_flwr.strategies.base import mean
-from tests.hostile import HOSTILE, NAMES, P, PAIRS, Wire, changed, federation, plain, trained
+from tests.hostile import HOSTILE, NAMES, PAIRS, P, Wire, changed, federation, instruct, moved, plain, trained
 from tests.small import small_experiment
 
 FORGET = (ForgetSet(scenario="class", targets=("x",)),)
@@ -45,9 +45,8 @@ EXAMINED = {
     "probe": [[0.5, 0.4], [-0.1]],
     "cka": {"forget": [0.9, 0.8], "public": [0.9, 0.8]},
 }
-MANY = 100
-"""Answers of each kind."""
-generated = settings(max_examples=MANY, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+generated = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
+"""A hundred of each kind; `python -m tests.long answers` makes 2,500 of each."""
 
 
 @contextlib.contextmanager
@@ -69,17 +68,15 @@ def twice(honest, hostile, ask):
     return first, second, said
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @generated
 @given(trained(JUDGED))
 def test_of_a_training(content):
     theta = np.ones(P, np.float32)
-    good = trained_well()
-    asked = Learn(phase="learn", round=1, train=TrainConfig())
-    before = Evaluate(forget=FORGET)
+    good = moved(theta, 1.0, judged=JUDGED)
 
     def ask(f):
-        return train(f, theta, {n: Request(asked) for n in NAMES}, before=before)
+        return train(f, theta, instruct(), before=Evaluate(forget=FORGET))
 
     first, second, said = twice(lambda name, message: good, lambda name, message: content, ask)
     assert {*NAMES} - {HOSTILE} <= {*first.updates}
@@ -87,28 +84,12 @@ def test_of_a_training(content):
         after = mean(found.updates)
         assert np.linalg.norm(after - 2) <= 21 * np.sqrt(P)
         assert all(1 <= u.examples <= PAIRS for u in found.updates.values())
-        assert all(0 <= r <= 100 for s in pool({n: u.judged for n, u in found.updates.items()}).sets.values() for r in (s["r1"],))
+        assert all(0 <= s["r1"] <= 100 for s in pool({n: u.judged for n, u in found.updates.items()}).sets.values())
     assert np.array_equal(mean(first.updates), mean(second.updates))
     assert HOSTILE in first.updates or any(line.startswith(f"{HOSTILE} failed, left out: ") for line in said)
 
 
-def trained_well():
-    from flwr.app import ConfigRecord, MetricRecord, RecordDict
-
-    from ease_flwr.exchange.messages import pack
-
-    metrics = MetricRecord({"num-examples": 5, "loss": 1.0, "steps": 2})
-    arrays = pack({"adapters": np.full(P, 2.0, np.float32)})
-    return RecordDict({"arrays": arrays, "metrics": metrics, "answer": ConfigRecord({"json": as_text(JUDGED)})})
-
-
-def as_text(values):
-    import json
-
-    return json.dumps(values)
-
-
-@pytest.mark.long
+@pytest.mark.slow
 @generated
 @given(changed({"now": JUDGED, "then": JUDGED}))
 def test_of_a_judgement(said):
@@ -127,7 +108,7 @@ def test_of_a_judgement(said):
             assert found["n"] <= 4 * PAIRS + 15 * 20
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @generated
 @given(changed({"original": EXAMINED, "retrain": EXAMINED}))
 def test_of_an_audit(said):
@@ -159,7 +140,7 @@ PRESENT = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @generated
 @given(st.data())
 def test_of_a_roll_call(data):

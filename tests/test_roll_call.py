@@ -60,9 +60,18 @@ def test_who_does_not_fit_is_left_out_by_name_and_the_quorum_decides(change, why
     assert strange in str(error.value)
 
 
-def test_two_nodes_of_one_name_stop_the_run():
-    with pytest.raises(FederationError, match=r"two nodes call themselves 'client-2': names must be unique"):
-        call(saying({"name": "client-2"}), **{"federation.quorum": 0.1})
+def test_two_nodes_of_one_name_are_left_out_both():
+    found = call(saying({"name": "client-2"}), **{"federation.quorum": 0.1})
+    assert found.roster.clients == ("client-0",)
+    assert found.missing["client-2"] == "two nodes call themselves so: names must be unique"
+
+
+def test_of_two_nodes_of_one_name_the_one_with_its_key_stays():
+    keys = {"client-1": ("", b"mine"), "client-2": ("", b"hers")}
+    hers = {"keys": {"client-2": hashlib.sha256(b"hers").hexdigest()}}
+    found = call_of_nodes(keys, hers, tamper=saying({"name": "client-2"}))
+    assert found.roster.clients == ("client-0", "client-2")
+    assert found.roster.nodes["client-2"] == 102
 
 
 def test_a_node_that_misses_the_roll_call_is_asked_again():
@@ -104,6 +113,19 @@ def test_a_node_that_cannot_be_reached_yet_is_asked_until_it_can(monkeypatch):
     assert heard.count("client-2") == 1
 
 
+def call_of_nodes(nodes, wanted, tamper=None, **changes):
+    """The roll call of three clients, some of them registered: client -> (name, public key). wanted: fields of Wanted."""
+
+    class Registered(InProcessGrid):
+        def get_nodes(self):
+            told = {100 + int(client[-1]): {"name": name, "public_key": key} for client, (name, key) in nodes.items()}
+            return [NodeInfo(node_id=n, **told.get(n, {})) for n in self.contexts]
+
+    experiment = small_experiment(**{"federation.quorum": 0.6, **changes})
+    names = ("client-0", "client-1", "client-2")
+    return roll_call(at_once(Registered(3, RUN_CONFIG, tamper=tamper)), experiment, Wanted(names, **wanted))
+
+
 @pytest.mark.parametrize(
     ("registered", "key", "why"),
     [
@@ -112,16 +134,8 @@ def test_a_node_that_cannot_be_reached_yet_is_asked_until_it_can(monkeypatch):
     ],
 )
 def test_a_name_belongs_to_a_node_and_a_key_to_a_name(registered, key, why):
-    told = {"name": registered, "public_key": key.encode()}
-
-    class Registered(InProcessGrid):
-        def get_nodes(self):
-            return [NodeInfo(node_id=n, **(told if n == 101 else {})) for n in self.contexts]
-
-    experiment = small_experiment(**{"federation.quorum": 0.6})
     buried = {hashlib.sha256(b"old").hexdigest(): "gone"}
-    wanted = Wanted(("client-0", "client-1", "client-2"), buried=buried)
-    found = roll_call(at_once(Registered(3, RUN_CONFIG)), experiment, wanted)
+    found = call_of_nodes({"client-1": (registered, key.encode())}, {"buried": buried})
     assert found.roster.clients == ("client-0", "client-2")
     assert any(why in line for line in (*found.missing.values(), *found.strange))
 

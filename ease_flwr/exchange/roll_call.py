@@ -75,31 +75,39 @@ class Called:
 def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> Called:
     """Wait for the nodes, and ask who they are. Who has other code, another base model or the name of another is left out.
 
-    Raises FederationError where fewer are there than `federation.quorum` of the expected, or two nodes have the same name.
+    Raises FederationError where fewer are there than `federation.quorum` of the expected.
     """
     nodes = _connected(transport, experiment, wanted)
     answers = _answers(transport, experiment, list(nodes))
-    found: dict[str, Present] = {}
-    at: dict[str, int] = {}
+    claims: dict[str, dict[int, Present]] = {}
     wrong: dict[str, str] = {}
     strange: list[str] = []
     for id, node in nodes.items():
         said = _present(answers.get(id))
         name = node.name if isinstance(said, str) else said.name
         why = said if isinstance(said, str) else _problem(said, node, experiment, wanted)
-        if not why and name in found:
-            raise FederationError(f"two nodes call themselves {name!r}: names must be unique")
         if not why and not isinstance(said, str):
-            found[name], at[name] = said, id
+            claims.setdefault(name, {})[id] = said
         elif name in wanted.names:
             wrong[name] = why
         else:
             strange.append(f"{name or f'node {id}'}: {why}")
+    at = {name: _owner(name, [*of], nodes, wanted) for name, of in claims.items()}
+    wrong |= {name: "two nodes call themselves so: names must be unique" for name, id in at.items() if id is None}
+    here = {name: id for name, id in at.items() if id is not None}
+    found = {name: claims[name][id] for name, id in here.items()}
     missing = {n: wrong.get(n, "it did not come") for n in wanted.expected if n not in found}
     strange += [f"{n}: {why}" for n, why in wrong.items() if n not in wanted.expected]
     _check_quorum(experiment, wanted, missing, strange, len(nodes))
-    roster = Roster(tuple(n for n in wanted.names if n in found), at, {n: said.pairs for n, said in found.items()})
-    return Called(roster, found, {n: nodes[at[n]] for n in found}, missing, tuple(strange))
+    roster = Roster(tuple(n for n in wanted.names if n in found), here, {n: said.pairs for n, said in found.items()})
+    return Called(roster, found, {n: nodes[id] for n, id in here.items()}, missing, tuple(strange))
+
+
+def _owner(name: str, ids: Sequence[int], nodes: Mapping[int, Node], wanted: Wanted) -> int | None:
+    """Which of the nodes that call themselves so has the name: the only one, or that which had its key before."""
+    known = wanted.keys.get(name)
+    bound = [id for id in ids if known and nodes[id].key == known]
+    return bound[0] if len(bound) == 1 else ids[0] if len(ids) == 1 else None
 
 
 def enough(experiment: Experiment, expected: int) -> int:
