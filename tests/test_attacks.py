@@ -146,8 +146,8 @@ def test_a_client_called_itself_by_the_name_of_another():
     hers = {"keys": {"client-1": digest(b"hers")}}
     found = call_of_nodes({"client-1": ("", b"mine")}, hers)
     assert found.missing == {
-        "client-1": "it calls itself client-1, which had another key before: if its owner has a new key, register it under that "
-        "name (`ease deploy replace-key`, then `ease deploy register`)"
+        "client-1": "it calls itself client-1, which had another key before: if its owner has a new key, register it under "
+        "that name (`ease deploy replace-key`, then `ease deploy register`)"
     }
     assert "client-1" in call_of_nodes({"client-1": ("client-1", b"mine")}, hers).roster.clients
     assert "client-1" in call_of_nodes({"client-1": ("", b"hers")}, hers).roster.clients

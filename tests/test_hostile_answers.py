@@ -22,7 +22,6 @@ from ease_flwr.exchange.judgement import pool
 from ease_flwr.exchange.messages import Audit, Evaluate, Hello
 from ease_flwr.exchange.roll_call import Wanted, counted, roll_call
 from ease_flwr.exchange.training import train
-from ease_flwr.exchange.transport import FederationError
 from tests.hostile import HOSTILE, NAMES, PAIRS, P, Wire, changed, federation, instruct, moved, plain, trained
 from tests.small import small_experiment
 
@@ -140,6 +139,11 @@ PRESENT = {
 }
 
 
+def taken(said):
+    """The name that it gives itself."""
+    return said.get("name") if isinstance(said, dict) and isinstance(said.get("name"), str) else HOSTILE
+
+
 @pytest.mark.slow
 @generated
 @given(st.data())
@@ -149,15 +153,11 @@ def test_of_a_roll_call(data):
     hello = {**PRESENT, **same, "name": HOSTILE, "forget": [], "refused": [], "unknown": [], "ids": []}
     said = data.draw(changed(hello))
     wire = Wire(lambda name, message: plain({**hello, "name": name}), lambda name, message: plain(said))
-    try:
-        called = roll_call(wire, experiment, Wanted(NAMES))
-    except FederationError as error:
-        assert str(error).startswith("two nodes call themselves")  # it has taken the name of another
-        return
-    assert {*NAMES} - {HOSTILE} <= {*called.roster.clients}
+    called = roll_call(wire, experiment, Wanted(NAMES))
+    assert {*NAMES} - {HOSTILE, taken(said)} <= {*called.roster.clients}
     assert all(line.isprintable() and len(line) < 500 for line in (*called.missing.values(), *called.strange))
     later = data.draw(changed({**PRESENT, **same, "name": HOSTILE}))
     wire = Wire(lambda name, message: plain({**PRESENT, **same, "name": name}), lambda name, message: plain(later))
     found = counted(wire, experiment, called.roster, {n: Hello(forget=FORGET) for n in called.roster.clients})
-    assert {*NAMES} - {HOSTILE} <= {*found.pairs}
+    assert {*called.roster.clients} - {HOSTILE} <= {*found.pairs}
     assert all(why.isprintable() and len(why) < 500 for why in found.refused.values())
