@@ -5,8 +5,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes with two threads each on two cores would spin
 
 import pytest
+from hypothesis import settings as generation
 
 from tests.small import settings
+
+generation.register_profile("many", max_examples=2_500)  # of a long check: --hypothesis-profile=many
 
 
 @pytest.fixture(scope="session")

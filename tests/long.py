@@ -57,6 +57,11 @@ CHECKS = {
         ("-m", "pytest", "-q", "-m", "long", "tests/test_host_sequences.py"),
         (*RUN, "ease_flwr.launcher", "ease_flwr.data.folder", "ease_flwr.store.tombstones", *halves("npo", "npo")),
     ),
+    "answers": Check(
+        "2,500 generated answers of a hostile client to each kind of message",
+        ("-m", "pytest", "-q", "-m", "slow", "--hypothesis-profile=many", "tests/test_hostile_answers.py"),
+        ("ease_flwr.exchange.training", "ease_flwr.exchange.evaluation", "ease_flwr.audit.measures"),
+    ),
     "kills": Check(
         "SIGKILL at twenty random moments, resumed to the same bits",
         ("-m", "tests.kill_9", "FOLDER", "20"),
