@@ -50,7 +50,6 @@ CHECKS = {
         "random sequences of requests, crashes, departures and purges",
         ("-m", "pytest", "-q", "-m", "long", "tests/test_sequences.py"),
         (*RUN, "ease_flwr.launcher", "ease_flwr.store.purge", "ease_flwr.audit.receipt", *halves("npo", "npo")),
-        follows=False,  # the roll call has changed since it passed: to be run again
     ),
     "hosts-sequences": Check(
         "random sequences of requests on hosts that leave, go away, come back, join, and change their data",
@@ -66,7 +65,6 @@ CHECKS = {
         "SIGKILL at twenty random moments, resumed to the same bits",
         ("-m", "tests.kill_9", "FOLDER", "20"),
         (*RUN, *halves("ease", "bilateral")),
-        follows=False,  # the roll call has changed since it passed: to be run again
     ),
     "hosts": Check(
         "a federation of separate hosts, in namespaces: from `ease deploy init` to a verified receipt",

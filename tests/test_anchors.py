@@ -218,6 +218,7 @@ def run(home):
     return home / "run", grid, json.loads((home / "run" / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_audit_has_all_three_anchors(run):
     folder, _, found = run
     modality, subspace, temporal = (found["anchors"][a] for a in ("modality", "subspace", "temporal"))
@@ -243,6 +244,7 @@ def test_an_audit_has_all_three_anchors(run):
     assert shown.count("\n| temporal | ") == 3
 
 
+@pytest.mark.slow
 def test_the_lock_goes_to_who_learns_again_and_to_nobody_else(run):
     _, grid, _ = run
     audits = [m for m in grid.sent if '"kind":"audit"' in m.content["config"]["instruction"]]

@@ -120,6 +120,7 @@ def test_every_page_has_the_same_sign(both):
     assert set(compared) == {"forget_exclusive", "forget_shared", "retain", "test"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_full_audit_has_two_retrainings_and_a_quick_one_what_is_there(once, capsys):
     quick = written(once / "audit-quick", "audit")

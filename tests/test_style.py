@@ -46,7 +46,7 @@ def test_readme_commands_are_what_ci_runs():
     blocks = [b.split("```")[0].strip() for b in readme.split("```bash")[1:]]
     assert blocks == [
         "pip install -e . -c constraints.txt && ease run",
-        'pip install -e ".[dev]" -c constraints.txt && pytest',
+        'pip install -e ".[dev]" -c constraints.txt && pytest -n 2 --dist loadfile',
     ]
     assert "for block in 1 2" in (APP / ".ci" / "run").read_text()
 
