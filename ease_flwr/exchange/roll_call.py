@@ -198,14 +198,19 @@ def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) 
             f"it calls itself {name}, which had another key before: if its owner has a new key, register it under that name "
             "(`ease deploy replace-key`, then `ease deploy register`)"
         )
-    most = experiment.federation.stated.get(name, said.pairs)
-    if said.pairs > most:
+    if most := _too_many(said, experiment):
         return f"it says that it has {said.pairs} training pairs, federation.sizes states {most}: ask its owner, and mend that"
     if said.code != code_hash():
         return f"{name} runs other code than the server: install the same version on both"
     if said.base != weights_sha256(experiment.model):
         return f"{name} has another base model than the server: model.weights must be the same file on both"
     return ""
+
+
+def _too_many(said: Present, experiment: Experiment) -> int:
+    """How many pairs federation.sizes states of a client that says that it has more; 0 where it has not."""
+    most = experiment.federation.stated.get(said.name, said.pairs)
+    return most if said.pairs > most else 0
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def counted(transport: Transport, experiment: Experiment, roster: Roster, hellos
                 raise ValueError(reason(reply))
             answer = read(reply, Present)
             lengths = {len(a) for a in (answer.forget, answer.refused, answer.unknown, answer.ids)}
-            if answer.name != name or lengths != {len(forget)}:
+            if answer.name != name or lengths != {len(forget)} or _too_many(answer, experiment):
                 raise ValueError("an answer to another question")
         except ValueError:  # it may be gone already: that it leaves is known without it
             continue

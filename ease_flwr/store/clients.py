@@ -50,7 +50,8 @@ def read(run: Path) -> dict[str, Client]:
 
 
 def note(run: Path, there: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Write down who is there: fields of Client by name. Returns a line about each whose data changed since it was learnt."""
+    """Write down who is there: fields of Client by name. Returns a line about each whose data changed since it was learnt,
+    or that says of the same data that they are more or fewer pairs."""
     known, found, lines = read(run), {}, list[str]()
     for name, about in there.items():
         before = known.get(name)
@@ -63,6 +64,8 @@ def note(run: Path, there: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     "now): what was removed there is still in the model until it is asked to be forgotten, what is new is "
                     "learnt when training goes on"
                 )
+        if before and before.data == client.data and before.pairs != client.pairs:
+            lines.append(f"{name}: it says that it has {client.pairs} pairs, and {before.pairs} when it was last there")
         found[name] = client
     _write(run, known | found)
     return lines
