@@ -51,6 +51,18 @@ def in_process(monkeypatch):
     monkeypatch.setattr(launcher, "submit", submitted)
 
 
+@pytest.fixture(scope="module")
+def still():
+    """The clock of roll calls and exchanges stands still, but where they wait themselves."""
+    from ease_flwr.exchange import roll_call, transport
+    from tests.in_process_grid import Clock
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (roll_call, transport):
+            patch.setattr(module, "time", Clock())
+        yield
+
+
 @pytest.fixture(scope="session")
 def whole(shared_home):
     """One command: learn, forget client-0, then client-1, continue."""

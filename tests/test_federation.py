@@ -15,6 +15,8 @@ from ease_flwr.exchange.transport import FederationError
 from tests.in_process_grid import InProcessGrid, at_once
 from tests.small import RUN_CONFIG, small_experiment
 
+pytestmark = pytest.mark.usefixtures("still")
+
 
 def transport(tamper=None, clients=3):
     return at_once(InProcessGrid(clients, RUN_CONFIG, tamper=tamper))

@@ -15,7 +15,7 @@ from tests.in_process_grid import InProcessGrid, submit
 from tests.small import TINY, hashes, settings
 from tests.standing import SIMULATION, ask, copy, die, enqueue, leaves, pairs
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("in_process", "still")
 
 
 def test_requests_that_come_later_give_the_adapters_of_one_command(whole, learnt, tmp_path, capsys):

@@ -16,6 +16,8 @@ from tests.in_process_grid import InProcessGrid, at_once
 from tests.small import RUN_CONFIG, small_experiment
 from tests.test_federation import call, transport
 
+pytestmark = pytest.mark.usefixtures("still")
+
 MISMATCHES = [
     (
         {"name": "client-9"},
@@ -106,7 +108,6 @@ def test_a_node_that_cannot_be_reached_yet_is_asked_until_it_can(monkeypatch):
 
     monkeypatch.setattr(hello.grid, "push_messages", noted)
     experiment = small_experiment(**{"federation.start_timeout": 20, "federation.quorum": 0.6})
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     found = roll_call(hello, experiment, Wanted(tuple(f"client-{k}" for k in range(3))))
     assert found.roster.clients == ("client-0", "client-1")
     assert heard.count("client-1") == 5

@@ -12,6 +12,8 @@ from tests.in_process_grid import InProcessGrid, submit
 from tests.small import RUN_CONFIG, SMALL, settings
 from tests.test_federation import is_hello
 
+pytestmark = pytest.mark.usefixtures("still")
+
 
 def play(folder, shuffle=0, tamper=None, **changes):
     run_config = {**RUN_CONFIG, "run-dir": str(folder), **changes}
