@@ -62,6 +62,10 @@ class Federation:
         """The federation once these clients are gone."""
         return replace(self, roster=self.roster.without(names))
 
+    def with_pairs(self, pairs: Mapping[str, int]) -> Federation:
+        """The same, with other numbers of training pairs of these clients."""
+        return replace(self, roster=replace(self.roster, pairs={**self.pairs, **pairs}))
+
     def kept_in(self, journal: Journal) -> Federation:
         """The same, with its exchanges kept in another journal."""
         return replace(self, journal=journal)

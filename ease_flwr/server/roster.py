@@ -98,7 +98,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
         )
     for name in silent:
         at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")
-    federation = federation.without(silent)
+    federation = federation.without(silent).with_pairs(found.sizes)
     answers = RollCall(found.sizes, tuple(requests), found.pairs)
     everybody = data.load(experiment.data, experiment.seed).clients  # those that have left too
     aside = []
