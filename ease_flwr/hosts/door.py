@@ -28,7 +28,6 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from ease_flwr.config import ConfigError
 from ease_flwr.exchange.transport import RAISED
 from ease_flwr.hosts import owners_log, pinned
 from ease_flwr.hosts.settings import DOOR_KEY
@@ -53,11 +52,13 @@ class Door:
         """In place of install_from_fab: look at a bundle; unpack it where it may run."""
         try:
             self.why = pinned.refusal(self.home, fab)
-        except ConfigError as error:
-            print(f"ease_flwr: {error}", file=sys.stderr, flush=True)
-            self.why = "this host refuses: its policy.toml cannot be used, its log says why"
-        if not self.why:
-            self.folder = pinned.unpacked(self.home, fab)
+            if not self.why:
+                self.folder = pinned.unpacked(self.home, fab)
+        except Exception as error:
+            traceback.print_exc()
+            self.why = (
+                f"this host cannot tell whether its owner has pinned this code ({type(error).__name__}): its log says why"
+            )
 
     def loader(self, **_: Any) -> Callable[..., Answer]:
         """In place of get_load_client_app_fn: what loads the app; its arguments are what the server calls it."""

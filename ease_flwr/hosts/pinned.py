@@ -21,7 +21,8 @@ from ease_flwr.hosts import app
 from ease_flwr.hosts.owners_log import plain
 from ease_flwr.hosts.policy import POLICY, listed, read_policy
 from ease_flwr.hosts.settings import NODE, Host, read
-from ease_flwr.hosts.writing import put, remove
+from ease_flwr.hosts.writing import give, put, remove
+from ease_flwr.store.files import locked
 
 CODE = "code"
 """Folder of the bundles in a host's folder, DIGEST.fab each, and of what was unpacked of pinned ones, DIGEST/."""
@@ -41,8 +42,10 @@ def digest(fab: bytes) -> str:
 def refusal(home: Path, fab: bytes) -> str:
     """Why a bundle may not run here, "" where it may. It is kept either way. Raises ConfigError without a policy."""
     name, pins = digest(fab), read_policy(home / POLICY).code
-    if len(fab) <= MOST:
-        keep(home, fab)
+    (home / CODE).mkdir(mode=0o700, exist_ok=True)
+    with locked(home / CODE / ".lock", wait=True):
+        if len(fab) <= MOST:
+            keep(home, fab)
         for file in _offers(home, pins)[OFFERS:]:
             remove(file)
     if name in pins:
@@ -56,6 +59,8 @@ def keep(home: Path, fab: bytes) -> Path:
     file = home / CODE / f"{digest(fab)}.fab"
     file.parent.mkdir(mode=0o700, exist_ok=True)
     put(file, fab)
+    for path in (file, file.parent):
+        give(path, home)
     return file
 
 
@@ -109,14 +114,10 @@ def accept(home: Path, chosen: str) -> str:
     if digest(file.read_bytes()) != file.stem:
         raise ConfigError(f"{file}: its content is not of this digest: remove it, the server sends it again")
     if file.stem not in policy.code:
-        text = (home / POLICY).read_text(encoding="utf-8")
-        put(
-            home / POLICY,
-            re.sub(r"(?m)^code\s*=\s*\[[^\]]*\]", f"code = {listed((*policy.code, file.stem))}", text),
-            _mode(home),
-        )
-        if read_policy(home / POLICY) != policy.model_copy(update={"code": (*policy.code, file.stem)}):
-            put(home / POLICY, text, _mode(home))
+        text, code = (home / POLICY).read_text(encoding="utf-8"), (*policy.code, file.stem)
+        _rewrite(home, re.sub(r"(?m)^code\s*=\s*\[[^\]]*\]", f"code = {listed(code)}", text))
+        if read_policy(home / POLICY) != policy.model_copy(update={"code": code}):
+            _rewrite(home, text)
             raise ConfigError(f'{home / POLICY}: its key code is not written as usual: add "{file.stem}" to it by hand')
     return file.stem
 
@@ -164,5 +165,7 @@ def _found(home: Path, chosen: str) -> Path:
     return found[0]
 
 
-def _mode(home: Path) -> int:
-    return (home / POLICY).stat().st_mode & 0o777
+def _rewrite(home: Path, text: str) -> None:
+    file = home / POLICY
+    put(file, text, file.stat().st_mode & 0o777)
+    give(file, home)
