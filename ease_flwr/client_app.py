@@ -120,9 +120,9 @@ def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Mess
         except Exception as error:
             if not isinstance(error, config.ConfigError):
                 traceback.print_exc()
-            whole = said(error)
+            whole = in_words(error)
             print(f"ease_flwr: {whole}", file=sys.stderr, flush=True)
-            travels = said(error, whole=False) if "client-name" in context.node_config else whole
+            travels = in_words(error, whole=False) if "client-name" in context.node_config else whole
             if owner:
                 with suppress(OSError):  # a log that cannot be written has ended this message already
                     owner.fails(error, travels)
@@ -131,7 +131,7 @@ def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Mess
     return answered
 
 
-def said(error: Exception, whole: bool = True) -> str:
+def in_words(error: Exception, whole: bool = True) -> str:
     """An error in one line. whole: what it says; otherwise only where no data can be in it: in a mistake about settings."""
     text = " ".join(str(error).split())
     if isinstance(error, config.ConfigError) and (whole or not isinstance(error, config.DataError)):
@@ -155,7 +155,7 @@ def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
     instruction, names, (sent, *extras) = read(message)
     theta = sent.astype(np.float32)
-    judged = judge(make_client(context), instruction.before, theta) if instruction.before else None
+    judged = judge(context, instruction.before, {"": theta})[""] if instruction.before else None
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
     for key, job in ((ADAPTERS, instruction), (STEP, getattr(instruction, "beside", None))):
@@ -178,15 +178,17 @@ def evaluate(message: Message, context: Context) -> Message:
     if isinstance(instruction, Audit):
         _, _, said = make_client(context, "audit").evaluate(arrays, told(instruction, models=names))
         return Message(answer(said["answer"]), reply_to=message)
+    return Message(answer(judge(context, instruction, dict(zip(names, arrays, strict=True)))), reply_to=message)
+
+
+def judge(context: Context, question: Evaluate, models: Mapping[str, NDArray[Any]]) -> dict[str, Evaluation]:
+    """What the client counts on its own pairs under each model."""
     client = make_client(context)
-    found = {name: judge(client, instruction, theta) for name, theta in zip(names, arrays, strict=True)}
-    return Message(answer(found), reply_to=message)
-
-
-def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evaluation:
-    """What the client counts on its own pairs under a model."""
-    _, _, said = client.evaluate([theta], told(question))
-    return Evaluation.model_validate_json(said["answer"])
+    if owner := Owner.of(context.node_config):
+        gone = client.named(question.forget)
+        owner.concerns(int(gone.sum()), int((~gone).sum()), counts=True)
+    found = {name: client.evaluate([theta], told(question))[2]["answer"] for name, theta in models.items()}
+    return {name: Evaluation.model_validate_json(said) for name, said in found.items()}
 
 
 def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:

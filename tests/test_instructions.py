@@ -72,6 +72,8 @@ class World:
         for name in ("shadow", "base.json", "parts.json", "x.safetensors", "withdrawn.json"):
             (self.elsewhere / name).write_text("root:x:SECRET")
         self.before = self.digest()
+        self.yesterday = 0
+        """Messages of other days."""
         experiment = from_run_config(run_config("/x"))[0]
         self.theta = adapters.load(experiment.model, experiment.lora, 0).initial
 
@@ -183,7 +185,7 @@ def check(world, job, verb, changes):
     hosts_data.load.cache_clear()
     data.load.cache_clear()
     before = owners_log.joined(world.host.home)
-    done = sum(m.get("asked") in ("learn", "forget", "audit") and "refused" not in m for m in before)
+    done = sum(m["asked"] in ("learn", "forget", "audit") and "refused" not in m for m in before[world.yesterday :])
     with watched() as files:
         reply, context = ask(world, job, verb, changes)
     assert not world.strange(files)
@@ -226,8 +228,9 @@ def checked(folder, examples):
     @given(instructions(world.host), verb, run_configs(world.elsewhere))
     def each(job, verb, changes):
         if sum(found.values()) % 100 == 99:  # another day, or the rest is refused
-            for file in (world.host.home / "log").glob("*.jsonl"):
+            for file in (world.host.home / "log").glob("20[!0]*.jsonl"):
                 file.rename(file.with_name(f"2000-01-01-{sum(found.values()):05}.jsonl"))
+            world.yesterday = len(owners_log.joined(world.host.home))
         found[check(world, job, verb, changes)] += 1
 
     each()

@@ -156,6 +156,20 @@ def test_two_chosen_pairs_are_not_returned_alone(host, theta):
     assert not ask(host, learn(only=(two,)), {"adapters": theta}).has_error()
 
 
+def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):
+    one, all_but_one = (
+        ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in ids)) for ids in (host.ids[:1], host.ids[1:])
+    )
+    assert not ask(host, Evaluate(forget=(one,)), {"now": theta}).has_error()
+    host.allow(scores=False)
+    line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
+    for forget in (one, all_but_one):
+        assert told(ask(host, Evaluate(forget=(forget,)), {"now": theta})) == line
+        assert told(ask(host, learn(before=Evaluate(forget=(forget,))), {"adapters": theta})) == line
+    assert not ask(host, Evaluate(), {"now": theta}).has_error()
+    assert not ask(host, learn(before=Evaluate()), {"adapters": theta}).has_error()
+
+
 def test_so_many_requests_a_day_and_no_more(host, theta, monkeypatch):
     host.allow(requests=2)
     clock = [datetime(2026, 1, 1, 12).astimezone()]

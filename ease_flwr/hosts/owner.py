@@ -66,9 +66,9 @@ class Owner:
         if rule := self.policy.check(verb, job, done, when):
             raise self.refusal(rule)
 
-    def concerns(self, pairs: int) -> None:
-        """Check how many pairs a training is about. Raises RefusedError."""
-        if rule := self.policy.about(pairs):
+    def concerns(self, *pairs: int, counts: bool = False) -> None:
+        """Check how many pairs results are about, see Policy.about. Raises RefusedError."""
+        if rule := self.policy.about(*pairs, counts=counts):
             raise self.refusal(rule)
 
     def sends(self, reply: Message) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, halves, named_file
+from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, halves, named_file, validate
 from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Learn
 from ease_flwr.hosts.settings import read
 
@@ -46,7 +46,7 @@ class Policy(Section):
     smallest_set: int = Field(4, ge=1)
     """Pairs that a result of training is about, at least: all of them together, and those of one step."""
     scores: bool = True
-    """Whether numbers about single pairs (ranks, similarities) may leave. No audit can do without."""
+    """Whether numbers about single pairs (ranks, similarities, hits of a small set) may leave. No audit can do without."""
     requests: int = Field(1000, ge=0)
     """Messages a day that train or audit."""
     hours: str = ""
@@ -97,9 +97,12 @@ class Policy(Section):
             return f"hours: {self.hours}"
         return ""
 
-    def about(self, pairs: int) -> str:
-        """The rule that a training about so many pairs is against; "" is none."""
-        few = 0 < pairs < self.smallest_set
+    def about(self, *pairs: int, counts: bool = False) -> str:
+        """The rule that results about so many pairs each are against; "" is none.
+
+        counts: whether they are counts of hits, which for a small set are numbers about single pairs.
+        """
+        few = any(0 < n < self.smallest_set for n in pairs) and not (counts and self.scores)
         return f"smallest-set: {self.smallest_set} pairs at least, and this is about fewer" if few else ""
 
 
@@ -156,9 +159,8 @@ def own_paths(experiment: Experiment, node: Mapping[str, Any], gpu: bool = True)
         )
     data = {"root": str(node.get("data-root", "")), "cache": str(node.get("cache", ""))}
     model = {name: value for name, value in (("weights", weights), ("device", device)) if value}
-    return experiment.model_copy(
-        update={"data": experiment.data.model_copy(update=data), "model": experiment.model.model_copy(update=model)}
-    )
+    own = validate(ModelConfig, experiment.model.model_dump() | model, "node config")
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update=data), "model": own})
 
 
 def _ours(model: ModelConfig) -> bool:
