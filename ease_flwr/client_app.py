@@ -120,9 +120,9 @@ def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Mess
         except Exception as error:
             if not isinstance(error, config.ConfigError):
                 traceback.print_exc()
-            whole = in_words(error)
+            whole = line_of(error)
             print(f"ease_flwr: {whole}", file=sys.stderr, flush=True)
-            travels = in_words(error, whole=False) if "client-name" in context.node_config else whole
+            travels = line_of(error, whole=False) if "client-name" in context.node_config else whole
             if owner:
                 with suppress(OSError):  # a log that cannot be written has ended this message already
                     owner.fails(error, travels)
@@ -131,7 +131,7 @@ def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Mess
     return answered
 
 
-def in_words(error: Exception, whole: bool = True) -> str:
+def line_of(error: Exception, whole: bool = True) -> str:
     """An error in one line. whole: what it says; otherwise only where no data can be in it: in a mistake about settings."""
     text = " ".join(str(error).split())
     if isinstance(error, config.ConfigError) and (whole or not isinstance(error, config.DataError)):

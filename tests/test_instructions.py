@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from ease_flwr.model import adapters
 from tests.hosts import Host, run_config
 from tests.in_process_grid import TaskIdentity
 
-OBJECTIVES, PROBES, SMALLEST, REQUESTS = ("contrastive", "ascent"), ("membership", "alignment"), 4, 40
+OBJECTIVES, PROBES, REQUESTS = ("contrastive", "ascent"), ("membership", "alignment"), 40
 """What the owner allows."""
 READING = {"open": (0,), "os.listdir": (0,), "os.scandir": (0,)}
 WRITING = dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"), (0,))
@@ -66,7 +67,7 @@ class World:
     def __init__(self, folder):
         assert TaskIdentity.run_id == 1
         self.host = Host("north", folder)
-        self.host.allow(objectives=OBJECTIVES, probes=PROBES, smallest_set=SMALLEST, scores=True, requests=REQUESTS)
+        self.smallest, self.scores, self.open = 4, True, True
         self.other = Host("south", folder / "elsewhere")  # data of somebody else on the same machine
         self.elsewhere = folder / "elsewhere"
         for name in ("shadow", "base.json", "parts.json", "x.safetensors", "withdrawn.json"):
@@ -76,6 +77,14 @@ class World:
         """Messages of other days."""
         experiment = from_run_config(run_config("/x"))[0]
         self.theta = adapters.load(experiment.model, experiment.lora, 0).initial
+
+    def allow(self, smallest, scores, open):
+        """The owner's other decisions."""
+        self.smallest, self.scores, self.open = smallest, scores, open
+        hour = datetime.now().hour
+        later = "" if open else f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00"
+        more = {"smallest_set": smallest, "scores": scores, "requests": REQUESTS, "hours": json.dumps(later)}
+        self.host.allow(objectives=OBJECTIVES, probes=PROBES, **more)
 
     def digest(self):
         """Of all files that nobody may change."""
@@ -169,15 +178,19 @@ def ask(world, job, verb, changes):
     return app(copy.deepcopy(sent), context), context
 
 
-def may(job, verb, done):
+def may(world, job, verb, done):
     """Whether the owner allows it, by another way than hosts/policy.py. What it is about is looked at apart."""
     kinds = {"train": (Learn, Forget), "evaluate": (Evaluate, Audit), "query": (Hello,)}
     if verb and not isinstance(job, kinds[verb]):
         return False
-    if isinstance(job, Audit):
-        return set(job.probes) <= set(PROBES) and done < REQUESTS
-    trained = [j for j in (job, getattr(job, "beside", None)) if isinstance(j, Learn | Forget)]
-    return all(j.objective in OBJECTIVES and j.train.batch >= SMALLEST and done < REQUESTS for j in trained)
+    parts = [job, getattr(job, "beside", None), getattr(job, "before", None)]
+    if not world.scores and any(isinstance(p, Audit) or getattr(p, "similarity", False) for p in parts):
+        return False
+    if isinstance(job, Learn | Forget | Audit) and (done >= REQUESTS or not world.open):
+        return False
+    trained = [p for p in parts if isinstance(p, Learn | Forget)]
+    listed = all(p.objective in OBJECTIVES and p.train.batch >= world.smallest for p in trained)
+    return listed and set(getattr(job, "probes", ())) <= set(PROBES)
 
 
 def check(world, job, verb, changes):
@@ -198,12 +211,15 @@ def check(world, job, verb, changes):
         told = json.dumps({**changes, "job": job.model_dump(mode="json")})
         assert not [w for w in world.words if w in text and w not in told]
         return "refused" if text.startswith("host north refuses: ") else "failed"
-    assert may(job, verb, done)
+    assert may(world, job, verb, done)
     assert not set(changes) & {"data.labels", "data.parts"}
     assert "sent" in noted[-1]
-    for part in (job, getattr(job, "beside", None)):
+    for part in (job, getattr(job, "beside", None), getattr(job, "before", None)):
         if isinstance(part, Learn | Forget):
-            assert concerned(make_client(context), part) >= SMALLEST
+            assert concerned(make_client(context), part) >= world.smallest
+        if isinstance(part, Evaluate) and not world.scores:
+            gone = make_client(context).named(part.forget)
+            assert not {int(gone.sum()), int((~gone).sum())} & set(range(1, world.smallest))
     said = [str(v) for record in reply.content.config_records.values() for v in record.values()]
     assert not [w for w in world.words for text in said if w in text and w not in job.model_dump_json()]
     shapes = {a.shape for record in reply.content.array_records.values() for a in record.values()}
@@ -216,6 +232,7 @@ def checked(folder, examples):
     world = World(folder)
     found = {"done": 0, "refused": 0, "failed": 0}
     verb = st.sampled_from(["", "", "", "", "train", "evaluate", "query"])
+    policies = st.sampled_from([(4, True, True), (4, True, True), (4, False, True), (1, True, True), (4, True, False)])
 
     @settings(
         max_examples=examples,
@@ -225,12 +242,13 @@ def checked(folder, examples):
         derandomize=True,
         phases=[Phase.generate],
     )
-    @given(instructions(world.host), verb, run_configs(world.elsewhere))
-    def each(job, verb, changes):
+    @given(policies, instructions(world.host), verb, run_configs(world.elsewhere))
+    def each(policy, job, verb, changes):
         if sum(found.values()) % 100 == 99:  # another day, or the rest is refused
             for file in (world.host.home / "log").glob("20[!0]*.jsonl"):
                 file.rename(file.with_name(f"2000-01-01-{sum(found.values()):05}.jsonl"))
             world.yesterday = len(owners_log.joined(world.host.home))
+        world.allow(*policy)
         found[check(world, job, verb, changes)] += 1
 
     each()
@@ -252,6 +270,7 @@ def test_a_thousand_instructions_and_run_configs(tmp_path):
 def test_the_watch_sees_what_is_done_with_files(tmp_path, monkeypatch):
     """A host that does as the run config says is caught."""
     world = World(tmp_path)
+    world.allow(4, True, True)
     monkeypatch.setattr(client_app, "on_host", lambda experiment, node: experiment)
     with watched() as files:
         ask(world, Hello(), "", {"data.root": str(world.elsewhere / "south" / "data")})

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ease_flwr import cli
-from ease_flwr.config import APP
-from ease_flwr.hosts import app, owners_log, pinned
+from ease_flwr.config import APP, ConfigError
+from ease_flwr.hosts import app, owners_log, pinned, upgrade
 from ease_flwr.hosts.policy import POLICY
 from tests.test_door import changed, home
 
@@ -106,6 +106,17 @@ def test_what_the_owner_installs_may_run(home, monkeypatch):
     monkeypatch.setattr(app, "packed", lambda: new)
     assert said("accept", home, "installed").output.startswith(f"{pinned.digest(new)} may run here")
     assert pinned.refusal(home, new) == ""
+
+
+def test_an_upgrade_by_the_owner_lets_the_new_code_run(home):
+    policy = home / POLICY
+    policy.write_text(policy.read_text().replace(pinned.digest(app.packed()), "0" * 64))
+    assert pinned.refusal(home, app.packed())
+    assert upgrade.pin(home) == pinned.digest(app.packed())
+    assert pinned.refusal(home, app.packed()) == ""
+    policy.write_text("nothing")
+    with pytest.raises(ConfigError, match=rf"^what is installed now is not pinned in {home}: .*not TOML"):
+        upgrade.pin(home)
 
 
 def test_a_host_of_an_earlier_version_gets_a_policy(home):

@@ -56,8 +56,9 @@ class Federation:
             update={"server": self.link_settings.here, "port": processes.free_port(), "data_root": ""}
         )
         variables = self.family.marked(watch.environment(home, threads=1))
-        for command in reversed(watch.node_programs(home, here)):
-            self.nodes[host] = self.family.start(command, home / "supernode.out", variables, home)
+        supernode, door = watch.node_programs(home, here)
+        self.family.start(door, home / "door.out", variables, home)
+        self.nodes[host] = self.family.start(supernode, home / "supernode.out", variables, home)
 
 
 @contextmanager
