@@ -19,7 +19,7 @@ from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
 from ease_flwr import config
-from ease_flwr.config import ConfigError, Union
+from ease_flwr.config import ConfigError, DataError, Union
 from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown
 from ease_flwr.exchange.answers import LABELS, as_json
 from ease_flwr.exchange.judgement import Evaluation
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ease_flwr.model.adapters import AdaptedModel
+
+
+UNREADABLE = "its data cannot be read, its log says why"
+"""What a roll call hears of a mistake that may quote data."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class LoraClient(NumPyClient):
             try:
                 first, why = self.named((part,)) & ~named, ""
             except ConfigError as error:
-                first, why = self.named(()), str(error)
+                first, why = self.named(()), UNREADABLE if isinstance(error, DataError) else str(error)
             named |= first
             forget.append(int(first.sum()))
             refused.append(why)

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
-from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Hello, pack, read_instruction, unpack
+from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Forget, Hello, pack, read_instruction, unpack
 from ease_flwr.exchange.transport import RAISED
+from ease_flwr.hosts import policy
+from ease_flwr.hosts.owner import Owner
+from ease_flwr.hosts.owners_log import plain
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import Told, Tombstones, salted
 
 app = ClientApp()
+TRAVELS = 300
+"""Characters of a line about a mistake that leaves a host."""
 
 
 class ContextState:
@@ -63,15 +69,14 @@ def kept_here(node: Mapping[str, Any]) -> Tombstones:
 
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
-    """The experiment with this host's own paths (`data-root`, `cache`, `base-model`, `home`, `device` of its node config), and
-    with what it remembers."""
-    own: dict[str, Any] = {field: str(node[key]) for field, key in (("root", "data-root"), ("cache", "cache")) if node.get(key)}
-    hosts = experiment.data.kind == "folder"
-    own |= {"barred": kept_here(node).digests if hosts else (), "memory": str(kept_here(node).folder) if hosts else ""}
-    changes: dict[str, Any] = {"data": experiment.data.model_copy(update=own)}
-    model = {field: str(node[key]) for field, key in (("weights", "base-model"), ("device", "device")) if node.get(key)}
-    changes["model"] = config.validate(config.ModelConfig, experiment.model.model_dump() | model, "node config")
-    return experiment.model_copy(update=changes)
+    """The experiment with this host's own paths (`data-root`, `cache`, `base-model`, `device` of its node config) and what it
+    remembers in `home`; in a simulation as it is. Raises RefusedError where the server names a file."""
+    if "client-name" not in node:
+        return experiment
+    owner, hosts = Owner.of(node), experiment.data.kind == "folder"
+    there = policy.own_paths(experiment, node, owner is None or owner.policy.gpu)
+    own = {"barred": kept_here(node).digests if hosts else (), "memory": str(kept_here(node).folder) if hosts else ""}
+    return there.model_copy(update={"data": there.data.model_copy(update=own)})
 
 
 def make_client(context: Context, objective: str = "") -> LoraClient:
@@ -99,23 +104,49 @@ def told(job: Section, **more: Any) -> dict[str, Any]:
 
 
 def in_one_line(answer: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
-    """What is raised here is answered in one line, which the server can show. This host's log has it too, and where it is no
-    mistake with its own words, the traceback."""
+    """What a host's owner does not allow is not done (hosts/owner.py). What is raised here is answered in one line, which the
+    server can show. This host's log has the whole text, and where it is no mistake with its own words, the traceback."""
 
     @wraps(answer)
     def answered(message: Message, context: Context) -> Message:
+        owner = Owner.of(context.node_config)
         try:
-            return answer(message, context)
+            if owner:
+                owner.asked(message, context.run_config)
+            reply = answer(message, context)
+            if owner:
+                owner.sends(reply)
+            return reply
         except Exception as error:
-            said = " ".join(str(error).split())
             if not isinstance(error, config.ConfigError):
                 traceback.print_exc()
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                said = f"{type(error).__name__}: {said} ({Path(last.filename).name}, line {last.lineno}, {last.name})"
-            print(f"ease_flwr: {said}", file=sys.stderr, flush=True)
-            return Message(Error(RAISED, said), reply_to=message)
+            whole = line_of(error)
+            print(f"ease_flwr: {whole}", file=sys.stderr, flush=True)
+            travels = line_of(error, whole=False) if "client-name" in context.node_config else whole
+            if owner:
+                with suppress(OSError):  # a log that cannot be written has ended this message already
+                    owner.fails(error, travels)
+            return Message(Error(RAISED, travels), reply_to=message)
 
     return answered
+
+
+def line_of(error: Exception, whole: bool = True) -> str:
+    """An error in one line. whole: what it says; otherwise only where no data can be in it: in a mistake about settings."""
+    text = " ".join(str(error).split())
+    if isinstance(error, config.ConfigError) and (whole or not isinstance(error, config.DataError)):
+        return text if whole else plain(text, TRAVELS)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"({Path(last.filename).name}, line {last.lineno}, {last.name})"
+    return f"{type(error).__name__}: {text} {place}" if whole else f"{type(error).__name__} {place}"
+
+
+def concerned(client: LoraClient, job: Any) -> int:
+    """How many of a client's pairs a training is about, as clients/base.py chooses them."""
+    if isinstance(job, Forget):
+        return int((client.named((job.forget,)) & ~client.named(job.without)).sum())
+    earlier = client.named(tuple(part for part in job.without if part not in job.only))
+    return int((~earlier & (client.named(job.only) if job.only else ~client.data.barred)).sum())
 
 
 @app.train()
@@ -124,12 +155,14 @@ def train(message: Message, context: Context) -> Message:
     """fit: train the adapters as instructed; judge them before and do the job beside it if there are such."""
     instruction, names, (sent, *extras) = read(message)
     theta = sent.astype(np.float32)
-    judged = judge(make_client(context), instruction.before, theta) if instruction.before else None
+    judged = judge(context, instruction.before, {"": theta})[""] if instruction.before else None
     metrics: dict[str, Any] = {}
     results: dict[str, NDArray[Any]] = {}
     for key, job in ((ADAPTERS, instruction), (STEP, getattr(instruction, "beside", None))):
         if job:
             client = make_client(context, job.objective)
+            if owner := Owner.of(context.node_config):
+                owner.concerns(concerned(client, job))
             (after,), examples, said = client.fit([theta, *extras], told(job, extras=names[1:]))
             short = instruction.half or key == STEP
             results[key] = (after - theta).astype(np.float16) if short else after
@@ -145,15 +178,17 @@ def evaluate(message: Message, context: Context) -> Message:
     if isinstance(instruction, Audit):
         _, _, said = make_client(context, "audit").evaluate(arrays, told(instruction, models=names))
         return Message(answer(said["answer"]), reply_to=message)
+    return Message(answer(judge(context, instruction, dict(zip(names, arrays, strict=True)))), reply_to=message)
+
+
+def judge(context: Context, question: Evaluate, models: Mapping[str, NDArray[Any]]) -> dict[str, Evaluation]:
+    """What the client counts on its own pairs under each model."""
     client = make_client(context)
-    found = {name: judge(client, instruction, theta) for name, theta in zip(names, arrays, strict=True)}
-    return Message(answer(found), reply_to=message)
-
-
-def judge(client: LoraClient, question: Evaluate, theta: NDArray[Any]) -> Evaluation:
-    """What the client counts on its own pairs under a model."""
-    _, _, said = client.evaluate([theta], told(question))
-    return Evaluation.model_validate_json(said["answer"])
+    if owner := Owner.of(context.node_config):
+        gone = client.named(question.forget)
+        owner.concerns(int(gone.sum()), int((~gone).sum()), counts=True)
+    found = {name: client.evaluate([theta], told(question))[2]["answer"] for name, theta in models.items()}
+    return {name: Evaluation.model_validate_json(said) for name, said in found.items()}
 
 
 def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from ease_flwr.config import DataConfig
 from ease_flwr.data import folder as hosts_data
 from ease_flwr.data.pairs import pair_id, picture_id
 from ease_flwr.data.personas import load
-from ease_flwr.hosts import connected
+from ease_flwr.hosts import connected, deploy
+from ease_flwr.hosts.policy import POLICY, defaults
 from tests.in_process_grid import submit
 from tests.standing import Mortal
 
@@ -64,6 +66,22 @@ class Host:
                 self.rows.append((f"{split}-{i}.png", captions[0], label, split))
                 Image.fromarray(image).save(self.root / "images" / self.rows[-1][0])
         self.write()
+
+    @property
+    def node(self):
+        """Its node config, as `ease deploy node` writes it."""
+        own = {"policy": str(self.home / POLICY)} if (self.home / POLICY).is_file() else {}
+        return {"client-name": self.name, "data-root": str(self.root), "home": str(self.home), **own}
+
+    def allow(self, **changes):
+        """The owner writes a policy: what init writes, but for these."""
+        self.home.mkdir(exist_ok=True)
+        text = deploy.fill(POLICY, **defaults(["0" * 64]))
+        for key, value in changes.items():
+            said = value if isinstance(value, str) else json.dumps(value)
+            text, count = re.subn(rf"(?m)^{key.replace('_', '-')} = (\[[^]]*\]|\S+)", f"{key.replace('_', '-')} = {said}", text)
+            assert count == 1
+        (self.home / POLICY).write_text(text)
 
     def write(self):
         """The index, as the rows stand."""
@@ -120,9 +138,8 @@ class HostGrid(Mortal):
         super().__init__(lives, 0, run_config, 0, tamper)
         self.hosts = {100 + k: h for k, h in enumerate(hosts) if h.online}
         for node, host in self.hosts.items():
-            known = {"client-name": host.name, "data-root": str(host.root), "home": str(host.home)}
             self.contexts[node] = Context(
-                run_id=1, node_id=node, node_config=known, state=RecordDict(), run_config=dict(run_config)
+                run_id=1, node_id=node, node_config=host.node, state=RecordDict(), run_config=dict(run_config)
             )
 
     def get_nodes(self):

@@ -240,7 +240,7 @@ def test_what_a_host_keeps_on_disk_changes_nothing(tmp_path):
     text = (tmp_path / "data" / "dataset.json").read_text()
     (tmp_path / "data" / "dataset.json").write_text(re.sub(r'"raw": "[^"]*"', '"raw": "red circle"', text))
     config = {"data.kind": "folder", "data.names": "north,south", "forget.targets": "south", "data.image_size": 64}
-    node = {"data-root": str(tmp_path / "data")}
+    node = {"client-name": "north", "data-root": str(tmp_path / "data")}
     found = []
     for cache in ("", str(tmp_path / "cache"), str(tmp_path / "cache")):
         hosts_data.load.cache_clear()

@@ -195,7 +195,14 @@ def test_flower_is_told_what_the_client_app_reads(federation):
     there = settings.Host(client_name="a", server="x:1", data_root="/a b/ä", cache="/c=d", base_model="", device="cuda")
     command = watch.supernode(home, there)
     config = parse_config_args([command[command.index("--node-config") + 1]])
-    assert config == {"client-name": "a", "data-root": "/a b/ä", "cache": "/c=d", "device": "cuda", "home": str(home)}
+    assert config == {
+        "client-name": "a",
+        "data-root": "/a b/ä",
+        "cache": "/c=d",
+        "device": "cuda",
+        "home": str(home),
+        "policy": f"{home}/policy.toml",
+    }
     variables = watch.environment(home)
     assert variables["PATH"].split(":")[0] == os.path.dirname(sys.executable)
     assert (variables["FLWR_HOME"], variables["EASE_FLWR_HOME"]) == (f"{home}/flwr", f"{home}/runs")

@@ -78,8 +78,8 @@ def test_flowers_programs_are_watched(federation):
         a.online()
         b.online()
 
-        next(p for p in a.below() if "flower-superexec" in processes.command_of(p)).kill()
-        a.ends(1, r"^ease deploy node: the flower-superexec of flower-supernode is gone$")
+        next(p for p in a.below() if probe.DOOR in processes.command_of(p)).kill()
+        a.ends(1, r"^ease deploy node: python -m ease_flwr\.hosts\.door was killed by signal 9$")
 
         said.clear()
         deploy.replace_key(federation, "a")

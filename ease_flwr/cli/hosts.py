@@ -131,6 +131,7 @@ def deploy_restore(
 def deploy_upgrade(
     what: Annotated[Path, typer.Argument(help="A wheel, or the folder of a checkout.")],
     server: Annotated[Path | None, typer.Option(help="On the server: its folder, whose runs are looked at first.")] = None,
+    host: Annotated[Path | None, typer.Option(help="On a host: its folder, where the new code is pinned as well.")] = None,
     superlink: Annotated[str, typer.Option(help="Connection that unfinished runs go on with; for what is said of them.")] = "",
     pip: Annotated[list[str] | None, typer.Option(help="Option of pip, as --pip=--no-index; may be repeated.")] = None,
 ) -> None:
@@ -141,5 +142,10 @@ def deploy_upgrade(
         if server:
             upgrade.check(server.absolute(), superlink)
         before, after = upgrade.install(what, pip or ())
+        pinned = upgrade.pin(host.absolute()) if host else ""
     print(f"code before {before[:12]}, now {after[:12]}" + (": the same" if before == after else ""))
+    if pinned:
+        print(f"{pinned[:16]} may run here")
+    elif not server:
+        print("then let it run here: ease host accept FOLDER installed")
     print(f"restart the service here: systemctl restart {'ease-superlink' if server else 'ease-supernode'}")

@@ -13,6 +13,7 @@ import typer
 from ease_flwr import config
 from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import deploy as cli_deploy
+from ease_flwr.cli import host as cli_host
 from ease_flwr.cli import operator as cli_operator
 from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, SUPERLINK, mistakes, own_files
 
@@ -282,11 +283,10 @@ def bench(
     import subprocess
 
     with mistakes("bench"):
-        there = sorted(p.stem for p in (config.APP / "benchmarks").glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
+        where = config.APP / "benchmarks"
+        there = sorted(p.stem for p in where.glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
         if name not in there:
-            raise config.ConfigError(
-                f"no benchmark {name!r} in {config.APP / 'benchmarks'}: there are {', '.join(there) or 'none'}"
-            )
+            raise config.ConfigError(f"no benchmark {name!r} in {where}: there are {', '.join(there) or 'none'}")
         if not to.absolute().parent.is_dir():
             raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
         command = [sys.executable, "-m", f"benchmarks.{name}", str(to.absolute()), *(words or [])]
@@ -295,6 +295,6 @@ def bench(
 
 for name, command in cli_operator.COMMANDS.items():
     app.command(name)(command)
-app.add_typer(cli_deploy.deploy, name="deploy")
-app.add_typer(cli_data.data, name="data")
+for name, group in {"deploy": cli_deploy.deploy, "data": cli_data.data, "host": cli_host.host}.items():
+    app.add_typer(group, name=name)
 app.command("align")(cli_data.align)

@@ -29,7 +29,7 @@ from ease_flwr.config.reading import (
     strategy_values,
 )
 from ease_flwr.config.request import PAIR_ID, POSITION, ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
-from ease_flwr.config.section import NAME, ConfigError, RunError, Section, chosen, operational, searched, validate
+from ease_flwr.config.section import NAME, ConfigError, DataError, RunError, Section, chosen, operational, searched, validate
 from ease_flwr.config.weights import architecture_beside
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "BackdoorConfig",
     "ConfigError",
     "DataConfig",
+    "DataError",
     "Experiment",
     "FederationConfig",
     "ForgetConfig",

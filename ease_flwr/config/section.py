@@ -17,6 +17,11 @@ class ConfigError(ValueError):
     """A setting that cannot be used. The message is one line: what, where, what to do."""
 
 
+class DataError(ConfigError):
+    """Something in somebody's data that cannot be used. The message may quote them (a caption, a label, the name of a file): it
+    is for who keeps them, and no host sends it on."""
+
+
 class RunError(RuntimeError):
     """A run has stopped before its end; resuming it goes on, once the cause is mended."""
 

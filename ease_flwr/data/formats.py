@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ease_flwr.config import ConfigError
+from ease_flwr.config import DataError
 
 SPLITS = ("train", "val", "test")
 FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Images", "train_images")
@@ -63,13 +63,13 @@ class Entry:
         return "" if self.file.is_file() else f"{self.file} is named in {self.where} but is not there"
 
     def image(self, side: int) -> np.ndarray:
-        """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises ConfigError at an unreadable file."""
+        """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises DataError at an unreadable file."""
         content = io.BytesIO(self.content())
         try:
             with Image.open(content) as opened:
                 image = opened.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{self.place}: image cannot be read ({error})") from None
+            raise DataError(f"{self.place}: image cannot be read ({error})") from None
         scale = side / min(image.size)
         image = image.resize(
             (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
@@ -78,13 +78,13 @@ class Entry:
         return np.asarray(image.crop((left, top, left + side, top + side)))
 
     def content(self) -> bytes:
-        """The picture as it lies there. Raises ConfigError where it cannot be read."""
+        """The picture as it lies there. Raises DataError where it cannot be read."""
         try:
             with self.file.open("rb") as f:
                 f.seek(self.start)
                 return f.read(self.size)
         except OSError as error:
-            raise ConfigError(f"{self.place}: image cannot be read ({error})") from None
+            raise DataError(f"{self.place}: image cannot be read ({error})") from None
 
     @property
     def place(self) -> str:
@@ -99,42 +99,42 @@ class Entry:
 
 
 def read_entries(root: str) -> list[Entry]:
-    """The index of a folder as it stands there. Raises ConfigError with one line at a missing or broken root."""
+    """The index of a folder as it stands there. Raises DataError with one line at a missing or broken root."""
     folder = Path(root)
     if not root or not folder.is_absolute() or not folder.is_dir():
-        raise ConfigError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
+        raise DataError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
     there = {kind: files for kind in READERS if (files := sorted(folder.glob(kind)))}
     if len(there) != 1:
         named = "no index" if not there else f"more than one index ({', '.join(there)})"
-        raise ConfigError(f"data.root={root}: {named} there: {EXPECTED}")
+        raise DataError(f"data.root={root}: {named} there: {EXPECTED}")
     ((kind, files),) = there.items()
     entries: list[Entry] = []
     for file in files:
         try:
             entries += READERS[kind](file)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error, tarfile.TarError, OSError) as error:
-            raise ConfigError(f"{file}: not such an index ({type(error).__name__}: {error}): {EXPECTED}") from None
+            raise DataError(f"{file}: not such an index ({type(error).__name__}: {error}): {EXPECTED}") from None
     return entries
 
 
 def read_index(root: str) -> dict[str, list[Entry]]:
-    """The entries of an index by split. Raises ConfigError with one line at the first thing that is wrong."""
+    """The entries of an index by split. Raises DataError with one line at the first thing that is wrong."""
     splits: dict[str, list[Entry]] = {}
     seen: set[str] = set()
     for entry in read_entries(root):
         if problem := entry.problem(Path(root)) or _twice(entry, seen):
-            raise ConfigError(problem)
+            raise DataError(problem)
         splits.setdefault(entry.split, []).append(entry)
     for split in SPLITS:
         if not splits.get(split):
-            raise ConfigError(f"data.root={root} has no image of split {split!r}: found {sorted(splits)}")
+            raise DataError(f"data.root={root} has no image of split {split!r}: found {sorted(splits)}")
     return splits
 
 
 def check(root: str) -> tuple[dict[str, int], list[str]]:
     """Counts of a folder, and everything that is wrong with it: missing and unreadable images, empty captions, double names.
 
-    Raises ConfigError where the index itself cannot be read.
+    Raises DataError where the index itself cannot be read.
     """
     entries = read_entries(root)
     problems: list[str] = []
@@ -144,7 +144,7 @@ def check(root: str) -> tuple[dict[str, int], list[str]]:
         if not problem:
             try:
                 entry.image(32)
-            except ConfigError as error:
+            except DataError as error:
                 problem = str(error)
         problems += [problem] if problem else []
     labels = {e.label for e in entries} - {""}

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import NAME, ConfigError, DataConfig, settings
+from ease_flwr.config import NAME, DataConfig, DataError, settings
 from ease_flwr.config.data import RULES
 from ease_flwr.data.formats import Entry
 
 
 def dealt(entries: list[Entry], clients: tuple[str, ...], config: DataConfig, seed: int) -> list[np.ndarray]:
-    """Positions of each client's pairs by `data.partition`, in order. Raises ConfigError where it cannot be done."""
+    """Positions of each client's pairs by `data.partition`, in order. Raises DataError where it cannot be done."""
     if config.partition == "client":
         return by_column(entries, clients)
     if config.partition == "file":
@@ -29,11 +29,11 @@ def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarr
     """Positions of the training pairs of each client: every pair once, shares as equal as the rule allows.
 
     iid: shuffled and cut.  dirichlet: each label is split by shares from Dirichlet(alpha).  label: sorted by label and
-    cut, then `mixed` of every client's pairs is shuffled among all clients. Raises ConfigError where it cannot be done.
+    cut, then `mixed` of every client's pairs is shuffled among all clients. Raises DataError where it cannot be done.
     """
     rng, k = np.random.default_rng((seed, 20)), config.clients
     if len(labels) < 2 * k:
-        raise ConfigError(f"{len(labels)} training pairs are too few for {k} clients")
+        raise DataError(f"{len(labels)} training pairs are too few for {k} clients")
     if config.partition == "iid":
         parts = np.array_split(rng.permutation(len(labels)), k)
     elif config.partition == "dirichlet":
@@ -52,39 +52,37 @@ def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarr
         cuts = np.cumsum([len(p) - n for p, n in zip(own, keep, strict=True)])[:-1]
         parts = [np.concatenate([p[:n], extra]) for p, n, extra in zip(own, keep, np.split(pool, cuts), strict=True)]
     if any(len(p) < 2 for p in parts):
-        raise ConfigError(f"data.partition={config.partition} leaves a client with less than two pairs: raise data.alpha")
+        raise DataError(f"data.partition={config.partition} leaves a client with less than two pairs: raise data.alpha")
     return [np.sort(p) for p in parts]
 
 
 def by_file(entries: list[Entry], clients: tuple[str, ...], file: str) -> list[np.ndarray]:
-    """Positions of each client's pairs as {"names": {CLIENT: [image names]}} says. Raises ConfigError."""
+    """Positions of each client's pairs as {"names": {CLIENT: [image names]}} says. Raises DataError."""
     said = read_names(file, "data.parts")
     where = {e.name: i for i, e in enumerate(entries)}
     names = [said.get(client, []) for client in clients]
     if not all(isinstance(part, list) and len(part) > 1 and all(isinstance(n, str) for n in part) for part in names):
-        raise ConfigError(f"data.parts: {file} needs two images at least for each of {', '.join(clients)}")
+        raise DataError(f"data.parts: {file} needs two images at least for each of {', '.join(clients)}")
     flat = [name for part in names for name in part]
     if strange := [n for n in flat if n not in where]:
-        raise ConfigError(f"data.parts: {file} names {strange[0]!r}, which is not in the train split")
+        raise DataError(f"data.parts: {file} names {strange[0]!r}, which is not in the train split")
     if len(set(flat)) < len(flat):
-        raise ConfigError(f"data.parts: {file} gives an image to two clients, or twice to one")
+        raise DataError(f"data.parts: {file} gives an image to two clients, or twice to one")
     return [np.sort([where[name] for name in part]) for part in names]
 
 
 def by_column(entries: list[Entry], clients: tuple[str, ...]) -> list[np.ndarray]:
-    """Positions of each client's pairs as the index says. Raises ConfigError for a pair of nobody, or of somebody else."""
+    """Positions of each client's pairs as the index says. Raises DataError for a pair of nobody, or of somebody else."""
     if nobody := next((e for e in entries if not e.client), None):
-        raise ConfigError(f"data.partition=client: {nobody.where} ({nobody.name}) has no client: say in `client` whose it is")
+        raise DataError(f"data.partition=client: {nobody.where} ({nobody.name}) has no client: say in `client` whose it is")
     if strange := next((e for e in entries if e.client not in clients), None):
-        raise ConfigError(f"data.names: {strange.where} has client {strange.client!r}; named are {', '.join(clients)}")
+        raise DataError(f"data.names: {strange.where} has client {strange.client!r}; named are {', '.join(clients)}")
     if bad := next((c for c in clients if not NAME.fullmatch(c)), None):
-        raise ConfigError(
-            f"data.partition=client: {bad!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most"
-        )
+        raise DataError(f"data.partition=client: {bad!r} cannot name a folder: letters, digits, . _ - and no other, 64 at most")
     parts = [np.array([i for i, e in enumerate(entries) if e.client == c], dtype=np.intp) for c in clients]
     if len(clients) < 2 or (few := next((c for c, p in zip(clients, parts, strict=True) if len(p) < 2), "")):
         who = f"{few} has less than two pairs" if len(clients) > 1 else "there are less than two clients"
-        raise ConfigError(f"data.partition=client: {who} in the train split")
+        raise DataError(f"data.partition=client: {who} in the train split")
     return parts
 
 
@@ -92,18 +90,18 @@ def by_partitioner(entries: list[Entry], clients: tuple[str, ...], config: DataC
     """Positions of each client's pairs as a partitioner of flwr-datasets deals them.
 
     It sees the columns `label` and `client` of the index. Where it takes them, it gets `num_partitions`, `seed` and
-    partition_by="label"; `data.partition_options` go before these. Raises ConfigError where it is not there, or does not fit.
+    partition_by="label"; `data.partition_options` go before these. Raises DataError where it is not there, or does not fit.
     """
     wanted = f"data.partition={config.partition}"
     try:
         from datasets import Dataset
         from flwr_datasets import partitioner as known
     except ImportError as error:
-        raise ConfigError(f"{wanted}: {error}: pip install flwr-datasets, or choose one of {', '.join(RULES)}") from None
+        raise DataError(f"{wanted}: {error}: pip install flwr-datasets, or choose one of {', '.join(RULES)}") from None
     kind = getattr(known, config.partition, None)
     if kind is None:
         there = [n for n in dir(known) if n.endswith("Partitioner") and n != "Partitioner"]
-        raise ConfigError(f"{wanted}: flwr-datasets has no such one: there are {', '.join(there)}")
+        raise DataError(f"{wanted}: flwr-datasets has no such one: there are {', '.join(there)}")
     offered = {"num_partitions": len(clients), "partition_by": "label", "seed": seed}
     takes = inspect.signature(kind).parameters
     columns = {"index": list(range(len(entries))), "label": [e.label for e in entries], "client": [e.client for e in entries]}
@@ -112,10 +110,10 @@ def by_partitioner(entries: list[Entry], clients: tuple[str, ...], config: DataC
         made.dataset = Dataset.from_dict(columns)
         parts = [np.sort(np.array(made.load_partition(k)["index"], dtype=np.intp)) for k in range(made.num_partitions)]
     except (TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ConfigError(f"{wanted}: {' '.join(str(error).split())[:300]}") from None
+        raise DataError(f"{wanted}: {' '.join(str(error).split())[:300]}") from None
     if len(parts) != len(clients) or min(map(len, parts)) < 2 or len(set(np.concatenate(parts))) < sum(map(len, parts)):
         said = ", ".join(str(len(p)) for p in parts)
-        raise ConfigError(f"{wanted}: {len(clients)} clients need two pairs each that nobody else has; it dealt {said}")
+        raise DataError(f"{wanted}: {len(clients)} clients need two pairs each that nobody else has; it dealt {said}")
     return parts
 
 
@@ -126,4 +124,4 @@ def read_names(file: str, field: str) -> dict[str, Any]:
         return dict(found["names"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
+        raise DataError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, ConfigError, DataConfig, ForgetConfig, Union, digest
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest
 from ease_flwr.data.formats import Entry, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
@@ -26,12 +26,12 @@ IDS = 1.0
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
-    """The same with labels from a JSON file {name: label}, "" is none. Raises ConfigError where it does not name them all."""
+    """The same with labels from a JSON file {name: label}, "" is none. Raises DataError where it does not name them all."""
     if not file:
         return splits
     labels = read_names(file, "data.labels")
     if missing := [e.name for entries in splits.values() for e in entries if not isinstance(labels.get(e.name), str)]:
-        raise ConfigError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
+        raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
     return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
 
 
@@ -163,7 +163,7 @@ class Photographs:
             targets = tuple(f"{c}/{i}" for c, index in zip(self.clients, drawn, strict=True) for i in index)
         wrong = [t for t in targets if t not in known]
         if forget.scenario == "class" and (wrong or not targets):
-            raise ConfigError(f"forget.targets: no training pair has label {wrong}; labels are {', '.join(known) or 'none'}")
+            raise DataError(f"forget.targets: no training pair has label {wrong}; labels are {', '.join(known) or 'none'}")
         return forget.model_copy(update={"targets": targets})
 
 
@@ -255,7 +255,7 @@ def _positions(names: Iterable[str]) -> dict[str, list[int]]:
 
 @lru_cache(maxsize=2)
 def load(config: DataConfig, seed: int) -> Photographs:
-    """Read the index of config.root, and deal it to the clients. Raises ConfigError when something is missing or does not fit;
+    """Read the index of config.root, and deal it to the clients. Raises DataError when something is missing or does not fit;
     images are read when they are needed."""
     world = Photographs(config, seed, labelled(read_index(config.root), config.labels))
     _ = world.parts  # what it says of a partition that does not fit is said now

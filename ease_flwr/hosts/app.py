@@ -10,7 +10,9 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 
 from ease_flwr import strategies
@@ -65,6 +67,17 @@ def write(to: Path) -> None:
     for name, file in _files().items():
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, to / name)
+
+
+@lru_cache(maxsize=1)
+def packed() -> bytes:
+    """The app bundle of this installation, as `flwr run` sends it where no method is the user's own: of the same files always
+    the same bytes. Raises ConfigError."""
+    from flwr.cli.build import build_fab_from_files
+
+    check()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of what Flower uses
+        return build_fab_from_files(dict(_files()))[0]
 
 
 def own_halves(methods: Collection[str]) -> dict[str, Path]:

@@ -50,13 +50,15 @@ class Federation:
             time.sleep(0.2)
 
     def start_node(self, host: str) -> None:
-        """Start the SuperNode of a host."""
+        """Start the SuperNode of a host, and its door."""
         home = self.folder / "hosts" / host
         here = settings.read(settings.Host, home / settings.NODE).model_copy(
             update={"server": self.link_settings.here, "port": processes.free_port(), "data_root": ""}
         )
         variables = self.family.marked(watch.environment(home, threads=1))
-        self.nodes[host] = self.family.start(watch.supernode(home, here), home / "supernode.out", variables, home)
+        supernode, door = watch.node_programs(home, here)
+        self.family.start(door, home / "door.out", variables, home)
+        self.nodes[host] = self.family.start(supernode, home / "supernode.out", variables, home)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pathlib import Path
 from string import Template
 
 from ease_flwr.config import ConfigError
-from ease_flwr.hosts import certificates
+from ease_flwr.hosts import app, certificates, pinned
+from ease_flwr.hosts.policy import POLICY, defaults
 from ease_flwr.hosts.settings import FEDERATION, LINK, NODE, Deployment, Server, checked, close, opened
 from ease_flwr.hosts.writing import SECRET, move, put, remove
 from ease_flwr.store.files import new_folder
@@ -51,7 +52,7 @@ def init(folder: Path, plan: Deployment) -> str:
         [
             f"carry {folder}/server/ to the server; {INSTALL}",
             *([] if plan.insecure else [_registering(plan)]),
-            f"carry {folder}/hosts/NAME/ to each host, edit {NODE} in it; {INSTALL}",
+            f"carry {folder}/hosts/NAME/ to each host, edit {NODE} and {POLICY} in it; {INSTALL}",
             f"on each machine: ease deploy health {plan.prefix}/server, or {plan.prefix}/NAME",
             *([] if plan.insecure else [f"keep {folder}/ca/ offline"]),
         ]
@@ -186,6 +187,7 @@ def _write_host(folder: Path, plan: Deployment, name: str) -> None:
         draft.mkdir(parents=True, mode=0o700)
         values = {"name": name, "server": plan.endpoint, "data_root": "/data", "folder": there}
         put(draft / NODE, fill("node.toml", **values) + _insecure(plan))
+        put(draft / POLICY, fill("policy.toml", **defaults([pinned.keep(draft, app.packed()).stem])))
         put(draft / "compose.yaml", fill("compose-host.yaml"))
         if not plan.insecure:
             put(draft / "ca.crt", (folder / "server" / "ca.crt").read_bytes())
@@ -201,7 +203,7 @@ def _write_host(folder: Path, plan: Deployment, name: str) -> None:
 def _write_unit(home: Path, plan: Deployment, verb: str, description: str, name: str = "server") -> None:
     values = {"user": plan.user, "prefix": plan.prefix, "folder": f"{plan.prefix}/{name}", "verb": verb}
     put(home / UNITS[verb], fill("ease.service.md", description=description, **values))
-    kept = f"{LINK if verb == 'link' else NODE} ease.nft compose.yaml"
+    kept = f"{LINK if verb == 'link' else f'{NODE} {POLICY}'} ease.nft compose.yaml"
     install = fill("install.sh.md", unit=UNITS[verb], kept=kept, **values)
     put(home / "install.sh", install, 0o755)
 

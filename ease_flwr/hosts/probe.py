@@ -22,6 +22,8 @@ SECONDS = 10.0
 """How long a server may take to answer."""
 RUNNING = "running.json"
 """Which process watches over a folder."""
+DOOR = "ease_flwr.hosts.door"
+"""What a host has in place of Flower's SuperExec."""
 EXPIRED, OTHER_NAME, OTHER_ADDRESS = 10, 62, 64
 """OpenSSL's numbers of what can be wrong with a certificate."""
 
@@ -99,9 +101,9 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     trusted = "" if insecure else read_text(folder / "ca.crt")
     seen = probe(address, trusted, folder / "ca.crt", name)
     at_work = watcher(folder)
-    verb, flower = ("link", "flower-superlink") if name else ("node", "flower-supernode")
+    verb, *words = ("link", "flower-superlink", "flower-superexec") if name else ("node", "flower-supernode", DOOR)
     if at_work:
-        wrong = [f"{word} is not there" for word in (flower, "flower-superexec") if program(at_work, word) is None]
+        wrong = [f"{word} is not there" for word in words if program(at_work, word) is None]
     else:
         unit = "ease-superlink" if name else "ease-supernode"
         wrong = [f"`ease deploy {verb} {folder}` does not run: `journalctl -u {unit}` says why"]
@@ -116,7 +118,7 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
         known = trusted.count("BEGIN CERTIFICATE")
         authorities = f"{known} {'authority' if known == 1 else 'authorities'}"
         fits = f"its certificate fits and is good for {seen.days} days; trusts {authorities}"
-    return True, f"{what}: {flower} and flower-superexec are there, {address} answers, {fits}"
+    return True, f"{what}: {' and '.join(words)} are there, {address} answers, {fits}"
 
 
 def watcher(folder: Path) -> psutil.Process | None:

@@ -16,6 +16,8 @@ from ease_flwr.hosts.certificates import LOOPBACK
 from ease_flwr.hosts.writing import put
 
 FEDERATION, NODE, LINK = "federation.json", "node.toml", "link.toml"
+DOOR_KEY = "flwr/door.key"
+"""In a host's folder: what its SuperNode and hosts/door.py know, and other programs of the machine do not."""
 TAKEN = ("server", "src", "venv")
 """Folders below the prefix that no host can be named like."""
 
@@ -143,19 +145,27 @@ S = TypeVar("S", bound=Section)
 def read(model: type[S], file: Path) -> S:
     """The settings in a TOML file, whose keys have hyphens. Raises ConfigError: one line with every mistake."""
     try:
-        found: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        found: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
     known = {name.replace("_", "-"): name for name in model.model_fields}
-    mistakes = [f"unknown key {key} (known: {', '.join(known)})" for key in found if key not in known]
+    wrong = [key for key in found if key not in known]
+    mistakes = [f"line {_line(text, key)}: unknown key {key} (known: {', '.join(known)})" for key in wrong]
     mistakes += [
         f"no {k}: it must be given" for k, n in known.items() if model.model_fields[n].is_required() and k not in found
     ]
     if mistakes:
         raise ConfigError(f"{file}: {'; '.join(mistakes)}")
     return validate(model, {known[key]: value for key, value in found.items()}, str(file))
+
+
+def _line(text: str, key: str) -> int:
+    """Where a key of the top of a TOML text stands, counted from 1."""
+    begins = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[]=.]""")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if begins.match(line)), 1)
 
 
 def endpoint(host: str, port: int) -> str:

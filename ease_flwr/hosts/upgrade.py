@@ -14,6 +14,7 @@ from ease_flwr.config import ConfigError, code_hash
 from ease_flwr.hosts.backup import at_work, runs
 
 ASK = "from ease_flwr.config import code_hash; print(code_hash())"
+PIN = "import sys, pathlib; from ease_flwr.hosts import pinned; print(pinned.accept(pathlib.Path(sys.argv[1]), 'installed'))"
 
 
 def check(server: Path, superlink: str) -> None:
@@ -38,10 +39,20 @@ def install(what: Path, options: Sequence[str] = ()) -> tuple[str, str]:
     constraints = ["--constraint", str(what / "constraints.txt")] if (what / "constraints.txt").is_file() else []
     _pip([*constraints, *options, str(what)])  # what it needs, where that is not there
     _pip(["--no-deps", "--force-reinstall", *options, str(what)])  # itself, of the same version too
-    asked = subprocess.run([sys.executable, "-P", "-c", ASK], capture_output=True, text=True, check=False)
+    return before, _new(ASK, f"{what} is installed, but cannot be used")
+
+
+def pin(host: Path) -> str:
+    """Let what is installed now run on this host: who installs it is its owner. Its digest. Raises ConfigError."""
+    return _new(PIN, f"what is installed now is not pinned in {host}", str(host))
+
+
+def _new(code: str, wrong: str, *words: str) -> str:
+    """What a line of Python says under the code that is installed now. Raises ConfigError."""
+    asked = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, text=True, check=False)
     if asked.returncode:
-        raise ConfigError(f"{what} is installed, but cannot be used: {' '.join(asked.stderr.split())[-300:]}")
-    return before, asked.stdout.strip()
+        raise ConfigError(f"{wrong}: {' '.join(asked.stderr.split())[-300:]}")
+    return asked.stdout.strip()
 
 
 def _pip(words: Sequence[str]) -> None:

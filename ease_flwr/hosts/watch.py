@@ -1,23 +1,28 @@
 """`ease deploy link` and `ease deploy node`: a SuperLink or a SuperNode, watched so that it never only looks alive.
 
-Both end with a line that says why, and whoever started them (systemd, Docker) starts them again. What Flower leaves undone: a
-SuperNode whose SuperExec has died swallows messages; one that was shown a certificate it does not trust gives up and stays.
+A SuperNode has our door (door.py) in place of Flower's SuperExec. Both end with a line that says why, and whoever started them
+(systemd, Docker) starts them again. What Flower leaves undone: a SuperNode without a SuperExec swallows messages; one that was
+shown a certificate it does not trust gives up and stays.
 """
 
 from __future__ import annotations
 
+import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from ease_flwr.config import ConfigError
 from ease_flwr.hosts import certificates, processes
-from ease_flwr.hosts.probe import RUNNING, began, busy, check_trust, probe, program, read_bytes
-from ease_flwr.hosts.settings import LINK, NODE, Host, Server, read
-from ease_flwr.hosts.writing import remove
+from ease_flwr.hosts.policy import POLICY, read_policy
+from ease_flwr.hosts.probe import DOOR, RUNNING, began, busy, check_trust, probe, program, read_bytes
+from ease_flwr.hosts.settings import DOOR_KEY, LINK, NODE, Host, Server, read
+from ease_flwr.hosts.writing import SECRET, put, remove
 
 EVERY = 10.0
 """Seconds between two looks."""
@@ -60,7 +65,13 @@ def link(folder: Path, say: Say = print) -> str:
     def reached() -> str:
         return probe(settings.here, trusted, folder / "ca.crt", "localhost").why
 
-    return _watched(folder, superlink(folder, settings), lambda _: [Complaint(reached, PATIENCE)], say)
+    def complaints(child: psutil.Process) -> list[Complaint]:
+        def superexec() -> str:
+            return "" if program(child, "flower-superexec") else "the flower-superexec of flower-superlink is gone"
+
+        return [Complaint(reached, PATIENCE), Complaint(superexec, RESTING)]
+
+    return _watched(folder, [superlink(folder, settings)], complaints, say)
 
 
 def node(folder: Path, say: Say = print) -> str:
@@ -71,6 +82,7 @@ def node(folder: Path, say: Say = print) -> str:
     for key, is_there in (("data_root", Path.is_dir), ("base_model", Path.is_file)):
         if (value := getattr(settings, key)) and not is_there(Path(value)):
             raise ConfigError(f"{folder / NODE}: {key.replace('_', '-')} {value} is not there, or may not be read here")
+    read_policy(folder / POLICY)
     if busy("127.0.0.1", settings.port):
         raise ConfigError(f"port {settings.port} of 127.0.0.1 is taken: does this SuperNode run? Or change {folder / NODE}")
 
@@ -83,7 +95,7 @@ def node(folder: Path, say: Say = print) -> str:
 
         return [Complaint(reached, PATIENCE), Complaint(connected, PATIENCE)]
 
-    return _watched(folder, supernode(folder, settings), complaints, say)
+    return _watched(folder, node_programs(folder, settings), complaints, say)
 
 
 def superlink(folder: Path, settings: Server) -> list[str]:
@@ -97,14 +109,25 @@ def superlink(folder: Path, settings: Server) -> list[str]:
     ]
 
 
+def node_programs(folder: Path, settings: Host) -> list[list[str]]:
+    """The commands of a host, once they have a key between them: the SuperNode, and the door that takes its messages."""
+    (folder / DOOR_KEY).parent.mkdir(exist_ok=True)
+    put(folder / DOOR_KEY, secrets.token_bytes(32), SECRET)
+    door = [sys.executable, "-P", "-m", DOOR, str(folder), f"127.0.0.1:{settings.port}"]
+    return [supernode(folder, settings), door]
+
+
 def supernode(folder: Path, settings: Host) -> list[str]:
-    """The command of a host's SuperNode. Its node config is what client_app.py reads, and `home`, the host's folder."""
+    """The command of a host's SuperNode. Its node config is what client_app.py reads, with the host's folder and policy."""
     safe = ["--root-certificates", str(folder / "ca.crt"), "--auth-supernode-private-key", str(folder / "node.key")]
     own = {n.replace("_", "-"): getattr(settings, n) for n in ("client_name", "data_root", "cache", "base_model", "device")}
-    given = " ".join(f'{key}="{value}"' for key, value in {**own, "home": str(folder)}.items() if value)
+    given = " ".join(
+        f'{key}="{value}"' for key, value in {**own, "home": str(folder), "policy": str(folder / POLICY)}.items() if value
+    )
     return [
         *("flower-supernode", *(["--insecure"] if settings.insecure else safe), "--superlink", settings.server),
-        *("--port", str(settings.port), "--node-config", given),
+        *("--host", "127.0.0.1", "--port", str(settings.port), "--node-config", given),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(folder / DOOR_KEY)),
     ]
 
 
@@ -122,40 +145,38 @@ def calls(process: psutil.Process, own: int) -> bool:
     return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port != own for c in there)
 
 
-def _watched(folder: Path, command: list[str], complaints: Callable[[psutil.Process], list[Complaint]], say: Say) -> str:
-    """Start a command in a folder, and wait for its end or for a complaint that lasts; returns why it has ended."""
+def _watched(folder: Path, commands: list[list[str]], complaints: Callable[[psutil.Process], list[Complaint]], say: Say) -> str:
+    """Start commands in a folder, and wait for the end of one or for a complaint that lasts; returns why it has ended.
+
+    complaints: about the first of them.
+    """
     (folder / "flwr").mkdir(exist_ok=True)
     with processes.Family() as family:
-        started = family.start(command, None, environment(folder), folder)
-        child = psutil.Process(started.pid)
+        started = [family.start(command, None, environment(folder), folder) for command in commands]
         began(folder)
-
-        def superexec() -> str:
-            return "" if program(child, "flower-superexec") else f"the flower-superexec of {command[0]} is gone"
-
         try:
-            return _lasting(started, [*complaints(child), Complaint(superexec, RESTING)], say) or _last_word(
-                command[0], started
-            )
+            why = _lasting(started, complaints(psutil.Process(started[0].pid)), say)
+            ended = next((n for n, process in enumerate(started) if process.poll() is not None), 0)
+            return why or _last_word(commands[ended][0] if not ended else f"python -m {DOOR}", started[ended])
         finally:
             remove(folder / RUNNING)
 
 
-def _lasting(started: subprocess.Popen[bytes], complaints: list[Complaint], say: Say) -> str:
-    """Wait until a process has ended, "", or until a complaint lasts: what it says."""
+def _lasting(started: list[subprocess.Popen[bytes]], complaints: list[Complaint], say: Say) -> str:
+    """Wait until one of these processes has ended, "", or until a complaint lasts: what it says."""
     while True:
-        try:
-            started.wait(EVERY)
+        with suppress(subprocess.TimeoutExpired):
+            started[0].wait(EVERY)
+        if any(process.poll() is not None for process in started):
             return ""
-        except subprocess.TimeoutExpired:
-            if why := next(filter(None, (c.told(say) for c in complaints)), ""):
-                return why
+        if why := next(filter(None, (c.told(say) for c in complaints)), ""):
+            return why
 
 
 def _last_word(program: str, ended: subprocess.Popen[bytes]) -> str:
     if ended.returncode < 0:
         return f"{program} was killed by signal {-ended.returncode}"
-    advice = "" if program == "flower-superlink" else ". Is this host's key registered (`ease deploy register` on the server)?"
+    advice = "" if program != "flower-supernode" else ". Is this host's key registered (`ease deploy register` on the server)?"
     return f"{program} has ended with status {ended.returncode}, see above{advice}"
 
 
