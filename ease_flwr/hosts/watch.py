@@ -16,7 +16,7 @@ import psutil
 from ease_flwr.config import ConfigError
 from ease_flwr.hosts import certificates, processes
 from ease_flwr.hosts.probe import RUNNING, began, busy, check_trust, probe, program, read_bytes
-from ease_flwr.hosts.settings import LINK, NODE, Host, Server, read
+from ease_flwr.hosts.settings import INSIDE, LINK, NODE, Host, Server, read
 from ease_flwr.hosts.writing import remove
 
 EVERY = 10.0
@@ -54,7 +54,7 @@ def link(folder: Path, say: Say = print) -> str:
     folder = folder.absolute()
     settings = read(Server, folder / LINK)
     trusted = "" if settings.insecure else _server_files(folder)
-    if busy(settings.host, settings.port):
+    if busy(INSIDE, settings.port):
         raise ConfigError(f"port {settings.port} is taken: end the program that listens there, or change {folder / LINK}")
 
     def reached() -> str:
@@ -71,7 +71,7 @@ def node(folder: Path, say: Say = print) -> str:
     for key, is_there in (("data_root", Path.is_dir), ("base_model", Path.is_file)):
         if (value := getattr(settings, key)) and not is_there(Path(value)):
             raise ConfigError(f"{folder / NODE}: {key.replace('_', '-')} {value} is not there, or may not be read here")
-    if busy("127.0.0.1", settings.port):
+    if busy(INSIDE, settings.port):
         raise ConfigError(f"port {settings.port} of 127.0.0.1 is taken: does this SuperNode run? Or change {folder / NODE}")
 
     def reached() -> str:
@@ -87,11 +87,11 @@ def node(folder: Path, say: Say = print) -> str:
 
 
 def superlink(folder: Path, settings: Server) -> list[str]:
-    """The command of the SuperLink, run in its folder."""
+    """The command of the SuperLink, run in its folder. Whoever reaches it may run code here: it listens on loopback alone."""
     safe = ["--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.pem")]
     safe += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
     return [
-        *("flower-superlink", "--host", settings.host, "--port", str(settings.port)),
+        *("flower-superlink", "--host", INSIDE, "--port", str(settings.port)),
         *(["--insecure"] if settings.insecure else safe),
         *("--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"),
     ]
