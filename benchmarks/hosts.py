@@ -97,9 +97,8 @@ def outsider(t: Trial) -> str:
         said = other.run(f"FLWR_HOME={HOME}/flwr flwr {line} --format json")
         if "403 Forbidden" not in said:
             raise TrialError(f"flwr {line} from outside: {said}")
-    node = f"flower-supernode --root-certificates ca.crt --superlink {t.server.address}:9092 --port 9094"
-    for key in ("", "--auth-supernode-private-key own"):
-        other.run(f"FLWR_HOME={HOME}/flwr {node} {key}", status=1)
+    node = f"flower-supernode --root-certificates ca.crt --superlink {t.server.address}:9092"
+    other.run(f"FLWR_HOME={HOME}/flwr {node} --auth-supernode-private-key own", status=1)
     t.online(*t.there())
     return ", ".join(f"{path} {status}" for path, status in answers.items())
 
