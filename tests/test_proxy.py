@@ -1,4 +1,4 @@
-"""The server's door: what passes nginx to the SuperLink, and (slow) what somebody gets who has ca.crt and the address alone."""
+"""The server's door: what passes nginx to the SuperLink, and what does not, whoever asks and however it is spelt."""
 
 import http.client
 import re
@@ -11,21 +11,16 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from flwr.superlink.routers.fleet.router import router as fleet
+from hypothesis import given
 
-from ease_flwr.hosts import app, certificates, connected, demo, deploy, probe, processes, settings, watch
-from ease_flwr.hosts.link import Link
+from ease_flwr.hosts import certificates, deploy, probe, processes, settings, watch
 from ease_flwr.hosts.settings import Deployment
 
 CONTROL = "/v1/control/list-nodes"
-RUN = {"experiment": "personas", "strategy": "ease", "fresh": True, "seed": 0, "until": "learn"}
-SMALL = {
-    **{"data.clients": 2, "data.exclusive": 2, "data.shared": 2, "data.sharers": 2, "data.strangers": 2, "data.scenes": 8},
-    **{"data.exclusive_pairs": 8, "data.shared_pairs": 8, "data.test_repeats": 1, "data.test_scenes": 8, "learn.rounds": 1},
-    **{"data.forget_unseen_repeats": 1, "learn.epochs": 1, "learn.batch": 8, "learn.average": 1, "evaluation.every": 0},
-    **{"evaluation.reference": "none", "audit.level": "none", "federation.start_timeout": 90},
-}
 needs_nginx = pytest.mark.skipif(not Path(deploy.NGINX).is_file(), reason=f"no {deploy.NGINX} here")
 
 
@@ -35,14 +30,17 @@ def federation(folder):
     return folder / "server"
 
 
+def named(text):
+    """The paths that a configuration of nginx lets pass."""
+    passing = re.findall(r"location ~ \^/v1/fleet/\((.*)\)\$ ", text)
+    return {f"/v1/fleet/{name}" for names in passing for name in names.split("|")}
+
+
 def test_what_hosts_need_passes_and_nothing_else_is_named(tmp_path):
     """With another Flower that asks for more, this fails before a host does."""
     text = (federation(tmp_path / "new") / "nginx.conf").read_text()
-    passing = {
-        f"/v1/fleet/{name}" for names in re.findall(r"location ~ \^/v1/fleet/\((.*)\)\$ ", text) for name in names.split("|")
-    }
     needed = {route.path for route in fleet.routes} - {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
-    assert passing == needed  # a node is registered by the operator, through Control
+    assert named(text) == needed  # a node is registered by the operator, through Control
     assert len(re.findall(r"location ", text)) == 3
     assert text.count("proxy_pass") == 2
 
@@ -86,7 +84,10 @@ class Behind:
         self.asked.append((head.split(b"\r\n")[0].decode(), head.decode().lower(), length))
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.listening.shutdown(socket.SHUT_RDWR)
         self.listening.close()
 
@@ -136,60 +137,99 @@ def test_the_configuration_is_one_for_nginx(tmp_path):
 @needs_nginx
 def test_what_passes_nginx_and_what_does_not(tmp_path):
     server = federation(tmp_path / "new")
-    behind = Behind(server)
-    try:
-        with nginx(server):
-            assert call(server, "POST", "/v1/fleet/pull-messages", b"x" * 100, **{"X-Forwarded-For": "192.0.2.9"}) == 200
-            line, head, length = behind.asked.pop()
-            assert (line, length) == ("POST /v1/fleet/pull-messages HTTP/1.1", 100)
-            assert "x-forwarded-for: 127.0.0.1" in head
-            assert call(server, "POST", "/v1/fleet/../fleet/get-run?x=1") == 200
-            assert behind.asked.pop()[0] == "POST /v1/fleet/get-run HTTP/1.1"  # as nginx has read it, without what was added
-            for path in (
-                *(CONTROL, "/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/health", "/"),
-                *("/docs", "/openapi.json", "/v1/fleet/", "/v1/fleet/register-node", "/v1/fleet/unregister-node"),
-                *(
-                    "/v1/fleet/../control/list-nodes",
-                    "/v1/fleet/%2e%2e/control/list-nodes",
-                    "/v1/fleet/..%2fcontrol/list-nodes",
-                ),
-                *("/v1/fleet/get-run/../../control/list-nodes", "/v1/fleet/get-run%0d%0aX:1", "/v1/fleet/get-run/", "//v1/x"),
-                *("/v1/fleet/%252e%252e/control/list-nodes", "/V1/FLEET/get-run", "/v1/fleet/get-run;/../x"),
-            ):
-                assert call(server, "POST", path) == 403, path
-            assert call(server, "GET", "/v1/fleet/get-run") == 403
-            assert call(server, "POST", "/v1/fleet/get-run", b"x" * (64 * 1024 + 1)) == 413
-            assert call(server, "POST", "/v1/fleet/push-object", b"x" * (5 * 1024 * 1024 + 4096)) == 200  # a piece of adapters
-            assert behind.asked.pop()[2] == 5 * 1024 * 1024 + 4096
-            assert call(server, "POST", "/v1/fleet/push-object", b"x" * (16 * 1024 * 1024 + 1)) == 413
-            assert not behind.asked
+    with Behind(server) as behind, nginx(server):
+        assert call(server, "POST", "/v1/fleet/pull-messages", b"x" * 100, **{"X-Forwarded-For": "192.0.2.9"}) == 200
+        line, head, length = behind.asked.pop()
+        assert (line, length) == ("POST /v1/fleet/pull-messages HTTP/1.1", 100)
+        assert "x-forwarded-for: 127.0.0.1" in head
+        assert call(server, "POST", "/v1/fleet/../fleet/get-run?x=1") == 200
+        assert behind.asked.pop()[0] == "POST /v1/fleet/get-run HTTP/1.1"  # as nginx has read it, without what was added
+        for path in (
+            *(CONTROL, "/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/health", "/"),
+            *("/docs", "/openapi.json", "/v1/fleet/", "/v1/fleet/register-node", "/v1/fleet/unregister-node"),
+            *("/v1/fleet/../control/list-nodes", "/v1/fleet/%2e%2e/control/start-run", "/v1/fleet/..%2fcontrol/start-run"),
+            *("/v1/fleet/get-run/../../control/list-nodes", "/v1/fleet/get-run%0d%0aX:1", "/v1/fleet/get-run/", "//v1/x"),
+            *("/v1/fleet/%252e%252e/control/list-nodes", "/V1/FLEET/get-run", "/v1/fleet/get-run;/../x"),
+        ):
+            assert call(server, "POST", path) == 403, path
+        assert call(server, "GET", "/v1/fleet/get-run") == 403
+        assert call(server, "POST", "/v1/fleet/get-run", b"x" * (64 * 1024 + 1)) == 413
+        assert call(server, "POST", "/v1/fleet/push-object", b"x" * (5 * 1024 * 1024 + 4096)) == 200  # a piece of adapters
+        assert behind.asked.pop()[2] == 5 * 1024 * 1024 + 4096
+        assert call(server, "POST", "/v1/fleet/push-object", b"x" * (16 * 1024 * 1024 + 1)) == 413
+        assert not behind.asked
         said = (server / "nginx.out").read_text()
         assert f'access forbidden by rule, client: 127.0.0.1, server: , request: "POST {CONTROL} HTTP/1.1"' in said
-    finally:
-        behind.close()
 
 
 @needs_nginx
 def test_one_address_has_so_many_connections_and_no_more(tmp_path):
     server = federation(tmp_path / "new")
     where = settings.read(settings.Server, server / "link.toml")
-    behind, context, opened = Behind(server), ssl.create_default_context(cafile=server / "ca.crt"), []
-    try:
-        with nginx(server):
-            for _ in range(32):  # each begins a request, and does not end it
-                opened.append(
-                    context.wrap_socket(socket.create_connection(("127.0.0.1", where.proxy)), server_hostname="localhost")
-                )
-                opened[-1].sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-            time.sleep(0.5)
-            assert call(server, "POST", "/v1/fleet/get-run") == 503  # SuperNodes try again after it, and after no other
-            for connection in opened:
-                connection.close()
-            time.sleep(0.5)
-            assert call(server, "POST", "/v1/fleet/get-run") == 200
-            assert "limiting connections by zone" in (server / "nginx.out").read_text()
-    finally:
-        behind.close()
+    context, opened = ssl.create_default_context(cafile=server / "ca.crt"), []
+    with Behind(server), nginx(server):
+        for _ in range(32):  # each begins a request, and does not end it
+            opened.append(
+                context.wrap_socket(socket.create_connection(("127.0.0.1", where.proxy)), server_hostname="localhost")
+            )
+            opened[-1].sendall(b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(0.5)
+        assert call(server, "POST", "/v1/fleet/get-run") == 503  # SuperNodes try again after it, and after no other
+        for connection in opened:
+            connection.close()
+        time.sleep(0.5)
+        assert call(server, "POST", "/v1/fleet/get-run") == 200
+        assert "limiting connections by zone" in (server / "nginx.out").read_text()
+
+
+@needs_nginx
+def test_who_asks_too_often_or_too_slowly_is_refused(tmp_path):
+    server = federation(tmp_path / "new")
+    text = (server / "nginx.conf").read_text()
+    for before, after in (("50r/s", "1r/m"), ("burst=200", "burst=1 nodelay"), ("_timeout 10s", "_timeout 1s"), ("30s", "1s")):
+        assert before in text
+        text = text.replace(before, after)
+    (server / "nginx.conf").write_text(text)
+    where = settings.read(settings.Server, server / "link.toml")
+    context = ssl.create_default_context(cafile=server / "ca.crt")
+    begins = b"POST /v1/fleet/get-run HT"
+    with Behind(server) as behind, nginx(server):
+        for begun in (begins, begins + b"TP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"):
+            plain = socket.create_connection(("127.0.0.1", where.proxy), 10)
+            with plain, context.wrap_socket(plain, server_hostname="localhost") as connection:
+                connection.sendall(begun)
+                while connection.recv(4096):  # until nginx ends it
+                    pass
+        assert [call(server, "POST", "/v1/fleet/get-run") for _ in range(2)] == [200, 503]
+        assert len(behind.asked) == 1
+
+
+PIECES = [
+    *("", "v1", "fleet", "control", "get-run", "push-object", "list-nodes", "start-run", "v1/fleet/get-run", "FLEET"),
+    *("get-run%20", "fleet%2fget-run", "..", ".", "%2e%2e", "%2E.", "%252e%252e", "%c0%ae", ";", "%00", "%0d%0a", "%2f", "%5c"),
+    *("\\", "?", "#"),
+]
+"""Of which paths are made: names, and ways to hide some behind others."""
+
+
+@needs_nginx
+def test_no_spelling_of_a_path_reaches_more_than_hosts_need(tmp_path):
+    server = federation(tmp_path / "new")
+    text = (server / "nginx.conf").read_text()
+    (server / "nginx.conf").write_text(text.replace("50r/s", "9999r/s"))
+    passing = {f"POST {path} HTTP/1.1" for path in named(text)}
+    with Behind(server) as behind, nginx(server):
+
+        @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8), st.sampled_from(["POST", "GET", "PUT"]))
+        @hypothesis.settings(max_examples=300, deadline=None)
+        def asks(pieces, method):
+            status = call(server, method, "/" + "/".join(pieces))
+            assert status in (200, 400, 403)
+            assert len(behind.asked) == (status == 200)
+            assert {line for line, _, _ in behind.asked} <= passing
+            behind.asked.clear()
+
+        asks()
 
 
 @needs_nginx
@@ -197,13 +237,9 @@ def test_nginx_calls_nobody_but_the_superlink_of_this_federation(tmp_path):
     """Who takes the SuperLink's port on the server first, another account for example, gets no message of a host."""
     server, other = federation(tmp_path / "new"), federation(tmp_path / "other")
     shutil.copy2(server / "link.toml", other / "link.toml")
-    behind = Behind(other)
-    try:
-        with nginx(server):
-            assert call(server, "POST", "/v1/fleet/get-run") == 502
-            assert not behind.asked
-    finally:
-        behind.close()
+    with Behind(other) as behind, nginx(server):
+        assert call(server, "POST", "/v1/fleet/get-run") == 502
+        assert not behind.asked
 
 
 @needs_nginx
@@ -218,70 +254,9 @@ def test_health_of_the_server_sees_what_nginx_does(tmp_path):
         assert "nginx" not in probe.health(server, 14)[1]
         trusted = (server / "ca.crt").read_text()
         assert probe.probe(where.door, trusted, name="localhost", path=CONTROL) == probe.Seen("", certificates.DAYS - 1, 403)
-    behind = Behind(server)
-    try:  # hosts come to the SuperLink itself
+    with Behind(server):
         (server / "link.toml").write_text(f"port = {processes.free_port()}\nproxy = {where.port}\n")
         assert (
             f"127.0.0.1:{where.port} answers 200 to {CONTROL}, not 403: is it nginx with nginx.conf of"
             in probe.health(server, 14)[1]
         )
-    finally:
-        behind.close()
-
-
-# ---- with Flower's own programs ----------------------------------------------------------------------------------------------
-
-
-class Outsider:
-    """Somebody who has ca.crt, the address that hosts call, and a key of his own; and what flwr says to him."""
-
-    def __init__(self, home, address, trusted):
-        (home / "flwr").mkdir(parents=True)
-        self.home, self.address = home, address
-        self.trusted = shutil.copy2(trusted, home / "ca.crt")
-        (home / "own.key").write_bytes(certificates.node_key())
-        (home / "own.key").chmod(0o600)
-        (home / "own.key.pub").write_bytes(certificates.public_half((home / "own.key").read_bytes()))
-        (home / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "it"\n[superlink.it]\naddress = "{address}"\nroot-certificates = "{self.trusted}"\n'
-        )
-        self.environment = processes.environment(home / "flwr", threads=1)
-
-    def flwr(self, *words):
-        """What flwr says."""
-        done = subprocess.run(["flwr", *words, "--format", "json"], env=self.environment, capture_output=True, text=True)
-        return done.stdout
-
-    def node(self, family):
-        """What a SuperNode of his says that calls there, until it ends."""
-        command = ["flower-supernode", "--root-certificates", str(self.trusted), "--superlink", self.address]
-        command += ["--auth-supernode-private-key", str(self.home / "own.key"), "--port", str(processes.free_port())]
-        assert family.start(command, self.home / "out", self.environment, self.home).wait(60) == 1
-        return (self.home / "out").read_text()
-
-
-@pytest.mark.slow
-@needs_nginx
-def test_hosts_train_through_nginx_and_who_has_ca_crt_alone_gets_nothing(tmp_path, monkeypatch):
-    with demo.federation(tmp_path / "federation", ("client-0", "client-1"), lambda _: None) as running:
-        address = settings.read(settings.Host, tmp_path / "federation" / "hosts" / "client-0" / "node.toml").server
-        assert running.reached == address
-        monkeypatch.setenv("FLWR_HOME", str(running.server / "flwr"))
-        other = Outsider(tmp_path / "outsider", address, tmp_path / "federation" / "server" / "ca.crt")
-
-        def refused(*words):
-            said = other.flwr(*words)
-            assert '"success": false' in said, said
-            assert "403 Forbidden" in said, said
-
-        refused("supernode", "list", "it")
-        refused("supernode", "register", str(other.home / "own.key.pub"), "it", "--name", "client-2")
-        refused("ls", "it")
-        refused("run", str(app.folder({"ease"})), "it")
-        assert "Failed to activate SuperNode" in other.node(running.family)
-
-        where, link = tmp_path / "run", Link(deploy.CONNECTION, running.environment)
-        told = " ".join(f"{k}={v}" for k, v in SMALL.items())
-        id = link.submit({**RUN, "set": told, "run-dir": str(where)})
-        assert link.follow(id, where) == 0
-        assert sorted(n.name for n in connected.nodes(deploy.CONNECTION)) == ["client-0", "client-1"]
