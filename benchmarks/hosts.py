@@ -3,9 +3,10 @@
     python -m benchmarks.hosts RESULT.json [STEP ...]
 
 A server, hosts with data of their own, and a desk that holds the keys are namespaces of Linux (benchmarks/machines.py). They
-have TLS and node keys, the program from a wheel, and no way out. Commands are typed as docs/deploy.md and docs/operations.md
-have them. Needs root; about twenty minutes on two cores. init, server, hosts and learn are always done. What was said on the
-machines is kept in RESULT.logs/. Exit status 1: a step failed; 77: no machines can be made here.
+have TLS and node keys, nginx before the SuperLink, the program from a wheel, and no way out. Commands are typed as
+docs/deploy.md and docs/operations.md have them. Needs root; about twenty minutes on two cores. init, server, hosts and learn
+are always done. What was said on the machines is kept in RESULT.logs/. Exit status 1: a step failed; 77: no machines can be
+made here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import wards
-from benchmarks.machines import HOME, Network, Service, TrialError, impossible
+from benchmarks.machines import HOME, Network, TrialError, impossible
 from benchmarks.trial import ONE, RUNS, Trial
 from ease_flwr.config.request import now
 from ease_flwr.hosts.processes import Family
@@ -28,8 +29,16 @@ from ease_flwr.store.files import write_json
 SKIPPED = 77
 """Exit status where there can be no machines."""
 FIRST = wards.HOSTS[:-1]
-REACH = """python -c 'import socket; socket.create_connection(("10.77.0.2", 9092), 3)'"""
-"""From a machine that the firewall does not know."""
+SERVED = {"server": "ease-superlink.service", "proxy": "ease-proxy.service"}
+REACH = """python -c 'import socket; socket.create_connection(("10.77.0.2", {}), 3)'"""
+CALLS = """\
+import http.client, ssl
+for path in ("control/list-nodes", "control/start-run", "runtime/acquire-task", "fleet/register-node", "fleet/get-fab"):
+    connection = http.client.HTTPSConnection("10.77.0.2", 9092, context=ssl.create_default_context(cafile="ca.crt"), timeout=9)
+    connection.request("POST", f"/v1/{path}", headers={"Content-Type": "application/protobuf"})
+    print(path, connection.getresponse().status)
+"""
+"""What somebody calls who has ca.crt and the address; flwr's own programs call the same."""
 
 
 # ---- the steps ---------------------------------------------------------------------------------------------------------------
@@ -45,7 +54,7 @@ def init(t: Trial) -> str:
 def server(t: Trial) -> str:
     """The server gets its folder and its unit; the hosts are registered."""
     wards.base(t.server.at(wards.BASE))
-    t.install("server", t.server, "ease-superlink.service")
+    t.install("server", t.server, **SERVED)
     t.server.at(HOME / "server" / "wards.yaml").write_text(wards.EXPERIMENT)
     t.firewall()
     return last(t.ease(f"deploy register {HOME}/server"))
@@ -58,7 +67,7 @@ def hosts(t: Trial) -> str:
     t.online(*FIRST)
     for name, machine in (("server", t.server), *t.hosts.items()):
         machine.run(f"ease deploy health {HOME}/{name}")
-    t.desk.run(REACH, status=1)
+    t.desk.run(REACH.format(9092), status=1)  # the firewall does not know it
     return ", ".join(f"{h} {wards.LAYOUTS[h]}" for h in FIRST)
 
 
@@ -66,6 +75,32 @@ def learn(t: Trial) -> str:
     """It learns."""
     t.ease(f"run wards.yaml --until learn --superlink ease --run-dir {ONE}")
     return t.said(r"learn 2/2.*loss")
+
+
+def outsider(t: Trial) -> str:
+    """A machine that has ca.crt and the address, and that the firewall lets in: it runs nothing anywhere, and sees nobody."""
+    other = t.network.add("outsider")
+    t.desk.copy(HOME / "venv", other, HOME / "venv")
+    t.carry("hosts/host-1/ca.crt", other, "ca.crt")
+    t.let_in(other.address)
+    other.run(REACH.format(9092))
+    other.run(REACH.format(9093), status=1)  # the SuperLink is on loopback
+    other.at(HOME / "calls.py").write_text(CALLS)
+    answers = dict(line.split() for line in other.run("python calls.py").splitlines())
+    if answers.pop("fleet/get-fab") != "401" or set(answers.values()) != {"403"}:
+        raise TrialError(f"nginx lets an outsider in: {answers}")
+    connection = f'[superlink.it]\naddress = "{t.server.address}:9092"\nroot-certificates = "{HOME}/ca.crt"\n'
+    other.run("mkdir flwr && ssh-keygen -q -t ecdsa -b 384 -N '' -f own")
+    other.at(HOME / "flwr" / "config.toml").write_text(connection)
+    other.run("ease app app")
+    for line in ("supernode list it", "supernode register own.pub it --name host-9", "ls it", "run app it"):
+        said = other.run(f"FLWR_HOME={HOME}/flwr flwr {line} --format json")
+        if "403 Forbidden" not in said:
+            raise TrialError(f"flwr {line} from outside: {said}")
+    node = f"flower-supernode --root-certificates ca.crt --superlink {t.server.address}:9092"
+    other.run(f"FLWR_HOME={HOME}/flwr {node} --auth-supernode-private-key own", status=1)
+    t.online(*t.there())
+    return ", ".join(f"{path} {status}" for path, status in answers.items())
 
 
 def label(t: Trial) -> str:
@@ -88,9 +123,7 @@ def join(t: Trial) -> str:
     """A fourth host comes to a run that has learnt."""
     t.desk.run("ease deploy add-host federation host-4")
     t.carry("server/keys/host-4.pub", t.server, "server/keys/host-4.pub")
-    rules = t.server.at(HOME / "server" / "ease.nft")
-    rules.write_text(rules.read_text().replace("elements = { ", f"elements = {{ {t.network.address(6)}, ", 1))
-    t.firewall()
+    t.let_in(t.network.address(len(t.network.machines) + 1))
     t.ease(f"deploy register {HOME}/server")
     t.host("host-4")
     t.online("host-1", "host-2", "host-4")
@@ -122,7 +155,7 @@ def rotate(t: Trial) -> str:
     t.desk.run("ease deploy rotate-ca federation --finish")
     for file in ("server.pem", "ca.crt"):
         t.carry(f"server/{file}", t.server, f"server/{file}")
-    t.restart("server")
+    t.restart("server", "proxy")
     t.online(*t.there())
     return ", ".join(f"{Path(c['file']).name} {c['days']} days" for c in t.status()["certificates"])
 
@@ -182,15 +215,15 @@ def receipt(t: Trial) -> str:
 def moved(t: Trial) -> str:
     """The server burns down; another machine with its address goes on from a backup."""
     t.server.run("ease deploy backup server backup.tar")
-    t.units["server"].stop()
+    for name in SERVED:
+        t.units[name].stop()
     t.network.cut(t.server)
     before, t.server = t.server, t.network.add("server-2", t.server.address)
     for there in ("venv", "base.json", "backup.tar"):
         before.copy(HOME / there, t.server, HOME / there)
     t.server.run("ease deploy restore backup.tar server && sh server/install.sh")
     t.firewall()
-    t.units["server"] = Service(t.server, HOME / "server" / "ease-superlink.service")
-    t.units["server"].start()
+    t.serve(t.server, HOME / "server", SERVED)
     t.online(*t.there())
     return last(t.ease(f"verify {ONE} --key {RUNS}/receipt-key.pub"))
 
@@ -201,7 +234,7 @@ def last(said: str) -> str:
 
 
 ALWAYS = (init, server, hosts, learn)
-LATER = (label, offline, join, refused, rotate, replace, upgrade, killed, receipt, moved)
+LATER = (outsider, label, offline, join, refused, rotate, replace, upgrade, killed, receipt, moved)
 STEPS: dict[str, Callable[[Trial], str]] = {step.__name__: step for step in (*ALWAYS, *LATER)}
 
 

@@ -30,7 +30,7 @@ HOME = Path("/opt/ease")
 """Where each machine has its own folder."""
 SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH of a service of systemd that says nothing else."""
-NEEDED = ("ip", "unshare", "nsenter", "mount", "setpriv", "useradd", "nft")
+NEEDED = ("ip", "unshare", "nsenter", "mount", "setpriv", "useradd", "nft", "nginx")
 START_SECONDS = 30.0
 LAST_WORDS = 12
 """Lines of a command that failed that are shown."""

@@ -41,8 +41,8 @@ class Trial:
         self.desk.copy(HOME / "federation" / there, machine, HOME / to)
         machine.run(f"! id ease || chown -R ease: {to}")
 
-    def install(self, there: str, machine: Machine, unit: str) -> None:
-        """A folder of the desk is installed on its machine by its own script, and its unit is started."""
+    def install(self, there: str, machine: Machine, **units: str) -> None:
+        """A folder of the desk is installed on its machine by its own script, and its units are started, under these names."""
         name = Path(there).name
         self.carry(there, machine, f"carried/{name}")
         if name != "server":
@@ -52,13 +52,24 @@ class Trial:
             for before, after in own.items():
                 node.write_text(node.read_text().replace(before, after))
         machine.run(f"sh carried/{name}/install.sh && rm -r carried")
-        self.units[name] = Service(machine, HOME / name / unit)
-        self.units[name].start()
+        self.serve(machine, HOME / name, units)
+
+    def serve(self, machine: Machine, folder: Path, units: dict[str, str]) -> None:
+        """Start the units of a folder on its machine, under these names."""
+        for name, unit in units.items():
+            self.units[name] = Service(machine, folder / unit)
+            self.units[name].start()
 
     def firewall(self) -> None:
         """Let in the hosts that ease.nft of the server names, and nobody else."""
         rules = f"{HOME}/server/ease.nft"
         self.server.run(f"nft -c -f {rules} && nft -f {rules}")
+
+    def let_in(self, address: str) -> None:
+        """Write an address into the rules of the server, and put them in force."""
+        rules = self.server.at(HOME / "server" / "ease.nft")
+        rules.write_text(rules.read_text().replace("elements = { ", f"elements = {{ {address}, ", 1))
+        self.firewall()
 
     def host(self, name: str) -> None:
         """A machine becomes a host: program, data, base model, folder."""
@@ -67,7 +78,7 @@ class Trial:
         wards.data(machine)
         wards.base(machine.at(HOME / "own.json"))
         machine.run(f"ease data check {HOME}/data")
-        self.install(f"hosts/{name}", machine, "ease-supernode.service")
+        self.install(f"hosts/{name}", machine, **{name: "ease-supernode.service"})
 
     def until(self, there: Callable[[], bool], what: str, seconds: float = ANSWER_SECONDS) -> None:
         """Wait for something. Raises TrialError."""
@@ -98,10 +109,11 @@ class Trial:
         """Hosts that are at work."""
         return [name for name in self.hosts if not self.units[name].stopped.is_set()]
 
-    def restart(self, name: str) -> None:
+    def restart(self, *names: str) -> None:
         """As `systemctl restart`."""
-        self.units[name].stop()
-        self.units[name].start()
+        for name in names:
+            self.units[name].stop()
+            self.units[name].start()
 
     def log(self, run: str = ONE) -> str:
         """What a run has said."""

@@ -23,7 +23,7 @@ from ease_flwr.hosts.simulation import Where
 from ease_flwr.store.files import locked
 from tests.standing import copy
 
-LEFT = {"runs/cache", "runs/apps", "flwr/apps", "superlink.log", "state.db-wal", "state.db-shm"}
+LEFT = {"runs/cache", "runs/apps", "flwr/apps", "superlink.log", "state.db-wal", "state.db-shm", "nginx-temp", "nginx.pid"}
 
 
 @pytest.fixture
@@ -37,6 +37,8 @@ def server(learnt, tmp_path):
         "runs/receipt-key.pem",
         "server.key",
         "superlink.log",
+        "nginx-temp/0000000001",
+        "nginx.pid",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"content of {name}")
@@ -69,6 +71,7 @@ def test_what_a_server_needs_comes_back_as_it_was(server, tmp_path):
     gone = {n for n in before.keys() - after.keys() if not any(n == x or n.startswith(f"{x}/") for x in LEFT)}
     assert gone <= {"runs/one/run.lock", "runs/one/queue.lock", "runs/one/half.json.partial"}
     assert not after.keys() - before.keys()
+    assert not [n for n in after if n.startswith("nginx")]
     for name in after.keys() - {"state.db"}:
         assert after[name].read_bytes() == before[name].read_bytes()
         assert stat.S_IMODE(after[name].stat().st_mode) & 0o700 == stat.S_IMODE(before[name].stat().st_mode) & 0o700

@@ -27,6 +27,7 @@ from tests.photographs import write_photographs
 from tests.small import small_experiment
 from tests.test_bilateral import Memory
 
+SAME = {"port": 9500, "loopback_port": 9500}
 HOSTS = ("hospital-1", "hospital-2", "clinic_3")
 
 
@@ -81,20 +82,24 @@ def test_units_and_settings(written):
     there = settings.read(settings.Host, home / "node.toml")
     assert there == settings.Host(client_name="hospital-2", server="fl.example.org:9443", data_root="/data")
     link = settings.read(settings.Server, written / "server" / "link.toml")
-    assert (link.host, link.port, link.here, link.insecure) == ("0.0.0.0", 9443, "127.0.0.1:9443", False)
+    assert (link.here, link.door, link.insecure) == ("127.0.0.1:9093", "127.0.0.1:9443", False)
     server = (written / "server" / "ease-superlink.service").read_text()
     assert "ExecStart=/opt/ease/venv/bin/ease deploy link /opt/ease/server\n" in server
+    proxy = (written / "server" / "ease-proxy.service").read_text()
+    assert "ExecStart=/usr/sbin/nginx -p /opt/ease/server -c nginx.conf\n" in proxy
+    assert "User=ease\n" in proxy
     connection = (written / "server" / "flwr" / "config.toml").read_text()
-    assert 'root-certificates = "/opt/ease/server/ca.crt"' in connection
-    for folder, service in ((written / "server", "superlink"), (home, "supernode")):
+    assert 'address = "127.0.0.1:9093"\nroot-certificates = "/opt/ease/server/ca.crt"' in connection
+    for folder, service, beside in ((written / "server", "superlink", {"proxy"}), (home, "supernode", set())):
         compose = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
-        assert set(compose) == {service}
+        assert set(compose) == {service} | beside
         assert compose[service]["restart"] == "always"
         assert compose[service]["logging"]["options"]["max-size"] == "10m"
         assert compose[service]["healthcheck"]["test"][-1] == "/federation"
     rules = (written / "server" / "ease.nft").read_text()
     assert "elements = { 192.0.2.7 }" in rules
     assert "elements = { 2001:db8::/64 }" in rules
+    assert 'tcp dport 9093 meta skuid != { "root", "ease" }' in rules
 
 
 def test_what_cannot_be_written_is_said(tmp_path):
@@ -110,13 +115,16 @@ def test_what_cannot_be_written_is_said(tmp_path):
     fails(r"--prefix 'ease': expected an absolute path", "a", "b", prefix="ease")
     fails(r"--user 'a b': expected the name of an account", "a", "b", user="a b")
     fails(r"--allow: '300.1.1.1' is no IP address and no network", "a", "b", allow=("300.1.1.1",))
+    fails(r"--port 9500, --loopback-port: the same, but nginx and the SuperLink need one each", "a", "b", **SAME)
     fails(r"--insecure is for localhost and 127.0.0.1 only", "a", "b", insecure=True)
     assert not (tmp_path / "a").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "ca.key").write_text("secret")
     fails(r"is not empty: keys are never overwritten", "full", "a")
     deploy.init(tmp_path / "open", Deployment(hosts=("a",), address="localhost", insecure=True))
-    assert settings.read(settings.Server, tmp_path / "open" / "server" / "link.toml").insecure
+    link = settings.read(settings.Server, tmp_path / "open" / "server" / "link.toml")
+    assert (link.here, link.insecure) == ("127.0.0.1:9092", True)  # hosts of loopback call it, without nginx
+    assert not list((tmp_path / "open").rglob("*nginx*"))
     assert settings.read(settings.Host, tmp_path / "open" / "hosts" / "a" / "node.toml").insecure
     fails(rf"has a federation already: `ease deploy add-host {tmp_path}/open NAME` adds", "open", "a")
     with pytest.raises(ConfigError, match=r"open was made with --insecure: it has no keys and no certificates"):
@@ -232,6 +240,7 @@ def test_three_supernodes_with_tls_give_the_adapters_of_the_simulation(tmp_path,
     assert "adapters of the deployed run and of the simulation are the same, bit for bit" in said
     assert any("TLS and node authentication" in line for line in said)
     assert any(line.startswith("a training message took") for line in said)
+    assert any(re.search(r"nginx before it on|no /usr/sbin/nginx here", line) for line in said)
     assert not processes.listens(int(said[0].split(":")[1].split(",")[0]))
 
 

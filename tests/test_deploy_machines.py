@@ -17,6 +17,7 @@ from ease_flwr.hosts.settings import Deployment
 
 ROOT = os.geteuid() == 0
 PORT = 9443
+INSIDE = 9093
 
 
 def needs(*programs, root=False):
@@ -49,8 +50,11 @@ def machine(tmp_path):
     return tmp_path
 
 
-@needs("systemd-analyze")
-@pytest.mark.parametrize("unit", ["server/ease-superlink.service", "hosts/a/ease-supernode.service"])
+UNITS = ("server/ease-superlink.service", "server/ease-proxy.service", "hosts/a/ease-supernode.service")
+
+
+@needs("systemd-analyze", "nginx")
+@pytest.mark.parametrize("unit", UNITS)
 def test_units_pass_the_lint_of_systemd(machine, unit):
     found = run("systemd-analyze", "verify", str(machine / "federation" / unit))
     assert found.returncode == 0, found.stderr
@@ -62,7 +66,7 @@ def test_units_pass_the_lint_of_systemd(machine, unit):
 def test_rules_pass_the_check_of_nft(allow, tmp_path):
     if not ROOT:
         pytest.skip("nft -c needs root")
-    deploy.init(tmp_path / "new", Deployment(address="server", hosts=("a",), allow=allow))
+    deploy.init(tmp_path / "new", Deployment(address="server", hosts=("a",), allow=allow, user="daemon"))
     done("nft", "-c", "-f", str(tmp_path / "new" / "server" / "ease.nft"))
 
 
@@ -89,7 +93,7 @@ def two_machines():
             run("ip", "netns", "del", name)
 
 
-@needs("nft", "ip", root=True)
+@needs("nft", "ip", "setpriv", "bash", root=True)
 def test_rules_let_in_loopback_and_hosts_and_drop_others(machine):
     if run("ip", "netns", "add", f"ease-{os.getpid()}").returncode:
         pytest.skip("no network namespaces here")
@@ -107,7 +111,7 @@ def test_rules_let_in_loopback_and_hosts_and_drop_others(machine):
             subprocess.Popen(
                 ["ip", "netns", "exec", server, sys.executable, "-c", SERVE.format(port)], stderr=subprocess.DEVNULL
             )
-            for port in (PORT, PORT + 1)
+            for port in (PORT, PORT + 1, INSIDE)
         ]
         try:
             limit = time.monotonic() + 30
@@ -121,6 +125,9 @@ def test_rules_let_in_loopback_and_hosts_and_drop_others(machine):
             assert reaches(other, "192.0.2.1", PORT, "192.0.2.2")
             assert not reaches(other, "192.0.2.1", PORT, "192.0.2.3")
             assert reaches(other, "192.0.2.1", PORT + 1, "192.0.2.3")  # what is not ours is left alone
+            for account, status in (("root", 0), ("daemon", 0), ("nobody", 1)):  # the SuperLink, on loopback
+                as_ = ["setpriv", "--reuid", account, "--clear-groups"]
+                assert inside(server, *as_, "bash", "-c", f"< /dev/tcp/127.0.0.1/{INSIDE}").returncode == status
             assert "counter packets 0" not in inside(server, "nft", "list", "table", "inet", "ease").stdout
         finally:
             for process in serving:
@@ -155,10 +162,27 @@ def test_the_installer_can_be_given_again_and_keeps_what_is_edited(machine):
     assert "copied" not in done("sh", str(here / "install.sh"))
 
 
+@needs("install", "cmp", "nginx", root=True)
+def test_the_installer_of_the_server_has_two_units(machine):
+    if os.path.isdir("/run/systemd/system"):
+        pytest.skip("systemd runs here: a test installs no unit")
+    here, there = machine / "federation" / "server", machine / "opt" / "server"
+    said = done("sh", str(here / "install.sh"))
+    assert f"as daemon, run {machine}/opt/venv/bin/ease deploy link {there}, and again" in said
+    assert f"as daemon, run /usr/sbin/nginx -p {there} -c nginx.conf, and again" in said
+    with (there / "nginx.conf").open("a") as f:
+        f.write("# of this machine\n")
+    assert "nginx.conf: kept as it is here" in done("sh", str(here / "install.sh"))
+
+
 @needs("install", "cmp", root=True)
 def test_the_installer_says_what_is_missing(machine):
+    installer = machine / "federation" / "server" / "install.sh"
+    installer.write_text(installer.read_text().replace("/usr/sbin/nginx", "/no/nginx"))
+    found = run("sh", str(installer))
+    assert (found.returncode, found.stderr) == (1, "install.sh: no /no/nginx: install nginx first\n")
     (machine / "opt" / "venv" / "bin" / "ease").unlink()
-    found = run("sh", str(machine / "federation" / "server" / "install.sh"))
+    found = run("sh", str(installer))
     assert found.returncode == 1
     assert found.stderr == f"install.sh: no {machine}/opt/venv/bin/ease: install ease_flwr there first\n"
     assert not (machine / "opt" / "server").exists()
@@ -167,7 +191,10 @@ def test_the_installer_says_what_is_missing(machine):
 @pytest.mark.parametrize("folder", ["server", "hosts/b"])
 def test_compose_files(machine, folder):
     file = machine / "federation" / folder / "compose.yaml"
-    ((name, service),) = yaml.safe_load(file.read_text())["services"].items()
+    services = yaml.safe_load(file.read_text())["services"]
+    if proxy := services.pop("proxy", None):
+        assert proxy["command"] == ["nginx", "-p", "/federation", "-c", "nginx.conf", "-g", "user root;"]
+    ((name, service),) = services.items()
     assert service["command"] == ["ease", "deploy", {"superlink": "link", "supernode": "node"}[name], "/federation"]
     if shutil.which("docker") is None or run("docker", "compose", "version").returncode:
         pytest.skip("no docker compose here: its syntax as YAML is all that was checked")

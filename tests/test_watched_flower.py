@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from ease_flwr.hosts import deploy, probe, processes, registry, rotation
+from tests.test_proxy import needs_nginx, nginx
 from tests.test_watch import federation
 
 __all__ = ["federation"]
@@ -67,7 +68,14 @@ class Machine:
 
 
 @pytest.mark.slow
+@needs_nginx
 def test_flowers_programs_are_watched(federation):
+    with nginx(federation / "server") as proxy:
+        watched(federation, proxy)
+
+
+def watched(federation, proxy):
+    """What happens to a SuperLink and two SuperNodes that come in by nginx."""
     said = []
     machines = [link := Machine(federation / "server", "link")]
     try:
@@ -108,6 +116,7 @@ def test_flowers_programs_are_watched(federation):
         theirs.write_bytes(before)
         link.stop()
         link.start()
+        proxy.send_signal(signal.SIGHUP)  # it reads the new certificate
         link.well()
         b.ends(1, rf"^ease deploy node: 127\.0\.0\.1:\d+: the server's certificate is not signed by CA {theirs}: get the new")
         assert a.process.poll() is None

@@ -24,7 +24,8 @@ def deploy_init(
     folder: Annotated[Path, typer.Argument(help="New folder; it will hold private keys.")],
     hosts: Annotated[str, typer.Option(help="Names of the clients' hosts, with commas.")],
     address: Annotated[str, typer.Option(help="Name or IP address of the server, as the hosts reach it.")],
-    port: Annotated[int, typer.Option(help="Of the server.", min=1, max=65535)] = 9092,
+    port: Annotated[int, typer.Option(help="Of the server, for hosts.", min=1024, max=65535)] = 9092,
+    loopback_port: Annotated[int, typer.Option(help="Of the SuperLink, on the server alone.", min=1024, max=65535)] = 9093,
     user: Annotated[str, typer.Option(help="Account that the units run under.")] = "ease",
     prefix: Annotated[str, typer.Option(help="Folder of the installation on every machine.")] = "/opt/ease",
     allow: Annotated[str, typer.Option(help="Addresses of the hosts for the firewall, with commas.")] = "",
@@ -35,8 +36,8 @@ def deploy_init(
         from ease_flwr.hosts import deploy as deployment
         from ease_flwr.hosts.settings import Deployment
 
-        more = {"port": port, "user": user, "prefix": prefix, "allow": _listed(allow), "insecure": insecure}
-        said = deployment.init(folder, Deployment(address=address, hosts=_listed(hosts), **more))
+        more = {"port": port, "loopback_port": loopback_port, "user": user, "prefix": prefix, "insecure": insecure}
+        said = deployment.init(folder, Deployment(address=address, hosts=_listed(hosts), allow=_listed(allow), **more))
         print(f"written to {folder}; docs/deploy.md says more\n{said}")
 
 

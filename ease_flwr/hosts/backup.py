@@ -30,8 +30,8 @@ from ease_flwr.store.layout import RunLayout, described
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-LEFT_OUT = ("runs/cache", "runs/apps", "flwr/apps")
-"""Folders that are made again by themselves."""
+LEFT_OUT = ("runs/cache", "runs/apps", "flwr/apps", "nginx-temp", "nginx.pid")
+"""What is made again by itself."""
 DATABASE = ".db"
 STARTING = 300.0
 """Seconds that a run may take from its submission to its lock."""

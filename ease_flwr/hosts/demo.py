@@ -29,7 +29,7 @@ DEMO = {
 
 
 class Federation:
-    """SuperLink and SuperNodes of a folder of `deploy.init`, as processes of this machine."""
+    """SuperLink, nginx and SuperNodes of a folder of `deploy.init`, as processes of this machine."""
 
     def __init__(self, folder: Path, family: processes.Family) -> None:
         self.folder, self.family = folder, family
@@ -38,37 +38,56 @@ class Federation:
         self.port = self.link_settings.port
         self.environment = family.marked(watch.environment(self.server, threads=1))
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        self.reached = self.link_settings.here
+        """Where SuperNodes call: the SuperLink itself, until nginx is there."""
 
     def start_link(self) -> None:
         """Start the SuperLink, and wait until it listens. Raises RuntimeError."""
         command = watch.superlink(self.server, self.link_settings)
-        self.link = self.family.start(command, self.server / "superlink.out", self.environment, self.server)
-        limit = time.monotonic() + START_SECONDS
-        while not processes.listens(self.port):
-            if self.link.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"the SuperLink did not start: see {self.server}/superlink.out")
-            time.sleep(0.2)
+        self.link = self._listening(command, "superlink.out", self.port)
+
+    def start_proxy(self) -> None:
+        """Start nginx before the SuperLink, and wait until it listens. Raises RuntimeError."""
+        command = [*deploy.proxy(self.server), "-g", "user root;"]  # of who starts this as root: its files are root's alone
+        self.proxy = self._listening(command, "nginx.out", self.link_settings.proxy)
+        self.reached = self.link_settings.door
 
     def start_node(self, host: str) -> None:
         """Start the SuperNode of a host, and its door."""
         home = self.folder / "hosts" / host
         here = settings.read(settings.Host, home / settings.NODE).model_copy(
-            update={"server": self.link_settings.here, "port": processes.free_port(), "data_root": ""}
+            update={"server": self.reached, "port": processes.free_port(), "data_root": ""}
         )
         variables = self.family.marked(watch.environment(home, threads=1))
         supernode, door = watch.node_programs(home, here)
         self.family.start(door, home / "door.out", variables, home)
         self.nodes[host] = self.family.start(supernode, home / "supernode.out", variables, home)
 
+    def _listening(self, command: Sequence[str], out: str, port: int) -> subprocess.Popen[bytes]:
+        """A process of the server, once it listens. Raises RuntimeError."""
+        started = self.family.start(command, self.server / out, self.environment, self.server)
+        limit = time.monotonic() + START_SECONDS
+        while not processes.listens(port):
+            if started.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"{command[0]} did not start: see {self.server}/{out}")
+            time.sleep(0.2)
+        return started
+
 
 @contextmanager
 def federation(folder: Path, hosts: Sequence[str], say: Say = print) -> Iterator[Federation]:
     """A new federation on loopback, for as long as the block. Raises RuntimeError where it does not start."""
-    deploy.init(folder, settings.Deployment(address="127.0.0.1", hosts=tuple(hosts), port=processes.free_port()))
+    ports = {"port": processes.free_port(), "loopback_port": processes.free_port()}
+    deploy.init(folder, settings.Deployment(address="127.0.0.1", hosts=tuple(hosts), **ports))
     with processes.Family(lambda: f"logs and keys are in {folder}") as family:
         running = Federation(folder, family)
         running.start_link()
         say(f"SuperLink on 127.0.0.1:{running.port}, TLS and node authentication")
+        if Path(deploy.NGINX).is_file():
+            running.start_proxy()
+            say(f"nginx before it on {running.reached}: SuperNodes call there")
+        else:
+            say(f"no {deploy.NGINX} here: SuperNodes call the SuperLink itself")
         registry.register(running.server, say=lambda _: None)
         for host in hosts:
             running.start_node(host)

@@ -24,7 +24,9 @@ CONNECTION = "ease"
 AUTHORITY = "ca.pem"
 """In ca/: key and certificate of the authority in one file, which changes as a whole."""
 INSTALL = "there, as root: sh install.sh"
-UNITS = {"link": "ease-superlink.service", "node": "ease-supernode.service"}
+UNITS = {"link": "ease-superlink.service", "node": "ease-supernode.service", "proxy": "ease-proxy.service"}
+NGINX = "/usr/sbin/nginx"
+PROXY = "nginx.conf"
 
 
 def init(folder: Path, plan: Deployment) -> str:
@@ -142,6 +144,11 @@ def fill(template: str, **values: object) -> str:
     return Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(values)
 
 
+def proxy(server: Path) -> list[str]:
+    """The command of nginx before the SuperLink. Names in its configuration are of the server's folder."""
+    return [NGINX, "-p", str(server), "-c", PROXY]
+
+
 def connection(server: Path, settings: Server) -> str:
     """config.toml of the flwr CLI, for who submits runs on the server."""
     trust = "insecure = true" if settings.insecure else f'root-certificates = "{server}/ca.crt"'
@@ -151,8 +158,10 @@ def connection(server: Path, settings: Server) -> str:
 def _write_server(folder: Path, plan: Deployment) -> None:
     server, there = folder / "server", Path(plan.prefix, "server")
     (server / "flwr").mkdir(parents=True)
-    everywhere = "::" if ":" in plan.address else "0.0.0.0"
-    settings = Server(host="127.0.0.1" if plan.insecure else everywhere, port=plan.port, insecure=plan.insecure)
+    settings = Server(port=plan.port if plan.insecure else plan.loopback_port, proxy=plan.port, insecure=plan.insecure)
+    ports = {"port": plan.port, "loopback_port": settings.port, "user": plan.user, "folder": there}
+    units = {UNITS["link"]: _unit(plan, "server", "Flower SuperLink of an ease_flwr federation", "link")}
+    compose = fill("compose-server.yaml")
     if not plan.insecure:
         (folder / "ca").mkdir(mode=0o700)
         (server / "keys" / "retired").mkdir(parents=True)
@@ -161,9 +170,13 @@ def _write_server(folder: Path, plan: Deployment) -> None:
         put(server / "server.key", key, SECRET)
         put(server / "server.pem", certificates.server_certificate(authority, key, plan.address))
         put(server / "ca.crt", certificates.certificates(authority))
-    put(server / LINK, fill("link.toml", host=settings.host, port=plan.port) + _insecure(plan))
+        everywhere = f"[::]:{plan.port} ipv6only=off" if ":" in plan.address else f"{plan.port}"
+        put(server / PROXY, fill("nginx.conf.md", listen=everywhere, **ports))
+        units[UNITS["proxy"]] = _unit(plan, "server", "nginx before the SuperLink of an ease_flwr federation", "proxy")
+        compose += fill("compose-proxy.yaml")
+    put(server / LINK, fill("link.toml", port=settings.port, proxy=settings.proxy) + _insecure(plan))
     put(server / "flwr" / "config.toml", connection(there, settings))
-    put(server / "compose.yaml", fill("compose-server.yaml"))
+    put(server / "compose.yaml", compose)
     put(server / "env.sh", fill("env.sh.md", user=plan.user, folder=there, prefix=plan.prefix))
     addresses: dict[int, list[str]] = {4: [], 6: []}
     for network in plan.allow:
@@ -172,10 +185,10 @@ def _write_server(folder: Path, plan: Deployment) -> None:
         f"elements = {{ {', '.join(addresses[v])} }}" if addresses[v] else f"# elements = {{ {example} }}"
         for v, example in ((4, "192.0.2.7, 192.0.2.128/25"), (6, "2001:db8::7"))
     )
-    put(server / "ease.nft", fill("ease.nft.md", port=plan.port, folder=there, four=four, six=six))
+    put(server / "ease.nft", fill("ease.nft.md", four=four, six=six, **ports))
     listed = f"now: {', '.join(plan.allow)}" if plan.allow else "there are none yet: nobody but the server itself gets in"
-    put(server / "FIREWALL.md", fill("FIREWALL.md", port=plan.port, folder=there, listed=listed))
-    _write_unit(server, plan, "link", "Flower SuperLink of an ease_flwr federation")
+    put(server / "FIREWALL.md", fill("FIREWALL.md", listed=listed, **ports))
+    _write_units(server, plan, units)
 
 
 def _write_host(folder: Path, plan: Deployment, name: str) -> None:
@@ -192,7 +205,8 @@ def _write_host(folder: Path, plan: Deployment, name: str) -> None:
         if not plan.insecure:
             put(draft / "ca.crt", (folder / "server" / "ca.crt").read_bytes())
             put(draft / "node.key", certificates.node_key(), SECRET)
-        _write_unit(draft, plan, "node", f"Flower SuperNode of {name}, a host of an ease_flwr federation", name)
+        description = f"Flower SuperNode of {name}, a host of an ease_flwr federation"
+        _write_units(draft, plan, {UNITS["node"]: _unit(plan, name, description, "node")}, name)
         move(draft, home)
     if not plan.insecure:
         public = certificates.public_half((home / "node.key").read_bytes())
@@ -200,12 +214,22 @@ def _write_host(folder: Path, plan: Deployment, name: str) -> None:
         put(folder / "server" / "keys" / f"{name}.pub", public)
 
 
-def _write_unit(home: Path, plan: Deployment, verb: str, description: str, name: str = "server") -> None:
-    values = {"user": plan.user, "prefix": plan.prefix, "folder": f"{plan.prefix}/{name}", "verb": verb}
-    put(home / UNITS[verb], fill("ease.service.md", description=description, **values))
-    kept = f"{LINK if verb == 'link' else f'{NODE} {POLICY}'} ease.nft compose.yaml"
-    install = fill("install.sh.md", unit=UNITS[verb], kept=kept, **values)
-    put(home / "install.sh", install, 0o755)
+def _unit(plan: Deployment, name: str, description: str, verb: str) -> str:
+    """The text of a unit of systemd, for the folder of this name on its machine."""
+    folder = f"{plan.prefix}/{name}"
+    watched = [f"{plan.prefix}/venv/bin/ease", "deploy", verb, folder]
+    command = " ".join(proxy(Path(folder)) if verb == "proxy" else watched)
+    return fill("ease.service.md", description=description, user=plan.user, folder=folder, command=command)
+
+
+def _write_units(home: Path, plan: Deployment, units: dict[str, str], name: str = "server") -> None:
+    """The units of a machine by their names, and the script that installs them with the folder."""
+    for unit, text in units.items():
+        put(home / unit, text)
+    kept = f"{NODE} {POLICY} compose.yaml" if UNITS["node"] in units else f"{LINK} {PROXY} ease.nft compose.yaml"
+    values = {"user": plan.user, "prefix": plan.prefix, "folder": f"{plan.prefix}/{name}", "units": " ".join(units)}
+    programs = NGINX if UNITS["proxy"] in units else ""
+    put(home / "install.sh", fill("install.sh.md", kept=kept, programs=programs, **values), 0o755)
 
 
 def _insecure(plan: Deployment) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -24,6 +25,8 @@ RUNNING = "running.json"
 """Which process watches over a folder."""
 DOOR = "ease_flwr.hosts.door"
 """What a host has in place of Flower's SuperExec."""
+FORBIDDEN = "/v1/control/list-nodes"
+"""What must not pass nginx: who may call this may run code on the server and on its hosts."""
 EXPIRED, OTHER_NAME, OTHER_ADDRESS = 10, 62, 64
 """OpenSSL's numbers of what can be wrong with a certificate."""
 
@@ -36,13 +39,15 @@ class Seen:
     """What is wrong; "" is nothing."""
     days: int | None = None
     """Until the server's certificate expires, where it has one."""
+    status: int | None = None
+    """Of HTTP, where a path was called."""
 
 
-def probe(server: str, trusted: str = "", file: Path | None = None, name: str = "") -> Seen:
+def probe(server: str, trusted: str = "", file: Path | None = None, name: str = "", path: str = "") -> Seen:
     """Call a server, host:port.
 
     trusted: certificates of the authorities, from `file`; "" is without TLS.  name: that its certificate must have, by default
-    its host's.
+    its host's.  path: that is asked for as well.
     """
     host, port = split(server)
     try:
@@ -51,13 +56,23 @@ def probe(server: str, trusted: str = "", file: Path | None = None, name: str = 
                 return Seen()
             with ssl.create_default_context(cadata=trusted).wrap_socket(plain, server_hostname=name or host) as connection:
                 until = ssl.cert_time_to_seconds(str((connection.getpeercert() or {})["notAfter"]))
-                return Seen(days=int((until - time.time()) // 86400))
+                status = _status(connection, path) if path else None
+                return Seen(days=int((until - time.time()) // 86400), status=status)
     except ssl.SSLCertVerificationError as error:
         return Seen(f"{server}: {_unfit(error.verify_code, name or host, file)}")
     except ssl.SSLError:
         return Seen(f"{server} answers without TLS: another program, or a federation made with --insecure")
     except OSError as error:
         return Seen(f"{server} cannot be reached: {error.strerror or error}")
+
+
+def _status(connection: ssl.SSLSocket, path: str) -> int | None:
+    """What an empty POST is answered with; None where that is no HTTP."""
+    with contextlib.suppress(OSError):
+        connection.sendall(f"POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+        if found := re.match(rb"HTTP/1\.\d (\d{3}) ", connection.recv(64)):
+            return int(found[1])
+    return None
 
 
 def _unfit(code: int, name: str, file: Path | None) -> str:
@@ -93,32 +108,44 @@ def health(folder: Path, days: int) -> tuple[bool, str]:
     if (folder / NODE).is_file():
         host = read(Host, folder / NODE)
         what, address, insecure, name = host.client_name, host.server, host.insecure, ""
+        unit, verb, flower, doors = "ease-supernode", "node", "flower-supernode", []
     elif (folder / LINK).is_file():
         server = read(Server, folder / LINK)
         what, address, insecure, name = "server", server.here, server.insecure, "localhost"
+        unit, verb, flower, doors = "ease-superlink", "link", "flower-superlink", [] if insecure else [server.door]
     else:
         raise ConfigError(f"{folder}: no {NODE} and no {LINK} in it: expected the folder of a host or of the server")
     trusted = "" if insecure else read_text(folder / "ca.crt")
-    seen = probe(address, trusted, folder / "ca.crt", name)
+    seen = [probe(address, trusted, folder / "ca.crt", name)]
+    seen += [_closed(probe(door, trusted, folder / "ca.crt", name, FORBIDDEN), door) for door in doors]
     at_work = watcher(folder)
-    verb, *words = ("link", "flower-superlink", "flower-superexec") if name else ("node", "flower-supernode", DOOR)
+    words = (flower, "flower-superexec" if name else DOOR)
     if at_work:
         wrong = [f"{word} is not there" for word in words if program(at_work, word) is None]
     else:
-        unit = "ease-superlink" if name else "ease-supernode"
         wrong = [f"`ease deploy {verb} {folder}` does not run: `journalctl -u {unit}` says why"]
-    if seen.why:
-        wrong.append(seen.why)
-    if seen.days is not None and seen.days < days:
-        wrong.append(f"the server's certificate is good for {seen.days} days more: the operator runs `ease deploy renew`")
+    wrong += [call.why for call in seen if call.why]
+    left = min((call.days for call in seen if call.days is not None), default=None)
+    if left is not None and left < days:
+        wrong.append(f"the server's certificate is good for {left} days more: the operator runs `ease deploy renew`")
     if wrong:
         return False, f"{what}: {'; '.join(wrong)}"
     fits = "no TLS"
     if trusted:
         known = trusted.count("BEGIN CERTIFICATE")
         authorities = f"{known} {'authority' if known == 1 else 'authorities'}"
-        fits = f"its certificate fits and is good for {seen.days} days; trusts {authorities}"
-    return True, f"{what}: {' and '.join(words)} are there, {address} answers, {fits}"
+        fits = f"its certificate fits and is good for {left} days; trusts {authorities}"
+    answering = " and ".join([address, *(f"nginx at {door}" for door in doors)])
+    return True, f"{what}: {' and '.join(words)} are there, {answering} answer{'' if doors else 's'}, {fits}"
+
+
+def _closed(seen: Seen, door: str) -> Seen:
+    """The same, or what is wrong with nginx: that it is not there, or lets in everybody."""
+    if seen.why:
+        return Seen(f"nginx: {seen.why}: `journalctl -u ease-proxy` says why")
+    if seen.status != 403:
+        return Seen(f"{door} answers {seen.status} to {FORBIDDEN}, not 403: is it nginx with nginx.conf of this folder?")
+    return seen
 
 
 def watcher(folder: Path) -> psutil.Process | None:

@@ -18,6 +18,8 @@ from ease_flwr.hosts.writing import put
 FEDERATION, NODE, LINK = "federation.json", "node.toml", "link.toml"
 DOOR_KEY = "flwr/door.key"
 """In a host's folder: what its SuperNode and hosts/door.py know, and other programs of the machine do not."""
+INSIDE = "127.0.0.1"
+"""The only address that the SuperLink listens on."""
 TAKEN = ("server", "src", "venv")
 """Folders below the prefix that no host can be named like."""
 
@@ -29,8 +31,10 @@ class Deployment(Section):
     """Name or IP address of the server, as hosts reach it."""
     hosts: tuple[str, ...]
     """Names of the clients' hosts."""
-    port: int = Field(9092, ge=1, le=65535)
-    """Of the server."""
+    port: int = Field(9092, ge=1024, le=65535)
+    """Of the server, for hosts."""
+    loopback_port: int = Field(9093, ge=1024, le=65535)
+    """Of the SuperLink on the server's loopback, which nothing but nginx and the operator reaches."""
     user: str = "ease"
     """Account that the units run under."""
     prefix: str = "/opt/ease"
@@ -60,6 +64,8 @@ def checked(plan: Deployment) -> Deployment:
         raise ConfigError(f"--prefix {plan.prefix!r}: expected an absolute path of letters, digits, . _ - and /")
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", plan.user):
         raise ConfigError(f"--user {plan.user!r}: expected the name of an account")
+    if plan.port == plan.loopback_port:
+        raise ConfigError(f"--port {plan.port}, --loopback-port: the same, but nginx and the SuperLink need one each")
     if plan.insecure and plan.address not in LOOPBACK:
         raise ConfigError(f"--insecure is for {' and '.join(LOOPBACK)} only: {plan.address} is reached over a network")
     for network in plan.allow:
@@ -124,19 +130,24 @@ class Host(Section):
 
 
 class Server(Section):
-    """link.toml: where the SuperLink listens."""
+    """link.toml: where the server listens."""
 
-    host: str = "0.0.0.0"
-    """Address to listen on; all of the machine's by default."""
-    port: int = Field(9092, ge=1, le=65535)
-    """For hosts, for `flwr` and for the SuperLink's own programs."""
+    port: int = Field(9093, ge=1, le=65535)
+    """Of the SuperLink, on 127.0.0.1: for nginx, for `flwr` and for the SuperLink's own programs."""
+    proxy: int = Field(9092, ge=1, le=65535)
+    """Of nginx, for hosts."""
     insecure: bool = False
-    """Without TLS and keys, on loopback only."""
+    """Without TLS and keys: hosts of loopback call the SuperLink itself."""
 
     @property
     def here(self) -> str:
-        """host:port for programs on the server itself."""
-        return endpoint({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host), self.port)
+        """host:port of the SuperLink for programs on the server."""
+        return endpoint(INSIDE, self.port)
+
+    @property
+    def door(self) -> str:
+        """host:port of nginx for programs on the server."""
+        return endpoint(INSIDE, self.proxy)
 
 
 S = TypeVar("S", bound=Section)

@@ -21,7 +21,7 @@ from ease_flwr.config import ConfigError
 from ease_flwr.hosts import certificates, processes
 from ease_flwr.hosts.policy import POLICY, read_policy
 from ease_flwr.hosts.probe import DOOR, RUNNING, began, busy, check_trust, probe, program, read_bytes
-from ease_flwr.hosts.settings import DOOR_KEY, LINK, NODE, Host, Server, read
+from ease_flwr.hosts.settings import DOOR_KEY, INSIDE, LINK, NODE, Host, Server, read
 from ease_flwr.hosts.writing import SECRET, put, remove
 
 EVERY = 10.0
@@ -59,7 +59,7 @@ def link(folder: Path, say: Say = print) -> str:
     folder = folder.absolute()
     settings = read(Server, folder / LINK)
     trusted = "" if settings.insecure else _server_files(folder)
-    if busy(settings.host, settings.port):
+    if busy(INSIDE, settings.port):
         raise ConfigError(f"port {settings.port} is taken: end the program that listens there, or change {folder / LINK}")
 
     def reached() -> str:
@@ -83,7 +83,7 @@ def node(folder: Path, say: Say = print) -> str:
         if (value := getattr(settings, key)) and not is_there(Path(value)):
             raise ConfigError(f"{folder / NODE}: {key.replace('_', '-')} {value} is not there, or may not be read here")
     read_policy(folder / POLICY)
-    if busy("127.0.0.1", settings.port):
+    if busy(INSIDE, settings.port):
         raise ConfigError(f"port {settings.port} of 127.0.0.1 is taken: does this SuperNode run? Or change {folder / NODE}")
 
     def reached() -> str:
@@ -99,11 +99,11 @@ def node(folder: Path, say: Say = print) -> str:
 
 
 def superlink(folder: Path, settings: Server) -> list[str]:
-    """The command of the SuperLink, run in its folder."""
+    """The command of the SuperLink, run in its folder. Whoever reaches it may run code here: it listens on loopback alone."""
     safe = ["--ssl-ca-certfile", str(folder / "ca.crt"), "--ssl-certfile", str(folder / "server.pem")]
     safe += ["--ssl-keyfile", str(folder / "server.key"), "--enable-supernode-auth"]
     return [
-        *("flower-superlink", "--host", settings.host, "--port", str(settings.port)),
+        *("flower-superlink", "--host", INSIDE, "--port", str(settings.port)),
         *(["--insecure"] if settings.insecure else safe),
         *("--database", str(folder / "state.db"), "--disable-runtime-dependency-installation"),
     ]
