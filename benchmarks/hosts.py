@@ -109,6 +109,20 @@ def label(t: Trial) -> str:
     return t.said(r"forget\S* 1/1.*loss")
 
 
+def probe(t: Trial) -> str:
+    """The owner of a host does not allow a probe of the audit: the audit goes on without that host, and says so."""
+    policy = t.hosts["host-1"].at(HOME / "host-1" / "policy.toml")
+    before = policy.read_text()
+    policy.write_text(before.replace('    "membership",\n', ""))
+    said = t.ease(f"audit {ONE} --level quick --quorum 0.5 --superlink ease")
+    policy.write_text(before)
+    if not (found := re.search(r"host host-1 refuses: probes: not 'membership'", said)):
+        raise TrialError(f"host-1 does not allow the probe, and the audit does not say so:\n{said}")
+    if "refused" not in (noted := t.hosts["host-1"].run(f"ease host log {HOME}/host-1")):
+        raise TrialError(f"the owner of host-1 does not see what was refused:\n{noted}")
+    return found[0]
+
+
 def offline(t: Trial) -> str:
     """A host is switched off; its client is forgotten without it."""
     t.units["host-3"].stop()
@@ -174,7 +188,7 @@ def replace(t: Trial) -> str:
 
 
 def upgrade(t: Trial) -> str:
-    """Other code on all sides: the server first, then each host. No phase is at hand."""
+    """Other code on all sides: the server first, then each host. No phase is at hand. Hosts run it when their owners say so."""
     built = wards.wheel(wards.next_version(t.network.folder / "next"), t.network.folder / "next-wheel")
     said = []
     for name in ("server", *t.there()):
@@ -186,6 +200,14 @@ def upgrade(t: Trial) -> str:
     t.online(*t.there())
     if len({line.splitlines()[0] for line in said}) != 1:
         raise TrialError(f"not all have the same code: {said}")
+    refused = t.ease(f"audit {ONE} --level quick --superlink ease", status=1)
+    if "runs only code that its owner has pinned" not in refused:
+        raise TrialError(f"hosts run code that nobody has accepted:\n{refused}")
+    for name in t.there():
+        changed = t.hosts[name].run(f"ease host review {HOME}/{name}")
+        if "ease_flwr/__init__.py" not in changed:
+            raise TrialError(f"{name}: what has changed is not shown:\n{changed}")
+        t.hosts[name].run(f"ease host accept {HOME}/{name} installed")
     return said[0].splitlines()[0]
 
 
@@ -234,7 +256,7 @@ def last(said: str) -> str:
 
 
 ALWAYS = (init, server, hosts, learn)
-LATER = (outsider, label, offline, join, refused, rotate, replace, upgrade, killed, receipt, moved)
+LATER = (outsider, label, probe, offline, join, refused, rotate, replace, upgrade, killed, receipt, moved)
 STEPS: dict[str, Callable[[Trial], str]] = {step.__name__: step for step in (*ALWAYS, *LATER)}
 
 
