@@ -6,7 +6,6 @@ import re
 import stat
 from datetime import datetime, time
 
-import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
@@ -135,6 +134,7 @@ def test_scores_hours_and_requests():
     assert few.check("query", Hello(), 3, noon) == ""
     night = ALLOWED.model_copy(update={"hours": "20:00-06:00"})
     assert night.check("train", learn(), 0, noon) == "hours: 20:00-06:00"
+    assert night.check("evaluate", Audit(forget=(), train=PLAN), 0, noon) == "hours: 20:00-06:00"
     assert night.check("evaluate", Evaluate(), 0, noon) == ""
     for hour, there in ((19, False), (20, True), (23, True), (0, True), (5, True), (6, False)):
         assert policy.within("20:00-06:00", time(hour)) is there
@@ -227,12 +227,23 @@ def test_paths_are_the_owners_whether_or_not_a_policy_is_there(host):
 # ---- errors that travel ------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_host_says_of_a_mistake_quotes_no_data(host, monkeypatch, capsys):
+def test_what_a_host_says_of_a_mistake_quotes_no_data(host, theta, monkeypatch, capsys):
     name, caption = "JaneDoe1958.png", "Jane Doe, born 1958"
     host.rename(host.train[0], name)
     (host.root / "images" / name).write_bytes(b"no picture")
     asked = Hello(forget=(ForgetSet(scenario="sample", targets=("north/id:" + "0" * 24,)),))
-    heard = [ask(host, asked), ask(host, learn(), {"adapters": np.zeros(3, np.float32)})]
+    heard = [ask(host, asked), ask(host, learn(), {"adapters": theta})]
+    assert re.fullmatch(r"DataError \(formats\.py, line \d+, image\)", told(heard[-1]))
+    host.rows.append((f"../{name}", caption, "", "train"))
+    host.write()
+    hosts_data.load.cache_clear()
+    data.load.cache_clear()
+    heard.append(ask(host, Hello()))
+    assert re.fullmatch(r"DataError \(formats\.py, line \d+, read_index\)", told(heard[-1]))
+    host.rows.pop()
+    host.write()
+    hosts_data.load.cache_clear()
+    data.load.cache_clear()
     monkeypatch.setattr(hosts_data.Hosts, "client", lambda *_: (_ for _ in ()).throw(ValueError(f"cannot encode {caption!r}")))
     heard.append(ask(host, Hello()))
     for answer in heard:
