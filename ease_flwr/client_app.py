@@ -32,10 +32,9 @@ from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Forget, Hello, pack, read_instruction, unpack
-from ease_flwr.exchange.transport import RAISED
+from ease_flwr.exchange.transport import RAISED, plain
 from ease_flwr.hosts import policy
 from ease_flwr.hosts.owner import Owner
-from ease_flwr.hosts.owners_log import plain
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import Told, Tombstones, salted
 

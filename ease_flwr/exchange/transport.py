@@ -96,5 +96,10 @@ def reason(reply: Message | None) -> str:
 
 def printable(said: str) -> str:
     """What a client has said, as one line of at most LINE characters that no terminal obeys."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in said[: 4 * LINE]).split())
-    return line if len(line) <= LINE else f"{line[:LINE]}..."
+    return plain(" ".join(said[: 4 * LINE].split()), LINE)
+
+
+def plain(text: object, most: int = 0) -> str:
+    """One line without anything that moves a terminal's cursor or hides what follows; most: characters, 0 is all."""
+    said = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(text))
+    return f"{said[: most - 1]}…" if most and len(said) > most else said

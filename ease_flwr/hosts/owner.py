@@ -13,8 +13,9 @@ from flwr.app import Message
 
 from ease_flwr.config import ConfigError, ForgetSet
 from ease_flwr.exchange.messages import read_instruction
+from ease_flwr.exchange.transport import plain
 from ease_flwr.hosts import owners_log
-from ease_flwr.hosts.owners_log import SHORT, plain
+from ease_flwr.hosts.owners_log import SHORT
 from ease_flwr.hosts.policy import Policy, RefusedError, read_policy
 from ease_flwr.store.files import locked
 

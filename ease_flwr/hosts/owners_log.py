@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ease_flwr.exchange.transport import plain
 from ease_flwr.hosts.policy import COUNTED
 from ease_flwr.hosts.writing import SECRET
 
@@ -70,12 +71,6 @@ def in_words(line: dict[str, Any]) -> str:
         if key in line:
             came = f"{key}: {line[key]}"
     return plain(f"{line.get('time', '?')}  {run}  {line.get('asked', '?')} {where}".rstrip() + f"  {came}")
-
-
-def plain(text: object, most: int = 0) -> str:
-    """One line without anything that moves a terminal's cursor or hides what follows; most: characters, 0 is all."""
-    said = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(text))
-    return f"{said[: most - 1]}…" if most and len(said) > most else said
 
 
 def _file(home: Path, now: datetime) -> Path:

@@ -17,8 +17,8 @@ import zipfile
 from pathlib import Path
 
 from ease_flwr.config import ConfigError
+from ease_flwr.exchange.transport import plain
 from ease_flwr.hosts import app
-from ease_flwr.hosts.owners_log import plain
 from ease_flwr.hosts.policy import POLICY, listed, read_policy
 from ease_flwr.hosts.settings import NODE, Host, read
 from ease_flwr.hosts.writing import give, put, remove
