@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import wards
 from benchmarks.machines import HOME, Network, TrialError, impossible
-from benchmarks.trial import ONE, RUNS, Trial
+from benchmarks.trial import CALLS, ONE, REACH, RUNS, Trial, last
 from ease_flwr.config.request import now
 from ease_flwr.hosts.processes import Family
 from ease_flwr.store.files import write_json
@@ -30,15 +30,6 @@ SKIPPED = 77
 """Exit status where there can be no machines."""
 FIRST = wards.HOSTS[:-1]
 SERVED = {"server": "ease-superlink.service", "proxy": "ease-proxy.service"}
-REACH = """python -c 'import socket; socket.create_connection(("10.77.0.2", {}), 3)'"""
-CALLS = """\
-import http.client, ssl
-for path in ("control/list-nodes", "control/start-run", "runtime/acquire-task", "fleet/register-node", "fleet/get-fab"):
-    connection = http.client.HTTPSConnection("10.77.0.2", 9092, context=ssl.create_default_context(cafile="ca.crt"), timeout=9)
-    connection.request("POST", f"/v1/{path}", headers={"Content-Type": "application/protobuf"})
-    print(path, connection.getresponse().status)
-"""
-"""What somebody calls who has ca.crt and the address; flwr's own programs call the same."""
 
 
 # ---- the steps ---------------------------------------------------------------------------------------------------------------
@@ -248,11 +239,6 @@ def moved(t: Trial) -> str:
     t.serve(t.server, HOME / "server", SERVED)
     t.online(*t.there())
     return last(t.ease(f"verify {ONE} --key {RUNS}/receipt-key.pub"))
-
-
-def last(said: str) -> str:
-    """The last line of what was said."""
-    return next((line for line in reversed(said.splitlines()) if line.strip()), "")
 
 
 ALWAYS = (init, server, hosts, learn)

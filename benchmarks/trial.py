@@ -16,6 +16,15 @@ from ease_flwr.config import APP
 RUNS = f"{HOME}/server/runs"
 ONE = f"{RUNS}/one"
 """The run of nearly all steps."""
+REACH = """python -c 'import socket; socket.create_connection(("10.77.0.2", {}), 3)'"""
+CALLS = """\
+import http.client, ssl
+for path in ("control/list-nodes", "control/start-run", "runtime/acquire-task", "fleet/register-node", "fleet/get-fab"):
+    connection = http.client.HTTPSConnection("10.77.0.2", 9092, context=ssl.create_default_context(cafile="ca.crt"), timeout=9)
+    connection.request("POST", f"/v1/{path}", headers={"Content-Type": "application/protobuf"})
+    print(path, connection.getresponse().status)
+"""
+"""What somebody calls who has ca.crt and the address; flwr's own programs call the same."""
 ANSWER_SECONDS = 600.0
 """Enough for a machine that does other things as well; nothing waits so long where all is well."""
 
@@ -124,3 +133,8 @@ class Trial:
         if not (lines := [line for line in self.log(run).splitlines() if re.search(pattern, line)]):
             raise TrialError(f"{run}: its log has no line {pattern!r}")
         return lines[-1]
+
+
+def last(said: str) -> str:
+    """The last line of what was said."""
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "")

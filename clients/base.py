@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from ease_flwr.model.adapters import AdaptedModel
 
-
 UNREADABLE = "its data cannot be read, its log says why"
 """What a roll call hears of a mistake that may quote data."""
 
@@ -156,10 +155,8 @@ class LoraClient(NumPyClient):
         instruction: Evaluate = read_instruction(config)
         theta = parameters[0]
         self.model.set(theta)
-        sets = {}
-        for name, chosen in self.data.evaluation(instruction.split, instruction.forget).items():
-            if not len(chosen.query):
-                continue
+        sets, there = {}, self.data.evaluation(instruction.split, instruction.forget)
+        for name, chosen in ((n, s) for n, s in there.items() if len(s.query)):
             i2t, t2i, similarity = self.judged(chosen, theta)
             sets[name] = counts(i2t, t2i, len(chosen.gallery.pairs), similarity if instruction.similarity else None)
         found = Evaluation.model_validate({"sets": sets})
