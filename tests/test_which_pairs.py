@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ease_flwr import clients, data
 from ease_flwr.config import ForgetSet, TrainConfig, told
-from ease_flwr.data.pairs import Pairs
+from ease_flwr.data.pairs import Pairs, withdrawn
 from ease_flwr.exchange.messages import Forget, Hello, Learn, Returning
 from ease_flwr.model import adapters
 from tests.small import small_experiment
@@ -61,7 +61,8 @@ def fits(forget, count):
 def known(pairs):
     """What a client has, of which nothing has a name."""
     barred = np.zeros(len(pairs), dtype=np.bool_)
-    return SimpleNamespace(train=pairs, labels=pairs.labels, digest="", ids=(), barred=barred, find=lambda pair: ())
+    found = {"train": pairs, "labels": pairs.labels, "digest": "", "ids": (), "barred": barred, "find": lambda pair: ()}
+    return SimpleNamespace(**found, named=lambda forget: withdrawn(forget, ME, pairs.labels))
 
 
 def a_client(labels, returning=0):
