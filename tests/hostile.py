@@ -86,7 +86,9 @@ numbers = st.one_of(
     st.integers(-5, 200),
     st.floats(allow_nan=True, allow_infinity=True),
 )
-leaves = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=9), st.sampled_from(["../x", "\x1b[2J", "a" * 300]))
+leaves = st.one_of(
+    st.none(), st.booleans(), numbers, st.text(max_size=9), st.sampled_from(["../x", "\x1b[2J", "a" * 300, *NAMES])
+)
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
 )
@@ -96,6 +98,15 @@ def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where something is in a tree of lists and dictionaries."""
     inside = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
     return [at, *(place for key, value in inside for place in places(value, (*at, key)))]
+
+
+def everywhere(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A tree with every number changed."""
+    if isinstance(tree, dict):
+        return {key: everywhere(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [everywhere(value, change) for value in tree]
+    return change(tree) if isinstance(tree, int | float) else tree
 
 
 @st.composite
@@ -109,11 +120,14 @@ def changed(draw: Any, tree: Any) -> Any:
         holder = found
         for key in way:
             holder = holder[key]
-        how = draw(st.sampled_from(["else", "number", "gone", "twice", "empty", "key"]))
+        how = draw(st.sampled_from(["else", "number", "below", "gone", "twice", "empty", "key"]))
         if how == "else":
             holder[last] = draw(values)
         elif how == "number" and isinstance(holder[last], int | float):
             holder[last] = holder[last] * draw(st.sampled_from([-1, 0, 2, 1000, 1e9])) + draw(st.integers(-3, 3))
+        elif how == "below":  # all of it, so that it fits together
+            by, more = draw(st.sampled_from([(0, 0), (-1, 0), (0, 1), (2, 0), (10**6, 0), (1e9, 0), (1, 1)]))
+            holder[last] = everywhere(holder[last], lambda number, by=by, more=more: number * by + more)
         elif how == "gone":
             del holder[last]
         elif how == "twice" and isinstance(holder, list):
@@ -158,9 +172,10 @@ broken = st.builds(
         st.integers(0, 1000).map(lambda at: _cut(GOOD, at)),
     ),
 )
-records = st.dictionaries(st.sampled_from(["adapters", "step", "", "../x"]), arrays | broken, max_size=3).map(
-    lambda found: ArrayRecord(found)
-)
+records = st.one_of(
+    st.fixed_dictionaries({"adapters": arrays | broken}),
+    st.dictionaries(st.sampled_from(["adapters", "step", "", "../x"]), arrays | broken, max_size=3),
+).map(lambda found: ArrayRecord(found))
 metric = st.one_of(
     st.integers(-(2**62), 2**62), st.floats(), st.lists(st.integers(-5, 5), max_size=9), st.lists(st.floats(), max_size=3)
 )
