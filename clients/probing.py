@@ -11,13 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs
-from ease_flwr.exchange.examined import MemberHits
+from ease_flwr.exchange.examined import MOST, MemberHits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST = 200
-"""Pairs a probe looks at, at most, on either side."""
 ENOUGH = 10
 """Pictures of each label on which relearning is judged, at least: gallery groups are taken until there are so many."""
 

@@ -47,10 +47,10 @@ class Clients:
         """What they were asked, round by round."""
         self.notified: list[frozenset[str]] = []
         """Who had its first message already, round by round."""
-        self.usual: list[float] = []
+        self.usual: list[dict[str, float]] = []
         """How long an update was usually, as far as was known, round by round."""
 
-    def train(self, federation: Any, theta: Any, requests: Any, notified: Any, before: Any, usual: float) -> Trained:
+    def train(self, federation: Any, theta: Any, requests: Any, notified: Any, before: Any, usual: Any) -> Trained:
         """In place of ease_flwr.exchange.training.train."""
         self.asked.append({n: r.instruction for n, r in requests.items()})
         self.notified.append(notified)

@@ -44,14 +44,14 @@ def sending(record):
 
 def test_it_claimed_more_pairs_than_all_others_and_owned_the_average():
     found, _ = training(moved(ONES, 0.1, examples=2**40), 0.0, pairs=2**40)
-    assert found.updates[HOSTILE].examples == 20 * 100
-    assert mean(found.updates)[0] == pytest.approx(1 + 0.1 * 2000 / 2300)
+    assert found.updates[HOSTILE].examples == 10 * 100
+    assert mean(found.updates)[0] == pytest.approx(1 + 0.1 * 1000 / 1300)
 
 
 def test_it_sent_a_step_of_any_length_to_be_added():
     found, said = training(moved(ONES, 1e6))
     assert np.linalg.norm(found.updates[HOSTILE].adapters - ONES) == pytest.approx(0.01 * np.sqrt(P), rel=1e-3)
-    assert said == [f"{HOSTILE}: update of norm 2.45e+06 shortened to 0.0245, which is usual (federation.norm_bound)"]
+    assert said == [f"{HOSTILE}: update of norm 2.45e+06 cut to 0.0245, which is usual (federation.norm_bound)"]
 
 
 def test_an_archive_in_place_of_an_array_ended_the_run(tmp_path):
@@ -95,13 +95,36 @@ def test_counts_that_cannot_be_ended_every_resume(said, why, tmp_path):
 
 
 def test_a_judgement_of_a_million_queries_was_everybodys():
-    bad = {"sets": {"test": {"images": 10**6, "texts": 10**6, "i2t": [10**6] * 3, "t2i": [10**6] * 3, "gallery": 10**6}}}
-    f, heard = between(plain({"now": {"sets": {"test": SET}}}), plain({"now": bad}))
+    million = {"images": 10**6, "texts": 10**6, "i2t": [10**6] * 3, "t2i": [10**6] * 3, "gallery": 10**6}
+    f, heard = between(plain({"now": {"sets": {"test": SET}}}), plain({"now": {"sets": {"test": million}}}))
     answers, _ = evaluation.evaluate(f, {"now": ONES}, Evaluate())
+    assert answers["now"][HOSTILE].sets["test"].images == 10 * 5
+    assert pool(answers["now"]).sets["test"]["n"] == 10 * 5 + 3 * 5
+    assert heard == [
+        f"{HOSTILE}: its 1000000 queries of test count as 50, 10 times the median (federation.weight_bound)",
+    ]
+
+
+def test_the_same_in_a_judgement_that_comes_with_training():
+    million = {"images": 10**6, "texts": 10**6, "i2t": [10**6] * 3, "t2i": [10**6] * 3, "gallery": 10**6}
+    good, bad = (moved(ONES, 0.01, judged={"sets": {"test": found}}) for found in (SET, million))
+    f, heard = between(good, bad)
+    found = train(f, ONES, instruct(), before=Evaluate())
+    assert found.updates[HOSTILE].judged.sets["test"].images == 50
+    assert heard == [f"{HOSTILE}: its 1000000 queries of test count as 50, 10 times the median (federation.weight_bound)"]
+
+
+def test_a_set_that_nobody_else_has_stood_for_all_that_was_forgotten():
+    """The sum of forget_exclusive and forget_shared is what was forgotten, where a world has these."""
+    alone = {"images": 1, "texts": 1, "i2t": [0, 0, 0], "t2i": [0, 0, 0], "gallery": 1}
+    good = {"sets": {"forget": SET, "retain": SET}}
+    bad = {"sets": {"forget_exclusive": alone, "retain": SET}}
+    photographs = {"data.kind": "photographs", "data.root": "/x"}
+    f, heard = between(plain({"now": good}), plain({"now": bad}), **photographs)
+    answers, _ = evaluation.evaluate(f, {"now": ONES}, Evaluate(forget=FORGET))
     assert HOSTILE not in answers["now"]
     assert heard == [
-        f"{HOSTILE} failed, left out of the judgement: 1000000 queries of test, where 100 are 20 times the median "
-        "(federation.weight_bound)"
+        f"{HOSTILE} failed, left out of the judgement: an answer about forget_exclusive, which photographs do not have"
     ]
 
 

@@ -6,12 +6,18 @@ from ease_flwr.strategies.ordinary import Learning
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ease_flwr.config import ForgetSet, TrainConfig
 from ease_flwr.exchange.answers import Update
 from ease_flwr.exchange.bounds import Usual, in_proportion, most_pairs
+from ease_flwr.exchange.messages import Forget, Learn
 from ease_flwr.exchange.rounds import Plan
 from tests.server_half import Clients, context, run, update
 
 THETA = np.array([1, 0], np.float32)
+LEARN = Learn(phase="learn", round=1, train=TrainConfig())
+FORGET = Forget(
+    phase="learn", round=1, train=TrainConfig(), objective="npo", forget=ForgetSet(scenario="class", targets=("x",))
+)
 
 
 def moved(*lengths, step=None):
@@ -20,6 +26,11 @@ def moved(*lengths, step=None):
         name: Update(name, THETA + np.array([0, far], np.float32), step, {"num-examples": 1})
         for name, far in zip("abcdefgh", lengths, strict=False)
     }
+
+
+def bounded(updates, usual=0.0, job=LEARN):
+    """Twenty times as long as is usual, which all of them are asked."""
+    return in_proportion(THETA, updates, dict.fromkeys(updates, job), 20.0, {"contrastive": usual} if usual else {})
 
 
 def lengths(found):
@@ -35,32 +46,42 @@ def test_pairs_count_up_to_a_multiple_of_the_median(pairs, most):
 
 
 def test_two_answers_are_set_beside_earlier_rounds():
-    found, said = in_proportion(THETA, moved(1, 50), 20.0, usual=2.0)
+    found, said = bounded(moved(1, 50), usual=2.0)
     assert lengths(found) == [1, 2]
-    assert said == {"b": "update of norm 50 shortened to 2, which is usual (federation.norm_bound)"}
+    assert said == {"b": "update of norm 50 cut to 2, which is usual (federation.norm_bound)"}
 
 
 def test_one_answer_of_the_first_round_is_set_beside_the_adapters():
-    assert lengths(in_proportion(THETA, moved(19), 20.0, usual=0.0)[0]) == [19]
-    assert lengths(in_proportion(THETA, moved(21), 20.0, usual=0.0)[0]) == [1]
+    assert lengths(bounded(moved(1.9))[0]) == [np.float32(1.9)]
+    assert lengths(bounded(moved(2.1))[0]) == pytest.approx([0.1])
+
+
+def test_another_objective_has_another_length():
+    """Directions, or steps at a rate of their own, are not set beside what learning was like."""
+    assert bounded(moved(18, 18, 18), usual=0.1, job=FORGET)[1] == {}
+    assert bounded(moved(1.5), usual=0.01, job=FORGET)[1] == {}
+    both = LEARN.model_copy(update={"beside": FORGET})
+    found, said = bounded(moved(0.1, step=np.array([0, 1.5], np.float32)), usual=0.01, job=both)
+    assert said == {}
+    assert found["a"].step.tolist() == [0, 1.5]
 
 
 def test_a_median_of_nothing_sets_no_bound_of_its_own():
-    found, said = in_proportion(THETA, moved(0, 0, 0, 30), 20.0, usual=1.0)
+    found, said = bounded(moved(0, 0, 0, 30), usual=1.0)
     assert lengths(found) == [0, 0, 0, 1]
     assert list(said) == ["d"]
 
 
 def test_a_median_that_most_clients_have_lifted_is_not_believed():
-    found, said = in_proportion(THETA, moved(1, 1000, 1000), 20.0, usual=1.0)
+    found, said = bounded(moved(1, 1000, 1000), usual=1.0)
     assert lengths(found) == [1, 1, 1]
     assert sorted(said) == ["b", "c"]
 
 
 def test_steps_that_are_added_are_bounded_as_well():
     long = np.array([30, 40], np.float32)
-    found, said = in_proportion(THETA, moved(1, step=long), 20.0, usual=1.0)
-    assert found["a"].step.tolist() == pytest.approx([0.6, 0.8])
+    found, said = bounded(moved(1, step=long), usual=1.0, job=LEARN.model_copy(update={"beside": FORGET}))
+    assert found["a"].step.tolist() == pytest.approx([0.06, 0.08])  # a tenth of the length of the adapters
     assert lengths(found) == [1]  # the other half stays as it was
     assert list(said) == ["a"]
 
@@ -72,10 +93,10 @@ def test_steps_that_are_added_are_bounded_as_well():
 )
 def test_no_update_is_longer_than_it_may_and_whatever_is_usual_stays(far, usual, times):
     before = moved(*far)
-    after, said = in_proportion(THETA, before, times, usual)
+    after, said = in_proportion(THETA, before, dict.fromkeys(before, LEARN), times, {"contrastive": usual} if usual else {})
     assert list(after) == list(before)
-    earlier = usual or 1.0
-    limit = times * times * earlier  # of a median that is itself just in proportion
+    middle = float(np.median(np.abs(far)))
+    limit = times * times * usual if usual else max(2.0, times * middle)  # of a median that is itself just in proportion
     for name in before:
         assert np.isfinite(after[name].adapters).all()
         assert (after[name] is before[name]) == (name not in said)
@@ -83,17 +104,18 @@ def test_no_update_is_longer_than_it_may_and_whatever_is_usual_stays(far, usual,
 
 
 def test_what_is_usual_is_the_median_of_the_rounds():
-    usual = Usual(7.0)
-    assert usual.length == 7
+    usual = Usual({"contrastive": 7.0, "npo": 2.0})
+    assert usual.lengths == {"contrastive": 7, "npo": 2}
     for far in (1, 5, 3):
-        usual.add(THETA, moved(far, far, far + 100))
-    usual.add(THETA, {})
-    assert usual.length == 3
+        found = moved(far, far, far + 100)
+        usual.add(THETA, found, dict.fromkeys(found, LEARN))
+    usual.add(THETA, {}, {})
+    assert usual.lengths == {"contrastive": 3, "npo": 2}
 
 
 def test_rounds_tell_the_next_one_what_is_usual(monkeypatch):
     clients = Clients(lambda theta, requests: {n: update(n, theta + np.float32(3)) for n in requests})
     method = Learning(context(np.zeros(4), forget=None))
-    found = run(monkeypatch, clients, method, [0, 0, 0, 0], Plan("learn", 3, usual=0.5))
-    assert clients.usual == [0.5, 6, 6]
-    assert found.usual == 6
+    found = run(monkeypatch, clients, method, [0, 0, 0, 0], Plan("learn", 3, usual={"contrastive": 0.5}))
+    assert clients.usual == [{"contrastive": 0.5}, {"contrastive": 6}, {"contrastive": 6}]
+    assert found.usual == {"contrastive": 6}

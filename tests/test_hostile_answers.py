@@ -104,7 +104,7 @@ def test_of_a_judgement(said):
         assert {*NAMES} - {HOSTILE} <= {*by_client}
         for found in pool(by_client).sets.values():
             assert 0 <= found["r1"] <= 100
-            assert found["n"] <= 4 * PAIRS + 15 * 20
+            assert found["n"] <= 5 * (3 + 10)
 
 
 @pytest.mark.slow

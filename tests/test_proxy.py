@@ -206,7 +206,23 @@ def test_who_asks_too_often_or_too_slowly_is_refused(tmp_path):
 
 PIECES = [
     *("", "v1", "fleet", "control", "get-run", "push-object", "list-nodes", "start-run", "v1/fleet/get-run", "FLEET"),
-    *("get-run%20", "fleet%2fget-run", "..", ".", "%2e%2e", "%2E.", "%252e%252e", "%c0%ae", ";", "%00", "%0d%0a", "%2f", "%5c"),
+    *(
+        "get-run%20",
+        "fleet%2fget-run",
+        "..",
+        ".",
+        "%2e%2e",
+        "%2E.",
+        "%252e%252e",
+        "%c0%ae",
+        ";",
+        "%00",
+        "%0d%0a",
+        "get-run%0a",
+        "%0a",
+        "%2f",
+        "%5c",
+    ),
     *("\\", "?", "#"),
 ]
 """Of which paths are made: names, and ways to hide some behind others."""

@@ -93,7 +93,7 @@ def test_updates_out_of_proportion_are_shortened(long):
     found = ask(federation(sending(long), said=said), np.zeros(P, np.float32))
     usual, length = np.linalg.norm(GOOD * 1e-3), np.linalg.norm(long.astype(np.float64))
     assert found.updates["client-1"].adapters == pytest.approx(long / length * usual, rel=1e-5)
-    why = f"update of norm {length:.3g} shortened to 0.00167, which is usual (federation.norm_bound)"
+    why = f"update of norm {length:.3g} cut to 0.00167, which is usual (federation.norm_bound)"
     assert said == [f"client-1: {why}"]
     assert found.failures == ({"phase": "learn", "round": 1, "client": "client-1", "why": why},)
 

@@ -34,9 +34,10 @@ class FederationConfig(Section):
     """Adapters travel in half precision: they go out rounded to float16, and what rounding left over is added to the next
     round's (error feedback, Seide et al. 2014; Karimireddy et al., arXiv 1901.09847); clients send their change in float16."""
     norm_bound: float = Field(20.0, gt=1)
-    """An update that is so many times longer than the median of its round, or than is usual in the run, is shortened to it."""
-    weight_bound: float = Field(20.0, ge=1)
-    """The pairs of one client count for so many times the median of all clients at most, whatever it says that it has."""
+    """An update that is more than so many times as long as is usual is cut to what is usual: the median of its round, or of
+    earlier rounds (docs/security.md)."""
+    weight_bound: float = Field(10.0, ge=1)
+    """What one client says that it has, and that it has judged, counts for so many times the median of all clients at most."""
     sizes: tuple[str, ...] = operational(())
     """NAME:PAIRS, as their owners have told the operator: who says that it has more takes no part."""
     quorum: float = operational(1.0, gt=0, le=1)

@@ -7,8 +7,9 @@ earlier rounds of the run (norm clipping: Sun et al., arXiv 1911.07963).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from ease_flwr.exchange.answers import Update
 Vector = NDArray[np.float32]
 FEW = 3
 """From so many answers on their median says what is usual in a round."""
+NEW = 2.0
+"""Lengths of the adapters that an update may have where nothing else is known of its objective."""
 
 
 def most_pairs(pairs: Collection[int], times: float) -> int:
@@ -28,61 +31,76 @@ def most_pairs(pairs: Collection[int], times: float) -> int:
 
 @dataclass
 class Usual:
-    """How long an update usually is, from the rounds of a run so far."""
+    """How long an update of each objective usually is, from the rounds of a run so far."""
 
-    before: float = 0.0
-    """What was usual in earlier phases; 0: there were none."""
-    rounds: list[float] = field(default_factory=list)
-    """Median of each round of this phase."""
+    before: Mapping[str, float] = field(default_factory=dict)
+    """By objective: what was usual in earlier phases."""
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    """By objective: median of each round of this phase."""
 
     @property
-    def length(self) -> float:
-        """The median of the rounds of this phase, before the first that of the earlier ones; 0 where there are none."""
-        return statistics.median(self.rounds) if self.rounds else self.before
+    def lengths(self) -> dict[str, float]:
+        """By objective: the median of the rounds of this phase, or where there are none, of the earlier ones."""
+        return {**self.before, **{objective: statistics.median(found) for objective, found in self.rounds.items()}}
 
-    def add(self, before: Vector, updates: Mapping[str, Update]) -> None:
-        """Take in the updates of a round that began with the adapters `before`."""
-        if updates:
-            self.rounds.append(statistics.median(max(_lengths(before, u)) for u in updates.values()))
+    def add(self, theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any]) -> None:
+        """Take in a round: the adapters that it began with, what came back, and what each client was asked (Learn, Forget)."""
+        for objective, found in _by_objective(theta, updates, jobs).items():
+            self.rounds.setdefault(objective, []).append(statistics.median(found.values()))
 
 
 def in_proportion(
-    theta: Vector, updates: Mapping[str, Update], times: float, usual: float
+    theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any], times: float, usual: Mapping[str, float]
 ) -> tuple[dict[str, Update], dict[str, str]]:
     """The updates of a round, and a line about each that was shortened.
 
-    What is more than `times` as long as is usual is shortened to what is usual: the median of the round, of three answers or
-    more, unless that is itself out of proportion; else the median of earlier rounds; in the first round of all the length of
-    the adapters themselves.  theta: the adapters that the round began with.  usual: see Usual.length.
+    What is more than `times` as long as is usual for its objective is cut to what is usual. That is the median of the round, of
+    three answers or more, unless it is itself out of proportion to earlier rounds; else what earlier rounds had. Where there
+    are no earlier ones, and one or two answers, an update may be NEW times as long as the adapters.
+
+    theta: the adapters that the round began with.  jobs: what each was asked.  usual: see Usual.lengths.
     """
-    lengths = {n: _lengths(theta, u) for n, u in updates.items()}
-    limit = _reference([max(found) for found in lengths.values()], times, usual or float(np.linalg.norm(theta)))
+    limits = {
+        objective: _reference([*found.values()], times, usual.get(objective, 0.0)) or NEW / times * float(np.linalg.norm(theta))
+        for objective, found in _by_objective(theta, updates, jobs).items()
+    }
     out, said = dict(updates), {}
-    for name, found in lengths.items():
-        if 0 < times * limit < max(found):
-            out[name] = _shortened(theta, updates[name], limit, times)
-            said[name] = f"update of norm {max(found):.3g} shortened to {limit:.3g}, which is usual (federation.norm_bound)"
+    for name, update in updates.items():
+        parts = {part: (length, limits[objective]) for part, objective, length in _parts(theta, update, jobs[name])}
+        if long := {part: of for part, of in parts.items() if 0 < times * of[1] < of[0]}:
+            length, limit = max(long.values())
+            out[name] = _shortened(theta, update, {part: of[1] / of[0] for part, of in long.items()})
+            said[name] = f"update of norm {length:.3g} cut to {limit:.3g}, which is usual (federation.norm_bound)"
     return out, said
 
 
 def _reference(lengths: Sequence[float], times: float, earlier: float) -> float:
-    """What is usual now."""
+    """What is usual now; 0 where nothing says it."""
     middle = statistics.median(lengths) if len(lengths) >= FEW else 0.0
-    return middle if 0 < middle <= times * earlier or not earlier else earlier
+    return middle if middle and (not earlier or middle <= times * earlier) else earlier
 
 
-def _lengths(theta: Vector, update: Update) -> tuple[float, ...]:
-    """Norm of what changed, and of what a second job changed."""
-    moved = (update.adapters.astype(np.float64) - theta, *(() if update.step is None else (update.step.astype(np.float64),)))
-    return tuple(float(np.linalg.norm(m)) for m in moved)
+def _parts(theta: Vector, update: Update, job: Any) -> Iterator[tuple[str, str, float]]:
+    """(part, objective, norm) of what changed, and of what a second job changed."""
+    yield "adapters", job.objective, float(np.linalg.norm(update.adapters.astype(np.float64) - theta))
+    if update.step is not None:
+        yield "step", job.beside.objective, float(np.linalg.norm(update.step.astype(np.float64)))
 
 
-def _shortened(theta: Vector, update: Update, limit: float, times: float) -> Update:
-    """The update with each part that is too long as long as `limit`, its direction as it was."""
+def _by_objective(theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """objective -> client -> norm."""
+    found: dict[str, dict[str, float]] = {}
+    for name, update in updates.items():
+        for _, objective, length in _parts(theta, update, jobs[name]):
+            found.setdefault(objective, {})[name] = length
+    return found
 
-    def short(moved: NDArray[np.float64]) -> Vector:
-        length = float(np.linalg.norm(moved))
-        return np.asarray(moved * (limit / length if length > times * limit else 1.0), dtype=np.float32)
 
-    step = None if update.step is None else short(update.step.astype(np.float64))
-    return replace(update, adapters=theta + short(update.adapters.astype(np.float64) - theta), step=step)
+def _shortened(theta: Vector, update: Update, by: Mapping[str, float]) -> Update:
+    """The update with these parts at so much of their length, their direction as it was."""
+    adapters, step = update.adapters, update.step
+    if "adapters" in by:
+        adapters = theta + np.asarray((adapters.astype(np.float64) - theta) * by["adapters"], dtype=np.float32)
+    if step is not None and "step" in by:
+        step = np.asarray(step.astype(np.float64) * by["step"], dtype=np.float32)
+    return replace(update, adapters=adapters, step=step)

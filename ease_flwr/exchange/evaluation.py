@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from ease_flwr.config import Section, Union, digest
+from ease_flwr.config import Union, digest
 from ease_flwr.exchange import fitting
 from ease_flwr.exchange.answers import read_models
 from ease_flwr.exchange.examined import Examination
@@ -22,7 +22,7 @@ from ease_flwr.exchange.transport import printable, reason
 from ease_flwr.store.cost import Cost
 
 Models = Mapping[str, NDArray[Any]]
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", Evaluation, Examination)
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, Evaluation]], Cost]:
     """Answers model -> client -> what it counted, of these clients or of all, and what it cost. Raises FederationError."""
     asked = federation.clients if names is None else names
-    own = _own(federation)
+    own = federation.judged_on
 
     def fits(client: str, said: Mapping[str, Evaluation]) -> None:
         fitting.judged(question, said, own.get(client))
@@ -45,18 +45,13 @@ def examine(
 
     Raises FederationError.
     """
-    own = _own(federation)
+    own = federation.judged_on
 
     def fits(client: str, said: Mapping[str, Examination]) -> None:
         asked: Any = requests[client].instruction
         fitting.examined(asked, said, own.get(client))
 
     return _ask(federation, models, requests, Examination, fits)
-
-
-def _own(federation: Federation) -> Mapping[str, int]:
-    """Pairs of each client, where it is judged on these; in personas it is judged on others."""
-    return {} if federation.experiment.data.kind == "personas" else federation.pairs
 
 
 def _ask(
@@ -79,14 +74,11 @@ def _ask(
                 read[n] = found
             except ValueError as error:
                 failures[n] = printable(str(error))
-        common = {n: fitting.common(a) for n, a in read.items()}
-        for n, why in fitting.out_of_proportion(common, federation.experiment.federation.weight_bound).items():
-            del read[n]
-            failures[n] = why
+        read, heavy = fitting.weighed(read, federation.experiment.federation.weight_bound)
         answers = {n: {m: a.model_dump(mode="json") for m, a in by_model.items()} for n, by_model in read.items()}
         federation.check_quorum(answers, failures)
         cost = replace(spent, seconds=time.monotonic() - started)
-        said = [f"{n} failed, left out of the judgement: {why}" for n, why in failures.items()]
+        said = [*heavy, *(f"{n} failed, left out of the judgement: {why}" for n, why in failures.items())]
         return Exchange({"answers": answers, "cost": asdict(cost), "said": said})
 
     asked = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from ease_flwr.config import Section
-from ease_flwr.exchange.judgement import Cosine, SetName
+from ease_flwr.exchange.judgement import Cosine, SetName, evenly
 
 Numbers = tuple[FiniteFloat, ...]
 BATCH_SEEDS = 4
@@ -18,6 +19,9 @@ CROSS_STEPS = 2
 """Of relearning with one tower alone."""
 Score = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
 """Of a classifier, or a loss: a bound that no sum of them leaves the numbers by."""
+MOST = 200
+"""Pairs that a probe looks at, at most, on either side."""
+Scores = Annotated[tuple[Score, ...], Field(max_length=MOST)]
 Features = tuple[Score, Score, Score, Score]
 """By which membership is attacked, clients/audit.py: FEATURES."""
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -47,6 +51,25 @@ class ExaminedSet(Section):
             raise ValueError(f"{' or '.join(map(str, sorted(lengths)))} image queries with {texts}")
         return self
 
+    @property
+    def queries(self) -> int:
+        """How many images were looked for."""
+        return len(self.i2t)
+
+    def at_most(self, queries: int) -> ExaminedSet:
+        """The same of at most so many image queries, spread evenly."""
+        if len(self.i2t) <= queries:
+            return self
+        ends = list(accumulate(self.captions))
+        texts = [self.t2i[end - n : end] for n, end in zip(self.captions, ends, strict=True)]
+        return ExaminedSet(
+            i2t=evenly(self.i2t, queries),
+            t2i=tuple(rank for of in evenly(texts, queries) for rank in of),
+            captions=evenly(self.captions, queries),
+            similarity=evenly(self.similarity, queries),
+            labels=evenly(self.labels, queries),
+        )
+
 
 class MemberHits(Section):
     """Partners that a probe found first among the queries about one label; a pair without a label stands by itself."""
@@ -73,9 +96,9 @@ class Examination(Section):
     """What one client answered about one model in an audit. Probes that were not asked for, or did not apply, are empty."""
 
     sets: dict[SetName, ExaminedSet]
-    member: tuple[Features, ...] = ()
+    member: tuple[Features, ...] = Field((), max_length=MOST)
     """Features of forgotten training pairs, a row a pair (clients/audit.py: FEATURES)."""
-    stranger: tuple[Features, ...] = ()
+    stranger: tuple[Features, ...] = Field((), max_length=MOST)
     """The same of pairs like them that nobody trained on."""
     member_labels: Numbers = ()
     """What the forgotten pairs of membership and linear probe are about, as in ExaminedSet."""
@@ -93,7 +116,7 @@ class Examination(Section):
     """After learning them again with one tower alone."""
     swap: dict[Literal["visual", "text"], tuple[MemberHits, ...]] = Field(default_factory=dict)
     """Without learning: with this tower of the model and the other one of the retrained model."""
-    probe: tuple[tuple[Score, ...], tuple[Score, ...]] | None = None
+    probe: tuple[Scores, Scores] | None = None
     """Scores of a linear classifier on embeddings, of the forgotten pairs and of those that nobody trained on."""
     cka: dict[Literal["forget", "public"], tuple[Cosine, Cosine]] = Field(default_factory=dict)
     """Linear CKA to the retrained model, image and text."""

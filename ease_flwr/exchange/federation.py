@@ -62,6 +62,11 @@ class Federation:
         """The federation once these clients are gone."""
         return replace(self, roster=self.roster.without(names))
 
+    @property
+    def judged_on(self) -> Mapping[str, int]:
+        """Pairs of each client, where it is judged on these; in personas it is judged on others."""
+        return {} if self.experiment.data.kind == "personas" else self.pairs
+
     def with_pairs(self, pairs: Mapping[str, int]) -> Federation:
         """The same, with other numbers of training pairs of these clients."""
         return replace(self, roster=replace(self.roster, pairs={**self.pairs, **pairs}))

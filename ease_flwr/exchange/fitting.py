@@ -6,20 +6,21 @@ What one answer can contradict by itself, its type refuses (judgement.py, examin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ease_flwr.exchange.answers import MOST_PAIRS
 from ease_flwr.exchange.bounds import most_pairs
 from ease_flwr.exchange.examined import Examination, ExaminedSet, MemberHits
-from ease_flwr.exchange.judgement import Evaluation, SetCounts, SetName
+from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Audit, Evaluate
 
 CAPTIONS = 1000
 """So many captions no picture has."""
-COMMON: SetName = "test"
-"""The set that the clients share out among themselves."""
 OWN = ("forget", "retain")
 """Sets of photographs whose queries are pairs that the client trains on, or has trained on."""
+PHOTOGRAPHS = (*OWN, "test", "neighbours")
+"""All sets of photographs."""
+A = TypeVar("A", Evaluation, Examination)
 ANSWERED = {
     "membership": ("member", "stranger"),
     "relearning": ("relearn", "regained"),
@@ -58,20 +59,25 @@ def examined(question: Audit, said: Mapping[str, Examination], pairs: int | None
         _same(model, _shape(answer), _shape(next(iter(said.values()))))
 
 
-def common(said: Mapping[str, Any]) -> int:
-    """How many queries of COMMON one client has judged, in an Evaluation or Examination of every model."""
-    found = next(iter(said.values())).sets.get(COMMON)
-    return 0 if found is None else found.images if isinstance(found, SetCounts) else len(found.i2t)
+def weighed(said: Mapping[str, Mapping[str, A]], times: float) -> tuple[dict[str, dict[str, A]], list[str]]:
+    """Answers client -> model -> what it found, no set of which counts for more than `times` the median of those who have it,
+    the lower one of two; and a line about each that counts for less than it says. times: federation.weight_bound."""
+    queries: dict[str, dict[str, int]] = {}
+    for client, by_model in said.items():
+        for name, found in next(iter(by_model.values())).sets.items():
+            queries.setdefault(name, {})[client] = found.queries
+    most = {name: most_pairs(of.values(), times) for name, of in queries.items()}
+    lines = [
+        f"{client}: its {count} queries of {name} count as {most[name]}, {times:g} times the median (federation.weight_bound)"
+        for name, of in queries.items()
+        for client, count in of.items()
+        if count > most[name]
+    ]
 
+    def less(answer: A) -> A:
+        return answer.model_copy(update={"sets": {n: found.at_most(most[n]) for n, found in answer.sets.items()}})
 
-def out_of_proportion(queries: Mapping[str, int], times: float) -> dict[str, str]:
-    """Who says that it has judged so many queries of the common set that its answer would be everybody's, and why not.
-
-    queries: of COMMON, by client.  times: of their median, as of federation.weight_bound.
-    """
-    most = most_pairs(queries.values(), times)
-    why = f"queries of {COMMON}, where {most} are {times:g} times the median (federation.weight_bound)"
-    return {n: f"{count} {why}" for n, count in queries.items() if count > most}
+    return {client: {m: less(answer) for m, answer in by_model.items()} for client, by_model in said.items()}, lines
 
 
 def _sets(question: Evaluate | Audit, sizes: Mapping[str, int], pairs: int | None) -> None:
@@ -79,6 +85,8 @@ def _sets(question: Evaluate | Audit, sizes: Mapping[str, int], pairs: int | Non
     for name, size in sizes.items():
         if (name.startswith("forget") or name == "neighbours") and not question.forget:
             raise ValueError(f"an answer about {name}, and nothing is to be forgotten")
+        if pairs is not None and name not in PHOTOGRAPHS:
+            raise ValueError(f"an answer about {name}, which photographs do not have")
         if pairs is not None and name in OWN and size > pairs:
             raise ValueError(f"{name}: {size} queries of {pairs} pairs")
 

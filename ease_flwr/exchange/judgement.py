@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, model_validator
 
 from ease_flwr.config import Section
 
+T = TypeVar("T")
 KS = (1, 5, 10)
 """Recall is counted at these ranks."""
 SetName = Literal[
@@ -69,11 +70,35 @@ class SetCounts(Section):
             similarity=self.similarity + other.similarity,
         )
 
+    @property
+    def queries(self) -> int:
+        """How many images were looked for."""
+        return self.images
+
+    def at_most(self, queries: int) -> SetCounts:
+        """The same shares of at most so many image queries."""
+        if self.images <= queries:
+            return self
+        by = queries / self.images
+        texts = max(1, int(self.texts * by))
+        found = {"images": queries, "texts": texts, "i2t": _scaled(self.i2t, by, queries), "t2i": _scaled(self.t2i, by, texts)}
+        return SetCounts(**found, gallery=self.gallery, similarity=evenly(self.similarity, queries))
+
     def percent(self) -> dict[str, Any]:
         """Recall in percent: {"i2t": {"r1", "r5", "r10"}, "t2i": {...}, "r1": mean of both directions}."""
         i2t = {f"r{k}": 100 * h / self.images for k, h in zip(KS, self.i2t, strict=True)}
         t2i = {f"r{k}": 100 * h / self.texts for k, h in zip(KS, self.t2i, strict=True)}
         return {"i2t": i2t, "t2i": t2i, "r1": (i2t["r1"] + t2i["r1"]) / 2}
+
+
+def _scaled(hits: Hits, by: float, most: int) -> Hits:
+    first, fifth, tenth = (min(most, round(h * by)) for h in hits)
+    return first, fifth, tenth
+
+
+def evenly(values: Sequence[T], count: int) -> tuple[T, ...]:
+    """So many of these values, spread evenly over all of them; all where there are no more."""
+    return tuple(values[i * len(values) // count] for i in range(count)) if len(values) > count else tuple(values)
 
 
 def _added(a: Hits, b: Hits) -> Hits:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -68,8 +68,8 @@ class Plan:
     """Whose; none named: everybody's."""
     evaluation_request: Callable[[int], Evaluate | None] = lambda round: None
     """The evaluation of the adapters before a round, if clients are to do one with its training."""
-    usual: float = 0.0
-    """Length of an update in the earlier phases of the run, see bounds.Usual; 0: there were none."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """By objective, length of an update in the earlier phases of the run, see bounds.Usual."""
     report: Callable[[Progress], None] = lambda progress: None
     """Told after every round."""
     over: Callable[[int, Vector], bool] = lambda round, theta: False
@@ -83,8 +83,8 @@ class Outcome:
     theta: Vector
     cost: Cost
     failures: tuple[dict[str, Any], ...]
-    usual: float
-    """Length of an update in these rounds."""
+    usual: dict[str, float]
+    """By objective, length of an update in these rounds."""
 
 
 def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan) -> Outcome:
@@ -100,12 +100,12 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
     for round in range(plan.first, last + 1):
         requests = drawn(federation.experiment, plan.phase, round, method.requests(round))
         before, unsent = sendable(federation.experiment, theta, unsent)
-        trained = train(federation, before, requests, notified, plan.evaluation_request(round), usual.length)
+        trained = train(federation, before, requests, notified, plan.evaluation_request(round), usual.lengths)
         meter.add(trained.cost)
         notified, updates = trained.notified, trained.updates
         failures += trained.failures
         with meter.on_server():
-            usual.add(before, updates)
+            usual.add(before, updates, {n: r.instruction for n, r in requests.items()})
             if plan.history is not None:
                 total = sum(u.examples for u in updates.values())
                 for name, update in ((n, u) for n, u in updates.items() if not plan.recorded or n in plan.recorded):
@@ -118,7 +118,7 @@ def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan
         plan.report(Progress(plan.phase, round, last, len(requests), updates, before, theta, meter.spent))
         if round == last:
             break
-    return Outcome(theta, meter.spent, tuple(failures), usual.length)
+    return Outcome(theta, meter.spent, tuple(failures), usual.lengths)
 
 
 def sendable(experiment: Experiment, theta: Vector, unsent: Vector) -> tuple[Vector, Vector]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ease_flwr.config import digest
+from ease_flwr.exchange import fitting
 from ease_flwr.exchange.answers import Update, read_update
 from ease_flwr.exchange.bounds import in_proportion
 from ease_flwr.exchange.federation import Federation, Request
@@ -43,13 +44,13 @@ def train(
     requests: Mapping[str, Request],
     notified: frozenset[str] = frozenset(),
     before: Evaluate | None = None,
-    usual: float = 0.0,
+    usual: Mapping[str, float] | None = None,
 ) -> Trained:
     """One round from the adapters theta, float32 (p,). Raises FederationError below the quorum.
 
     notified: clients that have their `once` arrays already.
     before: the evaluation of theta that everybody asked does first, in the same message.
-    usual: length of an update so far in the run, see bounds.Usual; 0: there was none.
+    usual: by objective, length of an update so far in the run, see bounds.Usual.
     """
     how = {"before": before, "half": federation.experiment.federation.half}
     jobs: dict[str, Any] = {n: r.instruction for n, r in requests.items()}
@@ -58,7 +59,7 @@ def train(
 
     def exchange() -> Exchange:
         # another process has notified them, for another run of Flower's
-        return _train(federation, theta, requests, frozenset() if journal.resumed else notified, usual)
+        return _train(federation, theta, requests, frozenset() if journal.resumed else notified, usual or {})
 
     asked = digest("train", sha256(theta), identities(requests)) if journal.folder else ""
     found = journal.once(asked, exchange)
@@ -76,7 +77,11 @@ def train(
 
 
 def _train(
-    federation: Federation, theta: Vector, requests: Mapping[str, Request], notified: frozenset[str], usual: float
+    federation: Federation,
+    theta: Vector,
+    requests: Mapping[str, Request],
+    notified: frozenset[str],
+    usual: Mapping[str, float],
 ) -> Exchange:
     cost, started = Cost(rounds=1), time.monotonic()
     updates: dict[str, Update] = {}
@@ -110,7 +115,12 @@ def _train(
         for line in said:
             federation.say(line)
         raise
-    updates, shortened = in_proportion(start, updates, federation.experiment.federation.norm_bound, usual)
+    jobs = {n: requests[n].instruction for n in updates}
+    updates, shortened = in_proportion(start, updates, jobs, federation.experiment.federation.norm_bound, usual)
+    judged = {n: {"": u.judged} for n, u in updates.items() if u.judged}
+    weighed, heavy = fitting.weighed(judged, federation.experiment.federation.weight_bound)
+    updates |= {n: replace(updates[n], judged=of[""]) for n, of in weighed.items()}
+    said += heavy
     for name, why in shortened.items():
         said.append(f"{name}: {why}")
         failed.append(_failure(requests[name], name, why))
@@ -128,6 +138,8 @@ def _read(federation: Federation, name: str, reply: Any, start: Vector, request:
     job: Any = request.instruction
     returning = job.returning.count if isinstance(job, Learn) and job.returning else 0
     update = read_update(name, reply, start, job, federation.pairs[name] + returning)
+    if update.judged:
+        fitting.judged(job.before, {"": update.judged}, federation.judged_on.get(name))
     metrics = {**update.metrics, "num-examples": min(update.examples, federation.most)}
     update = replace(update, metrics=metrics)
     steps, memory = (int(update.metrics.get(key, 0)) for key in ("steps", "memory"))

@@ -34,7 +34,7 @@ def learn(server: Server, state: FederationState, step: Step, name: str) -> Fede
         history=found.history,
         rounds=found.cost.rounds,
         learnt=found.cost.rounds,
-        usual=float(found.facts.get("usual", 0)),
+        usual=found.facts.get("usual", {}),
         judged=tuple(found.facts["judged"]),
         failures=state.failures + found.failures,
     )

@@ -49,8 +49,8 @@ class FederationState:
     """Rounds that the global adapters have had in all."""
     learnt: int = 0
     """Rounds of the learn phase."""
-    usual: float = 0.0
-    """Length of an update in the learn phase, see exchange/bounds.py."""
+    usual: dict[str, float] = field(default_factory=dict)
+    """By objective, length of an update in the learn phase, see exchange/bounds.py."""
     judged: tuple[dict[str, Any], ...] = ()
     """What patience saw in it, see Patience."""
     unlearned_at: int = 0
