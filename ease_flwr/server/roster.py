@@ -6,7 +6,6 @@ from typing import Any
 
 from ease_flwr import data
 from ease_flwr.config import ConfigError, Experiment
-from ease_flwr.exchange.bounds import most_pairs
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.roll_call import Called, Wanted, enough, roll_call
 from ease_flwr.exchange.transport import FederationError, Transport
@@ -42,7 +41,6 @@ def called(transport: Transport, at_work: Run, experiment: Experiment) -> Federa
         f"[roll call] pairs: {sizes}", roll_call={n: s.model_dump(mode="json") for n, s in sorted(found.said.items())}
     )
     say_missing(at_work, found)
-    _say_heavy(at_work, found, experiment)
     for name in keys.bind({n: node.key for n, node in found.nodes.items()}) if experiment.data.kind == "folder" else ():
         at_work.event(f"[roll call] {name} has another key than before: it was registered anew under its name")
     for line in clients.note(at_work.folder, _noted(found)):
@@ -58,14 +56,13 @@ def say_missing(at_work: Run, found: Called) -> None:
         at_work.event(f"[roll call] left out, {line}")
 
 
-def _say_heavy(at_work: Run, found: Called, experiment: Experiment) -> None:
+def _say_heavy(at_work: Run, federation: Federation) -> None:
     """Who says that it has so much more than the others that only a part of it counts."""
-    pairs, times = found.roster.pairs, experiment.federation.weight_bound
-    most = most_pairs(pairs.values(), times)
-    for name in (n for n, count in sorted(pairs.items()) if count > most):
+    most, times = federation.most, federation.experiment.federation.weight_bound
+    for name in (n for n in federation.clients if federation.pairs[n] > most):
         at_work.event(
-            f"[roll call] {name} says that it has {pairs[name]} pairs: they weigh as {most}, {times:g} times the median "
-            "(federation.weight_bound)"
+            f"[roll call] {name} says that it has {federation.pairs[name]} pairs: they weigh as {most}, {times:g} times the "
+            "median (federation.weight_bound)"
         )
 
 
@@ -113,6 +110,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
         except ConfigError as error:
             aside.append(put_aside(at_work, request.id, str(error)))
     if not aside:
+        _say_heavy(at_work, federation)
         for name, count in found.barred.items():
             if count:
                 at_work.event(f"[roll call] {name} leaves out {count} pairs that were withdrawn before: nobody trains on them")
