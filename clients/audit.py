@@ -14,7 +14,6 @@ import torch
 from ease_flwr.clients.contrastive import Contrastive
 from ease_flwr.clients.locking import received
 from ease_flwr.clients.probing import (
-    MOST,
     augmented,
     by_member,
     captions_of,
@@ -31,7 +30,7 @@ from ease_flwr.data.backdoor import Marked
 from ease_flwr.data.pairs import EvaluationSet, Pairs
 from ease_flwr.exchange import messages
 from ease_flwr.exchange.answers import as_json
-from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS, STEPS, Examination, ExaminedSet, MemberHits
+from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS, MOST, STEPS, Examination, ExaminedSet, MemberHits
 from ease_flwr.model.retrieval import partner_losses
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from tests.server_half import Clients, context, run, update
 
 THETA = np.array([1, 0], np.float32)
 LEARN = Learn(phase="learn", round=1, train=TrainConfig())
-FORGET = Forget(
-    phase="learn", round=1, train=TrainConfig(), objective="npo", forget=ForgetSet(scenario="class", targets=("x",))
-)
+GONE = ForgetSet(scenario="class", targets=("x",))
+FORGET = Forget(phase="learn", round=1, train=TrainConfig(), objective="npo", forget=GONE)
 
 
 def moved(*lengths, step=None):
@@ -60,6 +59,8 @@ def test_another_objective_has_another_length():
     """Directions, or steps at a rate of their own, are not set beside what learning was like."""
     assert bounded(moved(18, 18, 18), usual=0.1, job=FORGET)[1] == {}
     assert bounded(moved(1.5), usual=0.01, job=FORGET)[1] == {}
+    alone = LEARN.model_copy(update={"only": (GONE,)})
+    assert bounded(moved(1.5), usual=0.01, job=alone)[1] == {}
     both = LEARN.model_copy(update={"beside": FORGET})
     found, said = bounded(moved(0.1, step=np.array([0, 1.5], np.float32)), usual=0.01, job=both)
     assert said == {}

@@ -20,7 +20,7 @@ Vector = NDArray[np.float32]
 FEW = 3
 """From so many answers on their median says what is usual in a round."""
 NEW = 2.0
-"""Lengths of the adapters that an update may have where nothing else is known of its objective."""
+"""Lengths of the adapters that an update may have where nothing else is known of its kind of work."""
 
 
 def most_pairs(pairs: Collection[int], times: float) -> int:
@@ -31,22 +31,22 @@ def most_pairs(pairs: Collection[int], times: float) -> int:
 
 @dataclass
 class Usual:
-    """How long an update of each objective usually is, from the rounds of a run so far."""
+    """How long an update of each kind of work usually is, from the rounds of a run so far."""
 
     before: Mapping[str, float] = field(default_factory=dict)
-    """By objective: what was usual in earlier phases."""
+    """By kind of work: what was usual in earlier phases."""
     rounds: dict[str, list[float]] = field(default_factory=dict)
-    """By objective: median of each round of this phase."""
+    """By kind of work: median of each round of this phase."""
 
     @property
     def lengths(self) -> dict[str, float]:
-        """By objective: the median of the rounds of this phase, or where there are none, of the earlier ones."""
-        return {**self.before, **{objective: statistics.median(found) for objective, found in self.rounds.items()}}
+        """By kind of work: the median of the rounds of this phase, or where there are none, of the earlier ones."""
+        return {**self.before, **{kind: statistics.median(found) for kind, found in self.rounds.items()}}
 
     def add(self, theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any]) -> None:
         """Take in a round: the adapters that it began with, what came back, and what each client was asked (Learn, Forget)."""
-        for objective, found in _by_objective(theta, updates, jobs).items():
-            self.rounds.setdefault(objective, []).append(statistics.median(found.values()))
+        for kind, found in _by_work(theta, updates, jobs).items():
+            self.rounds.setdefault(kind, []).append(statistics.median(found.values()))
 
 
 def in_proportion(
@@ -54,19 +54,19 @@ def in_proportion(
 ) -> tuple[dict[str, Update], dict[str, str]]:
     """The updates of a round, and a line about each that was shortened.
 
-    What is more than `times` as long as is usual for its objective is cut to what is usual. That is the median of the round, of
-    three answers or more, unless it is itself out of proportion to earlier rounds; else what earlier rounds had. Where there
-    are no earlier ones, and one or two answers, an update may be NEW times as long as the adapters.
+    What is more than `times` as long as is usual for its kind of work is cut to what is usual. That is the median of the round,
+    of three answers or more, unless it is itself out of proportion to earlier rounds; else what earlier rounds had. Where
+    there are no earlier ones, and one or two answers, an update may be NEW times as long as the adapters.
 
     theta: the adapters that the round began with.  jobs: what each was asked.  usual: see Usual.lengths.
     """
     limits = {
-        objective: _reference([*found.values()], times, usual.get(objective, 0.0)) or NEW / times * float(np.linalg.norm(theta))
-        for objective, found in _by_objective(theta, updates, jobs).items()
+        kind: _reference([*found.values()], times, usual.get(kind, 0.0)) or NEW / times * float(np.linalg.norm(theta))
+        for kind, found in _by_work(theta, updates, jobs).items()
     }
     out, said = dict(updates), {}
     for name, update in updates.items():
-        parts = {part: (length, limits[objective]) for part, objective, length in _parts(theta, update, jobs[name])}
+        parts = {part: (length, limits[kind]) for part, kind, length in _parts(theta, update, jobs[name])}
         if long := {part: of for part, of in parts.items() if 0 < times * of[1] < of[0]}:
             length, limit = max(long.values())
             out[name] = _shortened(theta, update, {part: of[1] / of[0] for part, of in long.items()})
@@ -80,19 +80,24 @@ def _reference(lengths: Sequence[float], times: float, earlier: float) -> float:
     return middle if middle and (not earlier or middle <= times * earlier) else earlier
 
 
+def work(job: Any) -> str:
+    """What kind of work a Learn or a Forget is: its objective; learning some pairs alone is another kind."""
+    return f"{job.objective} only" if getattr(job, "only", ()) else str(job.objective)
+
+
 def _parts(theta: Vector, update: Update, job: Any) -> Iterator[tuple[str, str, float]]:
-    """(part, objective, norm) of what changed, and of what a second job changed."""
-    yield "adapters", job.objective, float(np.linalg.norm(update.adapters.astype(np.float64) - theta))
+    """(part, kind of work, norm) of what changed, and of what a second job changed."""
+    yield "adapters", work(job), float(np.linalg.norm(update.adapters.astype(np.float64) - theta))
     if update.step is not None:
-        yield "step", job.beside.objective, float(np.linalg.norm(update.step.astype(np.float64)))
+        yield "step", work(job.beside), float(np.linalg.norm(update.step.astype(np.float64)))
 
 
-def _by_objective(theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """objective -> client -> norm."""
+def _by_work(theta: Vector, updates: Mapping[str, Update], jobs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """kind of work -> client -> norm."""
     found: dict[str, dict[str, float]] = {}
     for name, update in updates.items():
-        for _, objective, length in _parts(theta, update, jobs[name]):
-            found.setdefault(objective, {})[name] = length
+        for _, kind, length in _parts(theta, update, jobs[name]):
+            found.setdefault(kind, {})[name] = length
     return found
 
 

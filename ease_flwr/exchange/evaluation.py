@@ -62,7 +62,9 @@ def _ask(
     fits: Callable[[str, Mapping[str, S]], None],
 ) -> tuple[dict[str, dict[str, S]], Cost]:
     def exchange() -> Exchange:
-        started, read, failures = time.monotonic(), dict[str, dict[str, S]](), dict[str, str]()
+        started = time.monotonic()
+        read: dict[str, dict[str, S]] = {}
+        failures: dict[str, str] = {}
         replies, spent = federation.send(models, requests)
         for n in requests:
             reply: Any = replies.get(n)
@@ -74,8 +76,8 @@ def _ask(
                 read[n] = found
             except ValueError as error:
                 failures[n] = printable(str(error))
-        read, heavy = fitting.weighed(read, federation.experiment.federation.weight_bound)
-        answers = {n: {m: a.model_dump(mode="json") for m, a in by_model.items()} for n, by_model in read.items()}
+        weighed, heavy = fitting.weighed(read, federation.experiment.federation.weight_bound)
+        answers = {n: {m: a.model_dump(mode="json") for m, a in by_model.items()} for n, by_model in weighed.items()}
         federation.check_quorum(answers, failures)
         cost = replace(spent, seconds=time.monotonic() - started)
         said = [*heavy, *(f"{n} failed, left out of the judgement: {why}" for n, why in failures.items())]

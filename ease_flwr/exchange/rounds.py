@@ -69,7 +69,7 @@ class Plan:
     evaluation_request: Callable[[int], Evaluate | None] = lambda round: None
     """The evaluation of the adapters before a round, if clients are to do one with its training."""
     usual: Mapping[str, float] = field(default_factory=dict)
-    """By objective, length of an update in the earlier phases of the run, see bounds.Usual."""
+    """By kind of work, length of an update in the earlier phases of the run, see bounds.Usual."""
     report: Callable[[Progress], None] = lambda progress: None
     """Told after every round."""
     over: Callable[[int, Vector], bool] = lambda round, theta: False
@@ -84,7 +84,7 @@ class Outcome:
     cost: Cost
     failures: tuple[dict[str, Any], ...]
     usual: dict[str, float]
-    """By objective, length of an update in these rounds."""
+    """By kind of work, length of an update in these rounds."""
 
 
 def run_rounds(federation: Federation, method: Rounds, theta: Vector, plan: Plan) -> Outcome:

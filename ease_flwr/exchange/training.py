@@ -50,7 +50,7 @@ def train(
 
     notified: clients that have their `once` arrays already.
     before: the evaluation of theta that everybody asked does first, in the same message.
-    usual: by objective, length of an update so far in the run, see bounds.Usual.
+    usual: by kind of work, length of an update so far in the run, see bounds.Usual.
     """
     how = {"before": before, "half": federation.experiment.federation.half}
     jobs: dict[str, Any] = {n: r.instruction for n, r in requests.items()}

@@ -50,7 +50,7 @@ class FederationState:
     learnt: int = 0
     """Rounds of the learn phase."""
     usual: dict[str, float] = field(default_factory=dict)
-    """By objective, length of an update in the learn phase, see exchange/bounds.py."""
+    """By kind of work, length of an update in the learn phase, see exchange/bounds.py."""
     judged: tuple[dict[str, Any], ...] = ()
     """What patience saw in it, see Patience."""
     unlearned_at: int = 0
