@@ -76,6 +76,7 @@ def _ask(
                 read[n] = found
             except ValueError as error:
                 failures[n] = printable(str(error))
+        heavy: list[str]
         weighed, heavy = fitting.weighed(read, federation.experiment.federation.weight_bound)
         answers = {n: {m: a.model_dump(mode="json") for m, a in by_model.items()} for n, by_model in weighed.items()}
         federation.check_quorum(answers, failures)
