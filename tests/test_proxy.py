@@ -50,7 +50,7 @@ def test_the_superlink_is_told_to_listen_on_loopback_alone(tmp_path):
     command = watch.superlink(server, settings.read(settings.Server, server / "link.toml"))
     assert command[command.index("--host") + 1] == "127.0.0.1"
     (server / "link.toml").write_text('host = "0.0.0.0"\nport = 9092\n')
-    with pytest.raises(deploy.ConfigError, match=r"link\.toml: unknown key host \(known: port, proxy, insecure\)"):
+    with pytest.raises(deploy.ConfigError, match=r"link\.toml: line 1: unknown key host \(known: port, proxy, insecure\)"):
         settings.read(settings.Server, server / "link.toml")
 
 
