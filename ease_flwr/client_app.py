@@ -69,7 +69,7 @@ def kept_here(node: Mapping[str, Any]) -> Tombstones:
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
     """The experiment with this host's own paths (`data-root`, `cache`, `base-model`, `device` of its node config) and what it
-    remembers in `home`; in a simulation as it is. Raises RefusedError where the server names a file."""
+    remembers in `home`; in a simulation as it is. Raises RefusedError, see policy.own_paths."""
     if "client-name" not in node:
         return experiment
     owner, hosts = Owner.of(node), experiment.data.kind == "folder"

@@ -18,10 +18,10 @@ from ease_flwr import client_app, data
 from ease_flwr.client_app import app, concerned, make_client
 from ease_flwr.config import APP, ForgetSet, TrainConfig, from_run_config
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, message
+from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, Returning, message
 from ease_flwr.hosts import owners_log
 from ease_flwr.model import adapters
-from tests.hosts import Host, run_config
+from tests.hosts import WORLD, Host, run_config
 from tests.in_process_grid import TaskIdentity
 
 OBJECTIVES, PROBES, REQUESTS = ("contrastive", "ascent"), ("membership", "alignment"), 40
@@ -31,6 +31,9 @@ WRITING = dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os
 WRITING |= dict.fromkeys(("os.rename", "os.symlink", "os.link"), (0, 1))
 FILES = READING | WRITING
 """Events of Python about files, and which of their arguments are paths."""
+KINDS = [{"data.kind": kind, "data.clients": "3", "data.partition": "iid"} for kind in ("photographs", "personas")]
+KINDS[1] |= {f"data.{key}": str(getattr(WORLD, key)) for key in WORLD.model_fields_set - {"names", "clients"}}
+"""Run configs that would have the data of simulations, with the names of the hosts."""
 SYSTEM = tuple(
     map(Path, ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc/localtime", sys.prefix, sys.base_prefix, APP, *sys.path[1:]))
 )
@@ -129,6 +132,7 @@ def instructions(host):
     common = {"phase": st.sampled_from(["learn", "forget", "x" * 50]), "round": st.integers(1, 3), "train": plan}
     common |= {"objective": objective, "without": union, "before": st.none() | evaluate, "half": st.booleans()}
     options = st.sampled_from([{}, {"bound": 0.0}, {"bound": 1.0, "x": 1.0}])
+    returning = st.builds(Returning, about=union, count=st.integers(1, 3))
     forget = st.builds(Forget, forget=targets(host), options=options, **common)
     probe = st.sampled_from([*PROBES, *PROBES, "relearning", "evaluate", "__class__", "_learn"])
     return st.one_of(
@@ -137,6 +141,7 @@ def instructions(host):
         forget,
         st.builds(Learn, only=union, beside=st.none() | forget, **common),
         st.builds(Learn, only=union, **common),
+        st.builds(Learn, returning=returning, **common),
         st.builds(
             Audit,
             forget=union,
@@ -155,7 +160,6 @@ def run_configs(elsewhere):
         "data.root": ["", "/", str(elsewhere), place("south/data")],
         "data.cache": ["", place("cache"), str(elsewhere)],
         "data.memory": ["", str(elsewhere)],
-        "data.kind": ["folder", "folder", "folder", "photographs", "personas"],
         "data.labels": ["", "", "", place("parts.json")],
         "data.parts": ["", "", "", place("parts.json")],
         "data.barred": ["", "a,b"],
@@ -163,7 +167,8 @@ def run_configs(elsewhere):
         "data.image_size": ["64"],
     }
     one = st.sampled_from([(key, value) for key, values in changes.items() for value in values if value])
-    return st.lists(one, max_size=2).map(dict)
+    kinds = st.sampled_from([{}, {}, {}, *KINDS])
+    return st.builds(lambda some, kind: dict(some) | kind, st.lists(one, max_size=2), kinds)
 
 
 def ask(world, job, verb, changes):
@@ -213,6 +218,8 @@ def check(world, job, verb, changes):
         return "refused" if text.startswith("host north refuses: ") else "failed"
     assert may(world, job, verb, done)
     assert not set(changes) & {"data.labels", "data.parts"}
+    kind = changes.get("data.kind", "folder")
+    assert kind == "personas" or (kind == "folder" and not getattr(job, "returning", None))
     assert "sent" in noted[-1]
     for part in (job, getattr(job, "beside", None), getattr(job, "before", None)):
         if isinstance(part, Learn | Forget):

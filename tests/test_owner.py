@@ -13,7 +13,7 @@ from ease_flwr import data
 from ease_flwr.client_app import app, on_host
 from ease_flwr.config import APP, ForgetSet, TrainConfig, code_hash, from_run_config
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, message
+from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, Returning, message
 from ease_flwr.exchange.transport import reason
 from ease_flwr.hosts import owner, owners_log, policy
 from ease_flwr.hosts.policy import Policy
@@ -153,6 +153,30 @@ def test_two_chosen_pairs_are_not_returned_alone(host, theta):
         assert log(host)[-1]["refused"] == line
     host.allow(smallest_set=2)
     assert not ask(host, learn(only=(two,)), {"adapters": theta}).has_error()
+
+
+SIMULATED = {"data.kind": "photographs", "data.partition": "iid", "data.names": "north,b", "data.clients": 2}
+"""A run config that would have a host's data dealt out like those of a simulation."""
+DEALT = "host north refuses: data.kind=photographs is for simulations, hosts take folder and personas"
+
+
+def test_one_chosen_pair_does_not_come_back_as_a_returning_one(host, theta):
+    """Nothing of the host's stays, and the one pair that is named returns: its update would be about that pair alone."""
+    everybody = ForgetSet(scenario="client", targets=("north", "b"))
+    for pair, _ in host.ids:
+        one = ForgetSet(scenario="sample", targets=(f"north/{pair}",))
+        job = learn(without=(everybody,), returning=Returning(about=(one,), count=1))
+        assert told(ask(host, job, {"adapters": theta}, **SIMULATED)) == DEALT
+        assert "none are drawn" in told(ask(host, job, {"adapters": theta}, **{"data.names": "north,b"}))
+
+
+def test_what_was_withdrawn_stays_out_whatever_data_the_run_config_names(host):
+    """Pairs of a simulation know no withdrawals: the pair would be trained on again."""
+    gone = ForgetSet(scenario="sample", targets=(f"north/{host.ids[0][0]}",))
+    assert not ask(host, Hello(forget=(gone,), served=1)).has_error()
+    assert told(ask(host, Hello(), **SIMULATED)) == DEALT
+    here = json.loads(ask(host, Hello()).content["answer"]["json"])
+    assert (here["pairs"], here["barred"]) == (len(host.train) - 1, 1)
 
 
 def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):

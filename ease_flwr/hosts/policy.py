@@ -28,6 +28,8 @@ COUNTED = ("learn", "forget", "audit")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TAG = re.compile(r"[A-Za-z0-9_-]*")
 """A pretrained tag of open_clip, which is no file."""
+KINDS = ("folder", "personas")
+"""Kinds of data on a host: its own, of which it keeps what was withdrawn out, and drawn ones, which are nobody's."""
 
 
 class RefusedError(ConfigError):
@@ -147,9 +149,13 @@ def within(said: str, now: time) -> bool:
 def own_paths(experiment: Experiment, node: Mapping[str, Any], gpu: bool = True) -> Experiment:
     """An experiment with the paths of a host's owner (`data-root`, `cache`, `base-model` of its node config) and no others.
 
-    Raises RefusedError where the server names a file.
+    Raises RefusedError where the server names a file, or would have the host's data dealt out as those of a simulation.
     """
     host = str(node["client-name"])
+    if experiment.data.kind not in KINDS:
+        raise RefusedError(
+            f"host {host} refuses: data.kind={experiment.data.kind} is for simulations, hosts take {' and '.join(KINDS)}"
+        )
     if experiment.data.labels or experiment.data.parts:
         raise RefusedError(f"host {host} refuses: data.labels and data.parts name files, and only its owner does that")
     weights, device = str(node.get("base-model", "")), str(node.get("device", "")) if gpu else "cpu"
