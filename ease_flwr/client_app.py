@@ -140,12 +140,14 @@ def line_of(error: Exception, whole: bool = True) -> str:
     return f"{type(error).__name__}: {text} {place}" if whole else f"{type(error).__name__} {place}"
 
 
-def concerned(client: LoraClient, job: Any) -> int:
-    """How many of a client's pairs a training is about, as clients/base.py chooses them."""
+def concerned(client: LoraClient, job: Any) -> tuple[int, ...]:
+    """How many of a client's pairs a training is about, as clients/base.py chooses them; of a Forget those that stay, too."""
+    named = client.named
     if isinstance(job, Forget):
-        return int((client.named((job.forget,)) & ~client.named(job.without)).sum())
-    earlier = client.named(tuple(part for part in job.without if part not in job.only))
-    return int((~earlier & (client.named(job.only) if job.only else ~client.data.barred)).sum())
+        gone, earlier = named((job.forget,)), named(job.without)
+        return int((gone & ~earlier).sum()), int((~gone & ~earlier & ~client.data.barred).sum())
+    earlier = named(tuple(part for part in job.without if part not in job.only))
+    return (int((~earlier & (named(job.only) if job.only else ~client.data.barred)).sum()),)
 
 
 @app.train()
@@ -161,7 +163,7 @@ def train(message: Message, context: Context) -> Message:
         if job:
             client = make_client(context, job.objective)
             if owner := Owner.of(context.node_config):
-                owner.concerns(concerned(client, job))
+                owner.concerns(*concerned(client, job))
             (after,), examples, said = client.fit([theta, *extras], told(job, extras=names[1:]))
             short = instruction.half or key == STEP
             results[key] = (after - theta).astype(np.float16) if short else after

@@ -155,6 +155,28 @@ def test_two_chosen_pairs_are_not_returned_alone(host, theta):
     assert not ask(host, learn(only=(two,)), {"adapters": theta}).has_error()
 
 
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("multidelete", {"decouple": 0.0, "fused": 1.0, "single": 0.0}),
+        ("cliperase", {"forgetting": 0.0, "retention": 1.0, "consistency": 0.0}),
+    ],
+)
+def test_a_pair_that_stays_is_not_trained_on_alone(host, theta, objective, options):
+    """All pairs but one are to be forgotten, and the loss is about what stays."""
+    rest = ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[1:]))
+    job = Forget(phase="forget", round=1, train=PLAN, objective=objective, options=options, forget=rest)
+    line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
+    for asked in (job, learn(beside=job)):
+        assert told(ask(host, asked, {"adapters": theta, "request": theta})) == line
+
+
+def test_a_host_that_leaves_with_all_it_has_may_help(host, theta):
+    everything = ForgetSet(scenario="client", targets=("north",))
+    job = Forget(phase="forget", round=1, train=PLAN, objective="ascent", options={"bound": 0.0}, forget=everything)
+    assert not ask(host, job, {"adapters": theta}).has_error()
+
+
 SIMULATED = {"data.kind": "photographs", "data.partition": "iid", "data.names": "north,b", "data.clients": 2}
 """A run config that would have a host's data dealt out like those of a simulation."""
 DEALT = "host north refuses: data.kind=photographs is for simulations, hosts take folder and personas"
