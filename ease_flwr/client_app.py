@@ -218,5 +218,6 @@ def hello(message: Message, context: Context) -> Message:
         client = remembering(client, read_instruction(question), context)
     said = client.get_properties(question)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    smallest = owner.policy.smallest_set if (owner := Owner.of(context.node_config)) else 1
     same = {"code": config.code_hash(), "base": config.weights_sha256(client.experiment.model)}
-    return Message(answer(Present(**said, **same, threads=threads)), reply_to=message)
+    return Message(answer(Present(**said, **same, threads=threads, smallest=smallest)), reply_to=message)
