@@ -13,7 +13,7 @@ from ease_flwr import data
 from ease_flwr.client_app import app, on_host
 from ease_flwr.config import APP, ForgetSet, TrainConfig, code_hash, from_run_config
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, Returning, message
+from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, message
 from ease_flwr.exchange.transport import reason
 from ease_flwr.hosts import owner, owners_log, policy
 from ease_flwr.hosts.policy import Policy
@@ -139,80 +139,6 @@ def test_scores_hours_and_requests():
     for hour, there in ((19, False), (20, True), (23, True), (0, True), (5, True), (6, False)):
         assert policy.within("20:00-06:00", time(hour)) is there
         assert policy.within("06:00-20:00", time(hour)) is not there
-
-
-def test_two_chosen_pairs_are_not_returned_alone(host, theta):
-    two = ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[:2]))
-    for job in (
-        Forget(phase="forget", round=1, train=PLAN, objective="ascent", options={"bound": 0.0}, forget=two),
-        learn(only=(two,)),
-        learn(without=(ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[2:])),)),
-    ):
-        line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
-        assert told(ask(host, job, {"adapters": theta})) == line
-        assert log(host)[-1]["refused"] == line
-    host.allow(smallest_set=2)
-    assert not ask(host, learn(only=(two,)), {"adapters": theta}).has_error()
-
-
-@pytest.mark.parametrize(
-    ("objective", "options"),
-    [
-        ("multidelete", {"decouple": 0.0, "fused": 1.0, "single": 0.0}),
-        ("cliperase", {"forgetting": 0.0, "retention": 1.0, "consistency": 0.0}),
-    ],
-)
-def test_a_pair_that_stays_is_not_trained_on_alone(host, theta, objective, options):
-    """All pairs but one are to be forgotten, and the loss is about what stays."""
-    rest = ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[1:]))
-    job = Forget(phase="forget", round=1, train=PLAN, objective=objective, options=options, forget=rest)
-    line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
-    for asked in (job, learn(beside=job)):
-        assert told(ask(host, asked, {"adapters": theta, "request": theta})) == line
-
-
-def test_a_host_that_leaves_with_all_it_has_may_help(host, theta):
-    everything = ForgetSet(scenario="client", targets=("north",))
-    job = Forget(phase="forget", round=1, train=PLAN, objective="ascent", options={"bound": 0.0}, forget=everything)
-    assert not ask(host, job, {"adapters": theta}).has_error()
-
-
-SIMULATED = {"data.kind": "photographs", "data.partition": "iid", "data.names": "north,b", "data.clients": 2}
-"""A run config that would have a host's data dealt out like those of a simulation."""
-DEALT = "host north refuses: data.kind=photographs is for simulations, hosts take folder and personas"
-
-
-def test_one_chosen_pair_does_not_come_back_as_a_returning_one(host, theta):
-    """Nothing of the host's stays, and the one pair that is named returns: its update would be about that pair alone."""
-    everybody = ForgetSet(scenario="client", targets=("north", "b"))
-    for pair, _ in host.ids:
-        one = ForgetSet(scenario="sample", targets=(f"north/{pair}",))
-        job = learn(without=(everybody,), returning=Returning(about=(one,), count=1))
-        assert told(ask(host, job, {"adapters": theta}, **SIMULATED)) == DEALT
-        assert "none are drawn" in told(ask(host, job, {"adapters": theta}, **{"data.names": "north,b"}))
-
-
-def test_what_was_withdrawn_stays_out_whatever_data_the_run_config_names(host):
-    """Pairs of a simulation know no withdrawals: the pair would be trained on again."""
-    gone = ForgetSet(scenario="sample", targets=(f"north/{host.ids[0][0]}",))
-    assert not ask(host, Hello(forget=(gone,), served=1)).has_error()
-    assert told(ask(host, Hello(), **SIMULATED)) == DEALT
-    here = json.loads(ask(host, Hello()).content["answer"]["json"])
-    assert (here["pairs"], here["barred"]) == (len(host.train) - 1, 1)
-
-
-def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):
-    one, all_but_one = (
-        ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in ids)) for ids in (host.ids[:1], host.ids[1:])
-    )
-    assert not ask(host, Evaluate(forget=(one,)), {"now": theta}).has_error()
-    host.allow(scores=False)
-    line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
-    for forget in (one, all_but_one):
-        assert told(ask(host, Evaluate(forget=(forget,)), {"now": theta})) == line
-        assert told(ask(host, learn(before=Evaluate(forget=(forget,))), {"adapters": theta})) == line
-    assert not ask(host, Evaluate(), {"now": theta}).has_error()
-    assert not ask(host, learn(before=Evaluate()), {"adapters": theta}).has_error()
 
 
 def test_so_many_requests_a_day_and_no_more(host, theta, monkeypatch):
