@@ -184,12 +184,13 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def judge(context: Context, question: Evaluate, models: Mapping[str, NDArray[Any]]) -> dict[str, Evaluation]:
     """What the client counts on its own pairs under each model."""
-    client = make_client(context)
-    if owner := Owner.of(context.node_config):
-        gone = client.named(question.forget)
-        owner.concerns(int(gone.sum()), int((~gone).sum()), counts=True)
-    found = {name: client.evaluate([theta], told(question))[2]["answer"] for name, theta in models.items()}
-    return {name: Evaluation.model_validate_json(said) for name, said in found.items()}
+    client, owner = make_client(context), Owner.of(context.node_config)
+    found: dict[str, Evaluation] = {}
+    for name, theta in models.items():
+        found[name] = Evaluation.model_validate_json(client.evaluate([theta], told(question))[2]["answer"])
+        if owner:
+            owner.concerns(*(judged.images for judged in found[name].sets.values()), counts=True)
+    return found
 
 
 def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:

@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from ease_flwr.config import ForgetSet
+from ease_flwr.client_app import on_host
+from ease_flwr.config import ForgetSet, from_run_config
+from ease_flwr.data import folder as hosts_data
 from ease_flwr.exchange.messages import Evaluate, Forget, Hello, Returning
+from tests.hosts import run_config
 from tests.test_owner import PLAN, ask, host, learn, log, theta, told
 
 __all__ = ["host", "theta"]
@@ -98,5 +102,11 @@ def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):
     for forget in (one, all_but_one):
         assert told(ask(host, Evaluate(forget=(forget,)), {"now": theta})) == line
         assert told(ask(host, learn(before=Evaluate(forget=(forget,))), {"adapters": theta})) == line
+    world = on_host(from_run_config(run_config("/x"))[0], host.node)
+    validated = hosts_data.load(world.data, world.seed).chosen_on
+    for split, few in (("validation", validated), ("test", ~validated)):
+        some = [*np.flatnonzero(few)[:1], *np.flatnonzero(~few)[:3]]  # four pairs, of which this split judges one
+        four = ForgetSet(scenario="sample", targets=tuple(f"north/{host.ids[i][0]}" for i in some))
+        assert told(ask(host, Evaluate(forget=(four,), split=split), {"now": theta})) == line
     assert not ask(host, Evaluate(), {"now": theta}).has_error()
     assert not ask(host, learn(before=Evaluate()), {"adapters": theta}).has_error()
