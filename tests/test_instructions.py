@@ -205,7 +205,7 @@ def may(world, job, verb, done):
     parts = [job, getattr(job, "beside", None), getattr(job, "before", None)]
     if not world.scores and any(isinstance(p, Audit) or getattr(p, "similarity", False) for p in parts):
         return False
-    if isinstance(job, Learn | Forget | Audit) and (done >= REQUESTS or not world.open):
+    if isinstance(job, Learn | Forget | Evaluate | Audit) and (done >= REQUESTS or not world.open):
         return False
     trained = [p for p in parts if isinstance(p, Learn | Forget)]
     listed = all(p.objective in OBJECTIVES and p.train.batch >= world.smallest for p in trained)
@@ -217,7 +217,7 @@ def check(world, job, verb, changes):
     hosts_data.load.cache_clear()
     data.load.cache_clear()
     before = owners_log.joined(world.host.home)
-    done = sum(m["asked"] in ("learn", "forget", "audit") and "refused" not in m for m in before[world.yesterday :])
+    done = sum(m["asked"] in ("learn", "forget", "evaluate", "audit") and "refused" not in m for m in before[world.yesterday :])
     trained.clear()
     with watched() as files, pytest.MonkeyPatch.context() as patch:
         patch.setattr(LoraClient, "_descend", counting)

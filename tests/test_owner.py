@@ -131,11 +131,13 @@ def test_scores_hours_and_requests():
     few = ALLOWED.model_copy(update={"requests": 3})
     assert few.check("train", learn(), 2, noon) == ""
     assert few.check("train", learn(), 3, noon) == "requests: 3 a day, and these are done"
+    assert few.check("evaluate", Evaluate(), 3, noon) == "requests: 3 a day, and these are done"
     assert few.check("query", Hello(), 3, noon) == ""
     night = ALLOWED.model_copy(update={"hours": "20:00-06:00"})
     assert night.check("train", learn(), 0, noon) == "hours: 20:00-06:00"
     assert night.check("evaluate", Audit(forget=(), train=PLAN), 0, noon) == "hours: 20:00-06:00"
-    assert night.check("evaluate", Evaluate(), 0, noon) == ""
+    assert night.check("evaluate", Evaluate(), 0, noon) == "hours: 20:00-06:00"
+    assert night.check("query", Hello(), 0, noon) == ""
     for hour, there in ((19, False), (20, True), (23, True), (0, True), (5, True), (6, False)):
         assert policy.within("20:00-06:00", time(hour)) is there
         assert policy.within("06:00-20:00", time(hour)) is not there
@@ -152,6 +154,14 @@ def test_so_many_requests_a_day_and_no_more(host, theta, monkeypatch):
     clock[0] = datetime(2026, 1, 2, 0, 1).astimezone()
     assert not ask(host, learn(), {"adapters": theta}).has_error()
     assert len(list((host.home / "log").glob("*.jsonl"))) == 2
+
+
+def test_evaluations_are_requests_too(host, theta):
+    host.allow(requests=2)
+    named = [ForgetSet(scenario="sample", targets=(f"north/{i}",)) for i, _ in host.ids[:3]]
+    answers = [ask(host, Evaluate(forget=(one,), similarity=True), {"now": theta}) for one in named]
+    assert [a.has_error() for a in answers] == [False, False, True]
+    assert told(answers[2]) == "host north refuses: requests: 2 a day, and these are done"
 
 
 def test_an_objective_or_a_probe_that_is_not_listed_is_refused_and_logged(host, theta):

@@ -23,8 +23,8 @@ PROBES = ("alignment", "cross_modal", "linear_probe", "membership", "relearning"
 """What an audit can ask beside ranks and similarities."""
 VERBS = {"train": ("learn", "forget"), "evaluate": ("evaluate", "audit"), "query": ("hello",)}
 """Kinds of instruction by the type of the message that carries them."""
-COUNTED = ("learn", "forget", "audit")
-"""Kinds of instruction that are work: so many a day, at certain hours."""
+COUNTED = ("learn", "forget", "evaluate", "audit")
+"""Kinds of instruction by which something of the data leaves: so many a day, at certain hours."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TAG = re.compile(r"[A-Za-z0-9_-]*")
 """A pretrained tag of open_clip, which is no file."""
@@ -49,10 +49,10 @@ class Policy(Section):
     """Pairs that a result of training is about, at least: all of them together, and those of one step."""
     scores: bool = True
     """Whether numbers about single pairs (ranks, similarities, hits of a small set) may leave. No audit can do without."""
-    requests: int = Field(1000, ge=0)
-    """Messages a day that train or audit."""
+    requests: int = Field(2000, ge=0)
+    """Messages a day that train, evaluate or audit."""
     hours: str = ""
-    """When it trains and is audited, local time, as in "20:00-06:00"; "" is always."""
+    """When it trains, evaluates and is audited, local time, as in "20:00-06:00"; "" is always."""
     gpu: bool = True
     """Whether a GPU may be used."""
 
@@ -79,7 +79,7 @@ class Policy(Section):
     def check(self, verb: str, job: Any, done: int, now: datetime) -> str:
         """The rule that an instruction is against; "" is none. Looks at no data.
 
-        verb: type of the message.  done: messages of today that train or audit.
+        verb: type of the message.  done: messages of today that train, evaluate or audit.
         """
         if job.kind not in VERBS.get(verb, ()):
             return f"no {job.kind} in a message of type {verb}"
