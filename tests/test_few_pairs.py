@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ease_flwr.clients.base import LoraClient
 
 from ease_flwr.client_app import on_host
 from ease_flwr.config import ForgetSet, from_run_config
@@ -110,3 +111,23 @@ def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):
         assert told(ask(host, Evaluate(forget=(four,), split=split), {"now": theta})) == line
     assert not ask(host, Evaluate(), {"now": theta}).has_error()
     assert not ask(host, learn(before=Evaluate()), {"adapters": theta}).has_error()
+
+
+@pytest.mark.parametrize("batch", [4, 6, 8, 11])
+def test_no_step_is_about_fewer_pairs_than_the_owner_allows(host, theta, batch, monkeypatch):
+    """The last batch of an epoch may be half of one."""
+    steps = []
+    batches = LoraClient._batches
+
+    def noted(client, *how):
+        found = batches(client, *how)
+        steps.extend(len(b.index) for b in found)
+        return found
+
+    monkeypatch.setattr(LoraClient, "_batches", noted)
+    plan = PLAN.model_copy(update={"batch": batch})
+    for count in range(4, len(host.ids) + 1):
+        some = ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[:count]))
+        done = ask(host, learn(train=plan, only=(some,)), {"adapters": theta})
+        assert done.has_error() == (batch < 8)
+    assert min(steps, default=4) >= 4

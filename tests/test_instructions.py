@@ -208,7 +208,7 @@ def may(world, job, verb, done):
     if isinstance(job, Learn | Forget | Evaluate | Audit) and (done >= REQUESTS or not world.open):
         return False
     trained = [p for p in parts if isinstance(p, Learn | Forget)]
-    listed = all(p.objective in OBJECTIVES and p.train.batch >= world.smallest for p in trained)
+    listed = all(p.objective in OBJECTIVES and p.train.batch >= 2 * world.smallest for p in trained)
     return listed and set(getattr(job, "probes", ())) <= set(PROBES)
 
 

@@ -99,7 +99,8 @@ def test_a_simulation_has_no_owner():
     ("verb", "job", "rule"),
     [
         ("train", learn(objective="npo"), "objectives: not 'npo'"),
-        ("train", learn(train=PLAN.model_copy(update={"batch": 2})), "smallest-set: 2 pairs in a batch, at least 4"),
+        ("train", learn(train=PLAN.model_copy(update={"batch": 2})), "smallest-set: 2 pairs in a batch, at least 8"),
+        ("train", learn(train=PLAN.model_copy(update={"batch": 7})), "smallest-set: 7 pairs in a batch, at least 8"),
         (
             "train",
             learn(

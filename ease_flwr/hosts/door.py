@@ -113,7 +113,7 @@ def serve(home: Path, address: str) -> None:
         ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
-    started = list[subprocess.Popen[bytes]]()
+    started = list[subprocess.Popen[str]]()
     while True:
         got = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if got.HasField("task") and got.token and got.task.type == TaskType.CLIENT_APP:

@@ -87,8 +87,8 @@ class Policy(Section):
         for part in asked:
             if isinstance(part, Learn | Forget) and part.objective not in self.objectives:
                 return f"objectives: not {part.objective[:40]!r}"
-            if isinstance(part, Learn | Forget) and part.train.batch < self.smallest_set:
-                return f"smallest-set: {part.train.batch} pairs in a batch, at least {self.smallest_set}"
+            if isinstance(part, Learn | Forget) and part.train.batch < 2 * self.smallest_set:  # the last may be half of it
+                return f"smallest-set: {part.train.batch} pairs in a batch, at least {2 * self.smallest_set}"
             if not self.scores and (isinstance(part, Audit) or (isinstance(part, Evaluate) and part.similarity)):
                 return "scores: nothing about single pairs leaves"
         if isinstance(job, Audit) and (wrong := [p for p in job.probes if p not in self.probes]):
