@@ -32,15 +32,13 @@ from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Forget, Hello, pack, read_instruction, unpack
-from ease_flwr.exchange.transport import RAISED, plain
+from ease_flwr.exchange.transport import LINE, RAISED, plain
 from ease_flwr.hosts import policy
 from ease_flwr.hosts.owner import Owner
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import Told, Tombstones, salted
 
 app = ClientApp()
-TRAVELS = 300
-"""Characters of a line about a mistake that leaves a host."""
 
 
 class ContextState:
@@ -134,7 +132,7 @@ def line_of(error: Exception, whole: bool = True) -> str:
     """An error in one line. whole: what it says; otherwise only where no data can be in it: in a mistake about settings."""
     text = " ".join(str(error).split())
     if isinstance(error, config.ConfigError) and (whole or not isinstance(error, config.DataError)):
-        return text if whole else plain(text, TRAVELS)
+        return text if whole else plain(text, LINE)
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"({Path(last.filename).name}, line {last.lineno}, {last.name})"
     return f"{type(error).__name__}: {text} {place}" if whole else f"{type(error).__name__} {place}"

@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, halves, named_file, validate
+from ease_flwr.exchange.fitting import ANSWERED
 from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Learn
 from ease_flwr.hosts.settings import read
 
 POLICY = "policy.toml"
-PROBES = ("alignment", "cross_modal", "linear_probe", "membership", "relearning", "swapped", "three_samples")
+PROBES = tuple(sorted(ANSWERED))
 """What an audit can ask beside ranks and similarities."""
 VERBS = {"train": ("learn", "forget"), "evaluate": ("evaluate", "audit"), "query": ("hello",)}
 """Kinds of instruction by the type of the message that carries them."""
