@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ease_flwr.strategies import gsd
 from typer.testing import CliRunner
 
 from ease_flwr import cli, launcher
@@ -244,3 +245,20 @@ def test_a_host_with_fewer_pairs_than_its_owner_allows_does_not_train_and_stays(
         ConfigError, match=r"is set aside: request .*: it leaves nobody enough pairs to train on: results leave"
     ):
         ask(run, "client", "west")
+
+
+def test_what_a_host_has_taught_stays_where_it_may_not_train_on_the_few_pairs_that_it_keeps(federation, monkeypatch):
+    for host in federation.hosts.values():
+        host.allow()
+    run, south, seen = federation.learn("run", **{"federation.quorum": 1.0}), federation.hosts["south"], []
+    took_part = gsd.took_part
+
+    def noted(context, history):
+        seen.append((context.clients, context.away, took_part(context, history)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(gsd, "took_part", noted)
+    assert ask(run, "sample", *(f"south/{i}" for i, _ in south.ids[3:])) == 0  # three are left there
+    assert ask(run, "client", "west", strategy="excise_all") == 0
+    assert seen[-1] == (("north",), ("south",), ["north", "south"])
+    assert [r.targets for _, r in queue.served(run)][1:] == [("west",)]

@@ -13,7 +13,7 @@ from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.server import admission
 from ease_flwr.server.learn import context
-from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
+from ease_flwr.server.parties import Parties, asked, leaving, parties
 from ease_flwr.server.phase import once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
@@ -100,12 +100,11 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
         server.run.event(f"[{reporter.label}] {line}")
     served = (*state.served, request)
     setting = replace(
-        context(server, state, reporter.label),
+        context(server, replace(state, served=served), reporter.label),
         federation=reporter.federation,
         clients=who.retained,
         forget_clients=tuple(sorted(who.forget_clients)),
         forget=request.forget_set,
-        without=left_out(server.roll_call, served),
     )
     method = kind(setting, params, state.lock)
     with method.meter.on_server():
@@ -126,10 +125,11 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
         lock = method.lock_after(outcome.theta)
     server_bytes = (history.nbytes if method.reads_history else 0) + (lock.nbytes if lock else 0)
     said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": method.rounds}
+    silent = set(setting.away) - set(server.here(state).clients)
     facts = {
         "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
         "rounds": method.rounds,
-        "absent": sorted({*who.absent, *(setting.away if request.scenario == "class" else ())}),
+        "absent": sorted({*who.absent, *(silent if request.scenario == "class" else ())}),
         "departed": sorted(leaving(request, server.roll_call)),
         "forget_clients": sorted({*who.forget_clients, *who.unable}),
     }

@@ -56,7 +56,7 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
         staying,
         without=left_out(call, state.served),
         learnt=state.learnt,
-        away=tuple(n for n in everybody if n not in state.departed and n not in here.clients),
+        away=tuple(n for n in everybody if n not in state.departed and (n not in here.clients or call.idle(n, state.served))),
     )
 
 

@@ -37,12 +37,14 @@ class RollCall:
         """Whether a client trains on what is left after these requests: its owner allows it, and there is something."""
         return self.kept(client, requests) >= self.limit(client)
 
+    def idle(self, client: str, requests: Sequence[ForgetRequest]) -> bool:
+        """Whether a client has something left after these requests, and its owner does not let it train on so little."""
+        return 0 < self.kept(client, requests) < self.limit(client)
+
     def helps(self, client: str, request: ForgetRequest) -> bool:
         """Whether the owner of a client lets it train on what this request names, beside what it keeps if it keeps anything."""
         until = self.requests[: self.position(request) + 1]
-        return self.concerned(client, request) >= self.limit(client) and (
-            self.kept(client, until) == 0 or self.trains(client, until)
-        )
+        return self.concerned(client, request) >= self.limit(client) and not self.idle(client, until)
 
     def owner_says(self, client: str) -> str:
         """Why a client with few pairs does nothing."""

@@ -98,7 +98,7 @@ def begun(server: Server, state: FederationState, name: str, request: str = "") 
         run.mark(name, now.model_dump(mode="json"))
         return server
     counts = {n: tuple(said[r.id] for r in then.requests) for n, said in then.counts.items()}
-    roster = Roster(tuple(then.pairs), here.roster.nodes, then.pairs)
+    roster = Roster(tuple(then.pairs), here.roster.nodes, then.pairs, then.smallest)
     call = RollCall(then.pairs, then.requests, counts, then.smallest)
     return replace(server, federation=replace(here, roster=roster), roll_call=call)
 
