@@ -32,15 +32,13 @@ from ease_flwr.config import Section
 from ease_flwr.exchange.answers import Present, answer, trained
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import ADAPTERS, STEP, Audit, Evaluate, Forget, Hello, pack, read_instruction, unpack
-from ease_flwr.exchange.transport import RAISED, plain
+from ease_flwr.exchange.transport import LINE, RAISED, plain
 from ease_flwr.hosts import policy
 from ease_flwr.hosts.owner import Owner
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import Told, Tombstones, salted
 
 app = ClientApp()
-TRAVELS = 300
-"""Characters of a line about a mistake that leaves a host."""
 
 
 class ContextState:
@@ -69,7 +67,7 @@ def kept_here(node: Mapping[str, Any]) -> Tombstones:
 
 def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Experiment:
     """The experiment with this host's own paths (`data-root`, `cache`, `base-model`, `device` of its node config) and what it
-    remembers in `home`; in a simulation as it is. Raises RefusedError where the server names a file."""
+    remembers in `home`; in a simulation as it is. Raises RefusedError, see policy.own_paths."""
     if "client-name" not in node:
         return experiment
     owner, hosts = Owner.of(node), experiment.data.kind == "folder"
@@ -134,18 +132,20 @@ def line_of(error: Exception, whole: bool = True) -> str:
     """An error in one line. whole: what it says; otherwise only where no data can be in it: in a mistake about settings."""
     text = " ".join(str(error).split())
     if isinstance(error, config.ConfigError) and (whole or not isinstance(error, config.DataError)):
-        return text if whole else plain(text, TRAVELS)
+        return text if whole else plain(text, LINE)
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"({Path(last.filename).name}, line {last.lineno}, {last.name})"
     return f"{type(error).__name__}: {text} {place}" if whole else f"{type(error).__name__} {place}"
 
 
-def concerned(client: LoraClient, job: Any) -> int:
-    """How many of a client's pairs a training is about, as clients/base.py chooses them."""
+def concerned(client: LoraClient, job: Any) -> tuple[int, ...]:
+    """How many of a client's pairs a training is about, as clients/base.py chooses them; of a Forget those that stay, too."""
+    named = client.named
     if isinstance(job, Forget):
-        return int((client.named((job.forget,)) & ~client.named(job.without)).sum())
-    earlier = client.named(tuple(part for part in job.without if part not in job.only))
-    return int((~earlier & (client.named(job.only) if job.only else ~client.data.barred)).sum())
+        gone, earlier = named((job.forget,)), named(job.without)
+        return int((gone & ~earlier).sum()), int((~gone & ~earlier & ~client.data.barred).sum())
+    earlier = named(tuple(part for part in job.without if part not in job.only))
+    return (int((~earlier & (named(job.only) if job.only else ~client.data.barred)).sum()),)
 
 
 @app.train()
@@ -161,7 +161,7 @@ def train(message: Message, context: Context) -> Message:
         if job:
             client = make_client(context, job.objective)
             if owner := Owner.of(context.node_config):
-                owner.concerns(concerned(client, job))
+                owner.concerns(*concerned(client, job))
             (after,), examples, said = client.fit([theta, *extras], told(job, extras=names[1:]))
             short = instruction.half or key == STEP
             results[key] = (after - theta).astype(np.float16) if short else after
@@ -182,12 +182,13 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def judge(context: Context, question: Evaluate, models: Mapping[str, NDArray[Any]]) -> dict[str, Evaluation]:
     """What the client counts on its own pairs under each model."""
-    client = make_client(context)
-    if owner := Owner.of(context.node_config):
-        gone = client.named(question.forget)
-        owner.concerns(int(gone.sum()), int((~gone).sum()), counts=True)
-    found = {name: client.evaluate([theta], told(question))[2]["answer"] for name, theta in models.items()}
-    return {name: Evaluation.model_validate_json(said) for name, said in found.items()}
+    client, owner = make_client(context), Owner.of(context.node_config)
+    found: dict[str, Evaluation] = {}
+    for name, theta in models.items():
+        found[name] = Evaluation.model_validate_json(client.evaluate([theta], told(question))[2]["answer"])
+        if owner:
+            owner.concerns(*(judged.images for judged in found[name].sets.values()), counts=True)
+    return found
 
 
 def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClient:
@@ -216,5 +217,6 @@ def hello(message: Message, context: Context) -> Message:
         client = remembering(client, read_instruction(question), context)
     said = client.get_properties(question)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    smallest = owner.policy.smallest_set if (owner := Owner.of(context.node_config)) else 1
     same = {"code": config.code_hash(), "base": config.weights_sha256(client.experiment.model)}
-    return Message(answer(Present(**said, **same, threads=threads)), reply_to=message)
+    return Message(answer(Present(**said, **same, threads=threads, smallest=smallest)), reply_to=message)

@@ -56,7 +56,8 @@ class MethodContext:
     learnt: int = 0
     """Rounds of the learn phase."""
     away: tuple[str, ...] = ()
-    """Clients that stay and do not answer now: what they have contributed is kept, and nobody asks them."""
+    """Clients that stay, and do not answer now or may not train on what they keep: what they have contributed is kept, and
+    nobody asks them."""
 
     @property
     def leaving(self) -> tuple[str, ...]:

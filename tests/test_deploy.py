@@ -131,6 +131,19 @@ def test_what_cannot_be_written_is_said(tmp_path):
         deploy.replace_key(tmp_path / "open", "a")
 
 
+@pytest.mark.parametrize(("port", "loopback"), [(443, 9093), (9092, 9093), (9093, 9092)])
+def test_a_folder_of_an_earlier_version_can_be_worked_with(tmp_path, port, loopback):
+    """Its federation.json knows no loopback port, and its port could be any."""
+    deploy.init(tmp_path / "f", Deployment(address="server", hosts=("a",)))
+    file = tmp_path / "f" / "federation.json"
+    values = json.loads(file.read_text()) | {"port": port}
+    del values["loopback_port"]
+    file.write_text(json.dumps(values))
+    assert "carry" in deploy.add_host(tmp_path / "f", "b")
+    found = settings.opened(tmp_path / "f")
+    assert (found.hosts, found.port, found.loopback_port) == (("a", "b"), port, loopback)
+
+
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [

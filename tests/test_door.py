@@ -148,7 +148,7 @@ def test_flower_asks_for_code_in_the_two_ways_that_the_door_has_taken(home, monk
 
 def test_the_door_takes_messages_for_clients_only(home, monkeypatch):
     """A server can ask a SuperNode for programs of other kinds (agents, connectors), which import a bundle as well."""
-    wanted, started = [], []
+    wanted, started, heard = [], [], []
 
     class Runtime:
         @classmethod
@@ -161,7 +161,7 @@ def test_the_door_takes_messages_for_clients_only(home, monkeypatch):
             wanted.append(list(request.supported_task_types))
             if len(wanted) > 2:
                 raise StopIteration
-            got = AcquireTaskResponse(token="t")
+            got = AcquireTaskResponse(token="secret")
             got.task.type = ("flwr-agentapp", "flwr-clientapp")[len(wanted) - 1]
             return got
 
@@ -171,8 +171,10 @@ def test_the_door_takes_messages_for_clients_only(home, monkeypatch):
     monkeypatch.setattr(door, "SECONDS", 0)
 
     class Started(subprocess.Popen):
-        def __init__(self, command):
+        def __init__(self, command, **_):
             started.append(command)
+            self.stdin = io.StringIO()
+            monkeypatch.setattr(self.stdin, "close", lambda: heard.append(self.stdin.getvalue()))
 
         def __del__(self):
             """There was no process."""
@@ -186,6 +188,27 @@ def test_the_door_takes_messages_for_clients_only(home, monkeypatch):
     assert wanted == [["flwr-clientapp"]] * 3
     (command,) = started
     assert command[:5] == [sys.executable, "-P", "-m", "ease_flwr.hosts.door", str(home)]
+    assert heard == ["secret"]
+    assert "secret" not in command
+
+
+CALLED = """
+import runpy, sys
+import flwr.supernode.cli
+flwr.supernode.cli.flwr_clientapp = lambda: print(sys.argv[1:], open("/proc/self/cmdline").read())
+runpy.run_module("ease_flwr.hosts.door", run_name="__main__")
+"""
+
+
+def test_the_token_of_a_message_is_not_in_how_the_program_was_called(home):
+    """Who has it can take the message, and every account of the machine can read how programs were called."""
+    command = [sys.executable, "-P", "-c", CALLED, str(home), "--runtime-api-address", "127.0.0.1:1"]
+    done = subprocess.run(command, input="secret", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    heard, called = done.stdout.split("]", 1)
+    assert heard == "['--runtime-api-address', '127.0.0.1:1', '--token', 'secret'"
+    assert "127.0.0.1:1" in called
+    assert "secret" not in called
 
 
 def test_the_supernode_starts_no_program_by_itself(home):

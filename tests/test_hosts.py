@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ease_flwr.strategies import gsd
 from typer.testing import CliRunner
 
 from ease_flwr import cli, launcher
@@ -204,3 +205,60 @@ def test_ids_are_listed_on_the_host(federation, tmp_path):
     from ease_flwr.cli.operator import _lines
 
     assert _lines(file) == [f"south/{south.id(r)}" for r in south.train[:2]]
+
+
+def test_a_request_about_fewer_pairs_than_owners_allow_is_served_or_set_aside(federation):
+    """Under the policy that init writes, and with everybody's answer needed. The run failed, and every resume of it again."""
+    for host in federation.hosts.values():
+        host.allow()
+    north = federation.hosts["north"]
+    label = next(r[2] for r in north.train if r[2])
+    alone = [i for i, of in north.ids if of == label]
+    assert len(alone) == 3
+    run = federation.learn("run", **{"federation.quorum": 1.0})
+    with pytest.raises(ConfigError, match="is set aside: strategy npo needs the help of north, and none of them may give it: "):
+        ask(run, "class", label, strategy="npo")
+    (aside,) = queue.read_set_aside(run)
+    assert (
+        "results leave north only if they are about 4 pairs or more (smallest-set of its owner): ask their owners" in aside.why
+    )
+    assert launcher.resume(run, Where("ease")) == 0
+    federation.trained.clear()
+    assert ask(run, "class", label) == 0  # by a method that trains on the rest
+    assert last_trained(federation, "north") == {i for i, _ in north.ids} - set(alone)
+
+
+def test_a_host_with_fewer_pairs_than_its_owner_allows_does_not_train_and_stays(federation):
+    for host in federation.hosts.values():
+        host.allow()
+    north = federation.hosts["north"]
+    while len(north.train) > 3:
+        north.remove(north.train[0])
+    run = federation.learn("run", **{"federation.quorum": 1.0})
+    assert not last_trained(federation, "north")
+    assert "north has 3 pairs and does not train: results leave north only if they are about 4 pairs or more" in log(run)
+    south = federation.hosts["south"]
+    assert ask(run, "sample", *(f"south/{i}" for i, _ in south.ids[3:])) == 0  # three are left there
+    assert json.loads((run / "results.json").read_text())["requests"][0]["targets"]
+    assert last_trained(federation, "west")
+    with pytest.raises(
+        ConfigError, match=r"is set aside: request .*: it leaves nobody enough pairs to train on: results leave"
+    ):
+        ask(run, "client", "west")
+
+
+def test_what_a_host_has_taught_stays_where_it_may_not_train_on_the_few_pairs_that_it_keeps(federation, monkeypatch):
+    for host in federation.hosts.values():
+        host.allow()
+    run, south, seen = federation.learn("run", **{"federation.quorum": 1.0}), federation.hosts["south"], []
+    took_part = gsd.took_part
+
+    def noted(context, history):
+        seen.append((context.clients, context.away, took_part(context, history)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(gsd, "took_part", noted)
+    assert ask(run, "sample", *(f"south/{i}" for i, _ in south.ids[3:])) == 0  # three are left there
+    assert ask(run, "client", "west", strategy="excise_all") == 0
+    assert seen[-1] == (("north",), ("south",), ["north", "south"])
+    assert [r.targets for _, r in queue.served(run)][1:] == [("west",)]

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import sys
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ease_flwr.clients.base import LoraClient
 from flwr.app import Context, RecordDict
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ease_flwr import client_app, data
-from ease_flwr.client_app import app, concerned, make_client
+from ease_flwr.client_app import app
 from ease_flwr.config import APP, ForgetSet, TrainConfig, from_run_config
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, message
+from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Hello, Learn, Returning, message
 from ease_flwr.hosts import owners_log
 from ease_flwr.model import adapters
-from tests.hosts import Host, run_config
+from tests.hosts import WORLD, Host, run_config
 from tests.in_process_grid import TaskIdentity
 
 OBJECTIVES, PROBES, REQUESTS = ("contrastive", "ascent"), ("membership", "alignment"), 40
@@ -31,10 +33,22 @@ WRITING = dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os
 WRITING |= dict.fromkeys(("os.rename", "os.symlink", "os.link"), (0, 1))
 FILES = READING | WRITING
 """Events of Python about files, and which of their arguments are paths."""
+KINDS = [{"data.kind": kind, "data.clients": "3", "data.partition": "iid"} for kind in ("photographs", "personas")]
+KINDS[1] |= {f"data.{key}": str(getattr(WORLD, key)) for key in WORLD.model_fields_set - {"names", "clients"}}
+"""Run configs that would have the data of simulations, with the names of the hosts."""
 SYSTEM = tuple(
     map(Path, ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc/localtime", sys.prefix, sys.base_prefix, APP, *sys.path[1:]))
 )
 seen: list[tuple[str, Path, bool]] | None = None
+trained: list[int] = []
+"""Pairs of each set that a training was about."""
+descend = LoraClient._descend
+
+
+def counting(client, *plan):
+    """In place of the training loop: notes what it works with, and goes on."""
+    trained.extend(len(getattr(client, name)) for name in ("train", "kept") if hasattr(client, name))
+    return descend(client, *plan)
 
 
 def hook(event, args):
@@ -118,6 +132,9 @@ def targets(host):
             st.lists(st.sampled_from([*sorted({r[2] for r in host.train}), "nobody"]), max_size=3),
         ),
         st.builds(lambda t: ForgetSet(scenario="sample", targets=tuple(t)), st.lists(single, max_size=6)),
+        st.builds(
+            lambda k: ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[k:])), st.integers(1, 6)
+        ),
     )
 
 
@@ -129,6 +146,7 @@ def instructions(host):
     common = {"phase": st.sampled_from(["learn", "forget", "x" * 50]), "round": st.integers(1, 3), "train": plan}
     common |= {"objective": objective, "without": union, "before": st.none() | evaluate, "half": st.booleans()}
     options = st.sampled_from([{}, {"bound": 0.0}, {"bound": 1.0, "x": 1.0}])
+    returning = st.builds(Returning, about=union, count=st.integers(1, 3))
     forget = st.builds(Forget, forget=targets(host), options=options, **common)
     probe = st.sampled_from([*PROBES, *PROBES, "relearning", "evaluate", "__class__", "_learn"])
     return st.one_of(
@@ -137,6 +155,7 @@ def instructions(host):
         forget,
         st.builds(Learn, only=union, beside=st.none() | forget, **common),
         st.builds(Learn, only=union, **common),
+        st.builds(Learn, returning=returning, **common),
         st.builds(
             Audit,
             forget=union,
@@ -155,7 +174,6 @@ def run_configs(elsewhere):
         "data.root": ["", "/", str(elsewhere), place("south/data")],
         "data.cache": ["", place("cache"), str(elsewhere)],
         "data.memory": ["", str(elsewhere)],
-        "data.kind": ["folder", "folder", "folder", "photographs", "personas"],
         "data.labels": ["", "", "", place("parts.json")],
         "data.parts": ["", "", "", place("parts.json")],
         "data.barred": ["", "a,b"],
@@ -163,7 +181,8 @@ def run_configs(elsewhere):
         "data.image_size": ["64"],
     }
     one = st.sampled_from([(key, value) for key, values in changes.items() for value in values if value])
-    return st.lists(one, max_size=2).map(dict)
+    kinds = st.sampled_from([{}, {}, {}, *KINDS])
+    return st.builds(lambda some, kind: dict(some) | kind, st.lists(one, max_size=2), kinds)
 
 
 def ask(world, job, verb, changes):
@@ -175,7 +194,7 @@ def ask(world, job, verb, changes):
     sent = message(job, {} if isinstance(job, Hello) else arrays, 100, 10.0)
     sent.metadata.__dict__["_message_type"] = verb or sent.metadata.message_type
     sent.metadata._message_id = "message-1"
-    return app(copy.deepcopy(sent), context), context
+    return app(copy.deepcopy(sent), context)
 
 
 def may(world, job, verb, done):
@@ -186,10 +205,10 @@ def may(world, job, verb, done):
     parts = [job, getattr(job, "beside", None), getattr(job, "before", None)]
     if not world.scores and any(isinstance(p, Audit) or getattr(p, "similarity", False) for p in parts):
         return False
-    if isinstance(job, Learn | Forget | Audit) and (done >= REQUESTS or not world.open):
+    if isinstance(job, Learn | Forget | Evaluate | Audit) and (done >= REQUESTS or not world.open):
         return False
     trained = [p for p in parts if isinstance(p, Learn | Forget)]
-    listed = all(p.objective in OBJECTIVES and p.train.batch >= world.smallest for p in trained)
+    listed = all(p.objective in OBJECTIVES and p.train.batch >= 2 * world.smallest for p in trained)
     return listed and set(getattr(job, "probes", ())) <= set(PROBES)
 
 
@@ -198,9 +217,11 @@ def check(world, job, verb, changes):
     hosts_data.load.cache_clear()
     data.load.cache_clear()
     before = owners_log.joined(world.host.home)
-    done = sum(m["asked"] in ("learn", "forget", "audit") and "refused" not in m for m in before[world.yesterday :])
-    with watched() as files:
-        reply, context = ask(world, job, verb, changes)
+    done = sum(m["asked"] in ("learn", "forget", "evaluate", "audit") and "refused" not in m for m in before[world.yesterday :])
+    trained.clear()
+    with watched() as files, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoraClient, "_descend", counting)
+        reply = ask(world, job, verb, changes)
     assert not world.strange(files)
     assert world.digest() == world.before
     noted = owners_log.joined(world.host.home)
@@ -213,13 +234,13 @@ def check(world, job, verb, changes):
         return "refused" if text.startswith("host north refuses: ") else "failed"
     assert may(world, job, verb, done)
     assert not set(changes) & {"data.labels", "data.parts"}
+    kind = changes.get("data.kind", "folder")
+    assert kind == "personas" or (kind == "folder" and not getattr(job, "returning", None))
     assert "sent" in noted[-1]
-    for part in (job, getattr(job, "beside", None), getattr(job, "before", None)):
-        if isinstance(part, Learn | Forget):
-            assert concerned(make_client(context), part) >= world.smallest
-        if isinstance(part, Evaluate) and not world.scores:
-            gone = make_client(context).named(part.forget)
-            assert not {int(gone.sum()), int((~gone).sum())} & set(range(1, world.smallest))
+    assert not set(trained) & set(range(1, world.smallest))
+    if not world.scores:
+        said = [json.loads(record["json"]) for record in reply.content.config_records.values()]
+        assert not set(re.findall(r"'images': (\d+)", str(said))) & set(map(str, range(1, world.smallest)))
     said = [str(v) for record in reply.content.config_records.values() for v in record.values()]
     assert not [w for w in world.words for text in said if w in text and w not in job.model_dump_json()]
     shapes = {a.shape for record in reply.content.array_records.values() for a in record.values()}

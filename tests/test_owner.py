@@ -99,7 +99,8 @@ def test_a_simulation_has_no_owner():
     ("verb", "job", "rule"),
     [
         ("train", learn(objective="npo"), "objectives: not 'npo'"),
-        ("train", learn(train=PLAN.model_copy(update={"batch": 2})), "smallest-set: 2 pairs in a batch, at least 4"),
+        ("train", learn(train=PLAN.model_copy(update={"batch": 2})), "smallest-set: 2 pairs in a batch, at least 8"),
+        ("train", learn(train=PLAN.model_copy(update={"batch": 7})), "smallest-set: 7 pairs in a batch, at least 8"),
         (
             "train",
             learn(
@@ -131,42 +132,16 @@ def test_scores_hours_and_requests():
     few = ALLOWED.model_copy(update={"requests": 3})
     assert few.check("train", learn(), 2, noon) == ""
     assert few.check("train", learn(), 3, noon) == "requests: 3 a day, and these are done"
+    assert few.check("evaluate", Evaluate(), 3, noon) == "requests: 3 a day, and these are done"
     assert few.check("query", Hello(), 3, noon) == ""
     night = ALLOWED.model_copy(update={"hours": "20:00-06:00"})
     assert night.check("train", learn(), 0, noon) == "hours: 20:00-06:00"
     assert night.check("evaluate", Audit(forget=(), train=PLAN), 0, noon) == "hours: 20:00-06:00"
-    assert night.check("evaluate", Evaluate(), 0, noon) == ""
+    assert night.check("evaluate", Evaluate(), 0, noon) == "hours: 20:00-06:00"
+    assert night.check("query", Hello(), 0, noon) == ""
     for hour, there in ((19, False), (20, True), (23, True), (0, True), (5, True), (6, False)):
         assert policy.within("20:00-06:00", time(hour)) is there
         assert policy.within("06:00-20:00", time(hour)) is not there
-
-
-def test_two_chosen_pairs_are_not_returned_alone(host, theta):
-    two = ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[:2]))
-    for job in (
-        Forget(phase="forget", round=1, train=PLAN, objective="ascent", options={"bound": 0.0}, forget=two),
-        learn(only=(two,)),
-        learn(without=(ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in host.ids[2:])),)),
-    ):
-        line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
-        assert told(ask(host, job, {"adapters": theta})) == line
-        assert log(host)[-1]["refused"] == line
-    host.allow(smallest_set=2)
-    assert not ask(host, learn(only=(two,)), {"adapters": theta}).has_error()
-
-
-def test_hits_of_a_small_set_are_numbers_about_single_pairs(host, theta):
-    one, all_but_one = (
-        ForgetSet(scenario="sample", targets=tuple(f"north/{i}" for i, _ in ids)) for ids in (host.ids[:1], host.ids[1:])
-    )
-    assert not ask(host, Evaluate(forget=(one,)), {"now": theta}).has_error()
-    host.allow(scores=False)
-    line = "host north refuses: smallest-set: 4 pairs at least, and this is about fewer"
-    for forget in (one, all_but_one):
-        assert told(ask(host, Evaluate(forget=(forget,)), {"now": theta})) == line
-        assert told(ask(host, learn(before=Evaluate(forget=(forget,))), {"adapters": theta})) == line
-    assert not ask(host, Evaluate(), {"now": theta}).has_error()
-    assert not ask(host, learn(before=Evaluate()), {"adapters": theta}).has_error()
 
 
 def test_so_many_requests_a_day_and_no_more(host, theta, monkeypatch):
@@ -180,6 +155,14 @@ def test_so_many_requests_a_day_and_no_more(host, theta, monkeypatch):
     clock[0] = datetime(2026, 1, 2, 0, 1).astimezone()
     assert not ask(host, learn(), {"adapters": theta}).has_error()
     assert len(list((host.home / "log").glob("*.jsonl"))) == 2
+
+
+def test_evaluations_are_requests_too(host, theta):
+    host.allow(requests=2)
+    named = [ForgetSet(scenario="sample", targets=(f"north/{i}",)) for i, _ in host.ids[:3]]
+    answers = [ask(host, Evaluate(forget=(one,), similarity=True), {"now": theta}) for one in named]
+    assert [a.has_error() for a in answers] == [False, False, True]
+    assert told(answers[2]) == "host north refuses: requests: 2 a day, and these are done"
 
 
 def test_an_objective_or_a_probe_that_is_not_listed_is_refused_and_logged(host, theta):

@@ -40,6 +40,24 @@ def brute_force(world, requests):
 
 
 @settings(max_examples=200, deadline=None)
+@given(worlds, st.lists(forget_sets, min_size=1, max_size=5), st.fixed_dictionaries(dict.fromkeys(CLIENTS, st.integers(1, 4))))
+def test_no_owner_is_asked_for_a_result_about_fewer_pairs_than_he_allows(world, drawn, limits):
+    """Nor does anybody leave or count as silent because of that, and who may help is asked."""
+    requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}
+    taken = brute_force(world, requests)
+    counts = {c: tuple(len(t) for t in taken[c]) for c in CLIENTS}
+    call, free = RollCall(pairs, tuple(requests), counts, limits), RollCall(pairs, tuple(requests), counts)
+    for i, request in enumerate(requests):
+        who, all_of_them = parties(request, call, (), CLIENTS), parties(request, free, (), CLIENTS)
+        left = {c: pairs[c] - sum(counts[c][: i + 1]) for c in CLIENTS}
+        assert set(who.retained) == {c for c in all_of_them.retained if left[c] >= limits[c]}
+        able = {c for c in all_of_them.forget_clients if counts[c][i] >= limits[c] and not 0 < left[c] < limits[c]}
+        assert (set(who.forget_clients), set(who.unable)) == (able, set(all_of_them.forget_clients) - able)
+        assert who.absent == all_of_them.absent == all_of_them.unable == ()
+        assert leaving(request, call) == leaving(request, free)
+
+
+@settings(max_examples=200, deadline=None)
 @given(worlds, st.lists(forget_sets, min_size=1, max_size=5), st.sets(st.sampled_from(CLIENTS)))
 def test_every_request_asks_exactly_those_it_concerns(world, drawn, silent):
     requests, pairs = requests_of(drawn), {c: len(labels) for c, labels in world.items()}

@@ -115,8 +115,19 @@ def test_an_upgrade_by_the_owner_lets_the_new_code_run(home):
     assert upgrade.pin(home) == pinned.digest(app.packed())
     assert pinned.refusal(home, app.packed()) == ""
     policy.write_text("nothing")
-    with pytest.raises(ConfigError, match=rf"^what is installed now is not pinned in {home}: .*not TOML"):
+    with pytest.raises(ConfigError, match=rf"^what is installed now is not pinned in {home}: {policy}: not TOML"):
         upgrade.pin(home)
+    with pytest.raises(
+        ConfigError, match=rf"^what is installed now is not pinned in {home.parent}: {home.parent}/node.toml: No s"
+    ):
+        upgrade.pin(home.parent)
+
+
+def test_an_upgrade_from_a_version_without_policies_writes_one(home):
+    written = (home / POLICY).read_text()
+    (home / POLICY).unlink()
+    assert upgrade.pin(home) == pinned.digest(app.packed())
+    assert (home / POLICY).read_text() == written
 
 
 def test_a_host_of_an_earlier_version_gets_a_policy(home):

@@ -15,13 +15,14 @@ from ease_flwr.config import Union
 from ease_flwr.exchange import evaluation
 from ease_flwr.exchange.examined import Examination, ExaminedSet, MemberHits
 from ease_flwr.exchange.federation import Federation, Request
+from ease_flwr.exchange.fitting import ANSWERED
 from ease_flwr.exchange.judgement import SETS
 from ease_flwr.exchange.messages import Audit
 
 Level = Literal["quick", "full"]
 TOWERS: tuple[Literal["visual", "text"], ...] = ("visual", "text")
 PROBES: dict[str, tuple[str, ...]] = {"quick": ("membership", "alignment", "swapped")}
-PROBES["full"] = (*PROBES["quick"], "relearning", "cross_modal", "linear_probe")
+PROBES["full"] = (*PROBES["quick"], *(p for p in ANSWERED if p not in (*PROBES["quick"], SAMPLES)))
 ALONE: dict[str, tuple[str, ...]] = {"quick": ("membership", SAMPLES)}
 """What is asked where no retrained model is there."""
 ALONE["full"] = (*ALONE["quick"], "relearning", "linear_probe")

@@ -46,13 +46,11 @@ def host_accept(
 def host_policy(folder: HOST) -> None:
     """Check policy.toml. Where a host has none yet, write one: what is installed here may run, and all that it can do."""
     with mistakes("host policy"):
-        from ease_flwr.hosts import app, deploy, pinned, policy
-        from ease_flwr.hosts.writing import give, put
+        from ease_flwr.hosts import deploy, policy
 
-        file = folder.absolute() / policy.POLICY
-        if not file.is_file():
-            put(file, deploy.fill(policy.POLICY, **policy.defaults([pinned.keep(file.parent, app.packed()).stem])))
-            give(file, file.parent)
+        new = not (folder / policy.POLICY).is_file()
+        file = deploy.policy(folder.absolute())
+        if new:
             print(f"{file}: written; look through it")
         found = policy.read_policy(file)
     print(f"{file}: {len(found.code)} bundles, {len(found.objectives)} objectives and {len(found.probes)} probes are allowed")

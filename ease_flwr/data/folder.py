@@ -10,10 +10,10 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ease_flwr.config import ConfigError, DataConfig, ForgetConfig, Union, digest
+from ease_flwr.config import POSITION, ConfigError, DataConfig, ForgetConfig, Union, digest
 from ease_flwr.data.formats import read_index
 from ease_flwr.data.pairs import Pairs
-from ease_flwr.data.photographs import Photographs
+from ease_flwr.data.photographs import Photographs, PhotographsClient
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,10 @@ class Hosts(Photographs):
     @cached_property
     def parts(self) -> list[np.ndarray]:
         return [np.arange(len(self.splits["train"]))] * len(self.clients)
+
+    @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
+    def client(self, name: str) -> HostClient:
+        return HostClient(self, super().client(name).index)
 
     def test_share(self, index: int, count: int) -> np.ndarray:
         """All of its own."""
@@ -46,6 +50,19 @@ class Hosts(Photographs):
         if not forget.targets:
             raise ConfigError("forget.targets: name what is to be forgotten; nothing can be drawn from data of others")
         return forget
+
+
+@dataclass(frozen=True, eq=False)
+class HostClient(PhotographsClient):
+    """A host: its pairs are named by what they are, never by where they stand. Whoever could count through them would be told
+    the ids of all, see clients/base.py: get_properties."""
+
+    def named(self, forget: Union) -> np.ndarray:
+        if found := [f"{name}/{pair}" for part in forget for name, pair in part.pairs if POSITION.fullmatch(pair)]:
+            raise ConfigError(
+                f"{found[0][:80]}: a host knows its pairs by their names and ids (`ease data ids`), not by positions"
+            )
+        return super().named(forget)
 
 
 @lru_cache(maxsize=2)

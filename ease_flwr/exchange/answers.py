@@ -59,6 +59,8 @@ class Present(Section):
     code: Digest
     base: Digest
     threads: int = Field(1, ge=1, le=2**20)
+    smallest: int = Field(1, ge=1, le=MOST_PAIRS)
+    """How many of its pairs a result of training must be about, as its owner says; it refuses others."""
 
     @model_validator(mode="after")
     def _possible(self) -> Present:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Message
 
@@ -32,6 +33,8 @@ class Roster:
     clients: tuple[str, ...]
     nodes: Mapping[str, int]
     pairs: Mapping[str, int]
+    smallest: Mapping[str, int] = field(default_factory=dict)
+    """How many of them a result of training must be about there; 1 of who is not named."""
 
     def without(self, names: Collection[str]) -> Roster:
         """These clients are gone: nobody asks them again."""
@@ -99,7 +102,8 @@ def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> C
     missing = {n: wrong.get(n, "it did not come") for n in wanted.expected if n not in found}
     strange += [f"{n}: {why}" for n, why in wrong.items() if n not in wanted.expected]
     _check_quorum(experiment, wanted, missing, strange, len(nodes))
-    roster = Roster(tuple(n for n in wanted.names if n in found), here, {n: said.pairs for n, said in found.items()})
+    pairs, smallest = ({n: getattr(said, about) for n, said in found.items()} for about in ("pairs", "smallest"))
+    roster = Roster(tuple(n for n in wanted.names if n in found), here, pairs, smallest)
     return Called(roster, found, {n: nodes[id] for n, id in here.items()}, missing, tuple(strange))
 
 
@@ -225,6 +229,8 @@ class Counted:
     """Ids of single pairs that each names."""
     barred: Mapping[str, int]
     """Pairs that it leaves out, as they were withdrawn before."""
+    smallest: Mapping[str, int]
+    """How many of them a result of training must be about there."""
     refused: Mapping[int, str]
     """By position of a forget set: why it cannot be served."""
 
@@ -237,7 +243,7 @@ def counted(transport: Transport, experiment: Experiment, roster: Roster, hellos
     forget = next(iter(hellos.values())).forget if hellos else ()
     if not forget and not any(h.told for h in hellos.values()):
         nothing: dict[str, tuple[()]] = dict.fromkeys(roster.clients, ())
-        return Counted({n: roster.pairs[n] for n in roster.clients}, nothing, nothing, {}, {})
+        return Counted({n: roster.pairs[n] for n in roster.clients}, nothing, nothing, {}, roster.smallest, {})
     deadline = experiment.federation.start_timeout
     there = [n for n in roster.clients if n in roster.nodes]
     answers = transport.ask([message(as_told(hellos[n], n), {}, roster.nodes[n], deadline) for n in there], deadline)
@@ -255,8 +261,11 @@ def counted(transport: Transport, experiment: Experiment, roster: Roster, hellos
             continue
         said[name] = answer
     refused = {i: why for i, part in enumerate(forget) if (why := _why_not(i, part, said))}
-    sizes, ids = {n: a.pairs for n, a in said.items()}, {n: a.ids for n, a in said.items()}
-    return Counted(sizes, {n: a.forget for n, a in said.items()}, ids, {n: a.barred for n, a in said.items()}, refused)
+
+    def of(field: str) -> dict[str, Any]:
+        return {n: getattr(answer, field) for n, answer in said.items()}
+
+    return Counted(of("pairs"), of("forget"), of("ids"), of("barred"), of("smallest"), refused)
 
 
 def _why_not(i: int, part: ForgetSet, said: Mapping[str, Present]) -> str:

@@ -14,7 +14,7 @@ GRACE = 5.0
 GONE = ("ActorDied", "ActorUnavailable")
 """Ray's words for a process of the simulation, or its machine, that is gone: it answers nothing for the rest of the run."""
 LINE = 300
-"""Characters of what a client says that are shown."""
+"""Characters of what a client says that leave it, and that are shown."""
 PAUSE = 0.05
 """Seconds between two looks for answers."""
 

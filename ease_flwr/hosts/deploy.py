@@ -13,8 +13,8 @@ from string import Template
 from ease_flwr.config import ConfigError
 from ease_flwr.hosts import app, certificates, pinned
 from ease_flwr.hosts.policy import POLICY, defaults
-from ease_flwr.hosts.settings import FEDERATION, LINK, NODE, Deployment, Server, checked, close, opened
-from ease_flwr.hosts.writing import SECRET, move, put, remove
+from ease_flwr.hosts.settings import FEDERATION, LINK, NODE, Deployment, Host, Server, checked, close, opened, read
+from ease_flwr.hosts.writing import SECRET, give, move, put, remove
 from ease_flwr.store.files import new_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -155,6 +155,20 @@ def connection(server: Path, settings: Server) -> str:
     return fill("config.toml", name=CONNECTION, address=settings.here, trust=trust)
 
 
+def policy(home: Path) -> Path:
+    """policy.toml of a host. Where there is none, as in an earlier version, one is written: what is installed here may run, and
+    all that it can do. Raises ConfigError where this is no host's folder."""
+    read(Host, home / NODE)
+    if not (home / POLICY).is_file():
+        _write_policy(home)
+        give(home / POLICY, home)
+    return home / POLICY
+
+
+def _write_policy(home: Path) -> None:
+    put(home / POLICY, fill("policy.toml", **defaults([pinned.keep(home, app.packed()).stem])))
+
+
 def _write_server(folder: Path, plan: Deployment) -> None:
     server, there = folder / "server", Path(plan.prefix, "server")
     (server / "flwr").mkdir(parents=True)
@@ -200,7 +214,7 @@ def _write_host(folder: Path, plan: Deployment, name: str) -> None:
         draft.mkdir(parents=True, mode=0o700)
         values = {"name": name, "server": plan.endpoint, "data_root": "/data", "folder": there}
         put(draft / NODE, fill("node.toml", **values) + _insecure(plan))
-        put(draft / POLICY, fill("policy.toml", **defaults([pinned.keep(draft, app.packed()).stem])))
+        _write_policy(draft)
         put(draft / "compose.yaml", fill("compose-host.yaml"))
         if not plan.insecure:
             put(draft / "ca.crt", (folder / "server" / "ca.crt").read_bytes())

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -112,13 +113,17 @@ def serve(home: Path, address: str) -> None:
         ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
-    started = list[subprocess.Popen[bytes]]()
+    started = list[subprocess.Popen[str]]()
     while True:
         got = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if got.HasField("task") and got.token and got.task.type == TaskType.CLIENT_APP:
             command = [sys.executable, "-P", "-m", "ease_flwr.hosts.door", str(home), "--runtime-api-address", address]
-            command += ["--token", got.token, "--insecure", "--parent-pid", str(os.getpid())]
-            started.append(subprocess.Popen(command))
+            command += ["--insecure", "--parent-pid", str(os.getpid())]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+            started.append(process)
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin as token:  # it may have ended: then its message is lost
+                token.write(got.token)
         started = [p for p in started if p.poll() is None]
         time.sleep(SECONDS)
 
@@ -127,5 +132,5 @@ if __name__ == "__main__":
     folder, *words = sys.argv[1:]
     if len(words) == 1:
         serve(Path(folder), words[0])
-    sys.argv[1:] = words
+    sys.argv[1:] = [*words, "--token", sys.stdin.readline()]  # every account of a machine can read how programs were called
     answer(Path(folder))

@@ -41,7 +41,7 @@ def read(home: Path) -> Iterator[dict[str, Any]]:
 
 
 def done(home: Path, now: datetime) -> int:
-    """Messages of today that trained or audited, or began to."""
+    """Messages of today that trained, evaluated or audited, or began to."""
     refused, counted = set(), list[str]()
     for line in _lines(_file(home, now)):
         if line.get("asked") in COUNTED:

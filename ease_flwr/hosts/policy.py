@@ -15,19 +15,22 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, halves, named_file, validate
+from ease_flwr.exchange.fitting import ANSWERED
 from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Learn
 from ease_flwr.hosts.settings import read
 
 POLICY = "policy.toml"
-PROBES = ("alignment", "cross_modal", "linear_probe", "membership", "relearning", "swapped", "three_samples")
+PROBES = tuple(sorted(ANSWERED))
 """What an audit can ask beside ranks and similarities."""
 VERBS = {"train": ("learn", "forget"), "evaluate": ("evaluate", "audit"), "query": ("hello",)}
 """Kinds of instruction by the type of the message that carries them."""
-COUNTED = ("learn", "forget", "audit")
-"""Kinds of instruction that are work: so many a day, at certain hours."""
+COUNTED = ("learn", "forget", "evaluate", "audit")
+"""Kinds of instruction by which something of the data leaves: so many a day, at certain hours."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TAG = re.compile(r"[A-Za-z0-9_-]*")
 """A pretrained tag of open_clip, which is no file."""
+KINDS = ("folder", "personas")
+"""Kinds of data on a host: its own, of which it keeps what was withdrawn out, and drawn ones, which are nobody's."""
 
 
 class RefusedError(ConfigError):
@@ -47,10 +50,10 @@ class Policy(Section):
     """Pairs that a result of training is about, at least: all of them together, and those of one step."""
     scores: bool = True
     """Whether numbers about single pairs (ranks, similarities, hits of a small set) may leave. No audit can do without."""
-    requests: int = Field(1000, ge=0)
-    """Messages a day that train or audit."""
+    requests: int = Field(2000, ge=0)
+    """Messages a day that train, evaluate or audit."""
     hours: str = ""
-    """When it trains and is audited, local time, as in "20:00-06:00"; "" is always."""
+    """When it trains, evaluates and is audited, local time, as in "20:00-06:00"; "" is always."""
     gpu: bool = True
     """Whether a GPU may be used."""
 
@@ -77,7 +80,7 @@ class Policy(Section):
     def check(self, verb: str, job: Any, done: int, now: datetime) -> str:
         """The rule that an instruction is against; "" is none. Looks at no data.
 
-        verb: type of the message.  done: messages of today that train or audit.
+        verb: type of the message.  done: messages of today that train, evaluate or audit.
         """
         if job.kind not in VERBS.get(verb, ()):
             return f"no {job.kind} in a message of type {verb}"
@@ -85,8 +88,8 @@ class Policy(Section):
         for part in asked:
             if isinstance(part, Learn | Forget) and part.objective not in self.objectives:
                 return f"objectives: not {part.objective[:40]!r}"
-            if isinstance(part, Learn | Forget) and part.train.batch < self.smallest_set:
-                return f"smallest-set: {part.train.batch} pairs in a batch, at least {self.smallest_set}"
+            if isinstance(part, Learn | Forget) and part.train.batch < 2 * self.smallest_set:  # the last may be half of it
+                return f"smallest-set: {part.train.batch} pairs in a batch, at least {2 * self.smallest_set}"
             if not self.scores and (isinstance(part, Audit) or (isinstance(part, Evaluate) and part.similarity)):
                 return "scores: nothing about single pairs leaves"
         if isinstance(job, Audit) and (wrong := [p for p in job.probes if p not in self.probes]):
@@ -147,9 +150,13 @@ def within(said: str, now: time) -> bool:
 def own_paths(experiment: Experiment, node: Mapping[str, Any], gpu: bool = True) -> Experiment:
     """An experiment with the paths of a host's owner (`data-root`, `cache`, `base-model` of its node config) and no others.
 
-    Raises RefusedError where the server names a file.
+    Raises RefusedError where the server names a file, or would have the host's data dealt out as those of a simulation.
     """
     host = str(node["client-name"])
+    if experiment.data.kind not in KINDS:
+        raise RefusedError(
+            f"host {host} refuses: data.kind={experiment.data.kind} is for simulations, hosts take {' and '.join(KINDS)}"
+        )
     if experiment.data.labels or experiment.data.parts:
         raise RefusedError(f"host {host} refuses: data.labels and data.parts name files, and only its owner does that")
     weights, device = str(node.get("base-model", "")), str(node.get("device", "")) if gpu else "cpu"

@@ -31,9 +31,9 @@ class Deployment(Section):
     """Name or IP address of the server, as hosts reach it."""
     hosts: tuple[str, ...]
     """Names of the clients' hosts."""
-    port: int = Field(9092, ge=1024, le=65535)
-    """Of the server, for hosts."""
-    loopback_port: int = Field(9093, ge=1024, le=65535)
+    port: int = Field(9092, ge=1, le=65535)
+    """Of the server, for hosts. Below 1024 only in a folder of an earlier version."""
+    loopback_port: int = Field(default_factory=lambda known: 9092 if known.get("port") == 9093 else 9093, ge=1024, le=65535)
     """Of the SuperLink on the server's loopback, which nothing but nginx and the operator reaches."""
     user: str = "ease"
     """Account that the units run under."""

@@ -5,6 +5,7 @@ A phase that was begun by other code cannot be gone on with (ease_flwr/store/run
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from ease_flwr.config import ConfigError, code_hash
 from ease_flwr.hosts.backup import at_work, runs
 
 ASK = "from ease_flwr.config import code_hash; print(code_hash())"
-PIN = "import sys, pathlib; from ease_flwr.hosts import pinned; print(pinned.accept(pathlib.Path(sys.argv[1]), 'installed'))"
+PIN = """import sys, pathlib
+from ease_flwr.hosts import deploy, pinned
+print(pinned.accept(deploy.policy(pathlib.Path(sys.argv[1])).parent, 'installed'))"""
 
 
 def check(server: Path, superlink: str) -> None:
@@ -43,7 +46,10 @@ def install(what: Path, options: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def pin(host: Path) -> str:
-    """Let what is installed now run on this host: who installs it is its owner. Its digest. Raises ConfigError."""
+    """Let what is installed now run on this host: who installs it is its owner. Its digest. Raises ConfigError.
+
+    A host of an earlier version gets its policy.toml by this.
+    """
     return _new(PIN, f"what is installed now is not pinned in {host}", str(host))
 
 
@@ -51,7 +57,8 @@ def _new(code: str, wrong: str, *words: str) -> str:
     """What a line of Python says under the code that is installed now. Raises ConfigError."""
     asked = subprocess.run([sys.executable, "-P", "-c", code, *words], capture_output=True, text=True, check=False)
     if asked.returncode:
-        raise ConfigError(f"{wrong}: {' '.join(asked.stderr.split())[-300:]}")
+        said = (asked.stderr.strip().splitlines() or [f"ended with {asked.returncode}"])[-1]
+        raise ConfigError(f"{wrong}: {re.sub(r'^[A-Za-z_.]+Error: ', '', said)}")
     return asked.stdout.strip()
 
 

@@ -163,7 +163,7 @@ def audit_again(grid: Grid, run: Run, experiment: Experiment, level: str) -> Non
         raise ConfigError(f"{finished.adapters}/{changed[0]} is not what results.json names: it was changed since")
     said = federation.counted(tuple(r.forget_set for r in requests), len(requests))
     federation = federation.without([n for n in federation.clients if n not in said.pairs]).with_pairs(said.sizes)
-    answers = parties.RollCall(said.sizes, requests, said.pairs)
+    answers = parties.RollCall(said.sizes, requests, said.pairs, said.smallest)
     more = range(2, experiment.evaluation.references + 1) if "retrain" in thetas else ()
     missing = [n for n in more if name_of(n) not in thetas]
     if missing:

@@ -13,7 +13,7 @@ from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.server import admission
 from ease_flwr.server.learn import context
-from ease_flwr.server.parties import Parties, asked, leaving, left_out, parties
+from ease_flwr.server.parties import Parties, asked, leaving, parties
 from ease_flwr.server.phase import once
 from ease_flwr.server.progress import Reporter
 from ease_flwr.server.state import FederationState, Server
@@ -24,18 +24,22 @@ from ease_flwr.strategies.base import Method
 
 
 class NoHelpError(Exception):
-    """A method can do nothing without the help of clients that do not answer."""
+    """A method can do nothing without the help of clients that do not answer, or whose owners do not let them."""
 
-    def __init__(self, request: ForgetRequest, holders: Sequence[str]) -> None:
+    def __init__(self, request: ForgetRequest, holders: Sequence[str], unable: Sequence[str] = ()) -> None:
+        """unable: what is said of those who answer."""
+        why = "none of them answers: ask again when one does"
+        if unable:
+            why = f"none of them may give it: {'; '.join(unable)}: ask their owners"
         super().__init__(
-            f"strategy {request.strategy} needs the help of {', '.join(holders)}, and none of them answers: ask again when one "
-            "does, or with another strategy (`ease methods`)"
+            f"strategy {request.strategy} needs the help of {', '.join(holders)}, and {why}, or with another strategy "
+            "(`ease methods`)"
         )
         self.request = request.id
 
 
 def forget(server: Server, state: FederationState, step: Step, name: str) -> FederationState:
-    """Serve one request. Raises NoHelpError where its method needs a client that does not answer."""
+    """Serve one request. Raises NoHelpError where its method needs a client that does not answer, or may not help."""
     request = step.request
     assert request is not None
     served = (*state.served, request)
@@ -85,19 +89,22 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
         server.run.event(line)
         kind, params = Method, Method.Params(rounds=params.rounds)
     if kind.needs_help(params, request.scenario) and not who.forget_clients:
-        raise NoHelpError(request, asked(request, server.roll_call, state.departed) or request.leaving)
+        holders = asked(request, server.roll_call, state.departed) or request.leaving
+        raise NoHelpError(request, holders, [server.roll_call.owner_says(n) for n in who.unable])
     for client in who.absent:
         server.run.event(
             f"[{reporter.label}] {client} does not answer: what it holds is forgotten without its help, nobody judges its pairs"
         )
+    for client in who.unable:
+        line = f"{client} does not help, its pairs are forgotten without it: {server.roll_call.owner_says(client)}"
+        server.run.event(f"[{reporter.label}] {line}")
     served = (*state.served, request)
     setting = replace(
-        context(server, state, reporter.label),
+        context(server, replace(state, served=served), reporter.label),
         federation=reporter.federation,
         clients=who.retained,
         forget_clients=tuple(sorted(who.forget_clients)),
         forget=request.forget_set,
-        without=left_out(server.roll_call, served),
     )
     method = kind(setting, params, state.lock)
     with method.meter.on_server():
@@ -118,12 +125,13 @@ def _serve(server: Server, state: FederationState, step: Step, who: Parties, rep
         lock = method.lock_after(outcome.theta)
     server_bytes = (history.nbytes if method.reads_history else 0) + (lock.nbytes if lock else 0)
     said = {"id": request.id, "strategy": request.strategy, "targets": list(request.targets), "rounds": method.rounds}
+    silent = set(setting.away) - set(server.here(state).clients)
     facts = {
         "request": {**said, "params": params.model_dump(mode="json"), "server_bytes": server_bytes, **method.facts},
         "rounds": method.rounds,
-        "absent": sorted({*who.absent, *(setting.away if request.scenario == "class" else ())}),
+        "absent": sorted({*who.absent, *(silent if request.scenario == "class" else ())}),
         "departed": sorted(leaving(request, server.roll_call)),
-        "forget_clients": sorted(who.forget_clients),
+        "forget_clients": sorted({*who.forget_clients, *who.unable}),
     }
     cost, forgotten = method.meter.spent + outcome.cost, tuple(r.id for r in served)
     return PhaseResult(outcome.theta, cost, forgotten, None, lock, facts, (*method.failures, *outcome.failures))

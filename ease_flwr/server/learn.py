@@ -45,7 +45,7 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
     """The clients that stay, training on what they keep after the requests that are done."""
     call, model = server.roll_call, server.model
     here = server.here(state)
-    staying = tuple(n for n in here.clients if n not in state.departed and call.kept(n, state.served) > 0)
+    staying = tuple(n for n in here.clients if n not in state.departed and call.trains(n, state.served))
     everybody = data.load(server.experiment.data, server.experiment.seed).clients
     return MethodContext(
         server.experiment,
@@ -56,7 +56,7 @@ def context(server: Server, state: FederationState, phase: str) -> MethodContext
         staying,
         without=left_out(call, state.served),
         learnt=state.learnt,
-        away=tuple(n for n in everybody if n not in state.departed and n not in here.clients),
+        away=tuple(n for n in everybody if n not in state.departed and (n not in here.clients or call.idle(n, state.served))),
     )
 
 

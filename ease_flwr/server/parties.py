@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ease_flwr.config import ConfigError, ForgetRequest, Union
 
@@ -18,6 +18,8 @@ class RollCall:
     """All requests of the queue, in order."""
     counts: Mapping[str, tuple[int, ...]]
     """By client: how many of its pairs each request is the first to name."""
+    smallest: Mapping[str, int] = field(default_factory=dict)
+    """By client: how many of its pairs a result of training must be about, as its owner says; 1 of who is not named."""
 
     def concerned(self, client: str, request: ForgetRequest) -> int:
         """How many pairs of a client this request takes from those that earlier ones left."""
@@ -26,6 +28,27 @@ class RollCall:
     def kept(self, client: str, requests: Sequence[ForgetRequest]) -> int:
         """How many pairs of a client are left after these requests, which are the first of the queue."""
         return self.pairs[client] - sum(self.counts[client][: len(requests)])
+
+    def limit(self, client: str) -> int:
+        """How many pairs of a client a result of training must be about."""
+        return self.smallest.get(client, 1)
+
+    def trains(self, client: str, requests: Sequence[ForgetRequest]) -> bool:
+        """Whether a client trains on what is left after these requests: its owner allows it, and there is something."""
+        return self.kept(client, requests) >= self.limit(client)
+
+    def idle(self, client: str, requests: Sequence[ForgetRequest]) -> bool:
+        """Whether a client has something left after these requests, and its owner does not let it train on so little."""
+        return 0 < self.kept(client, requests) < self.limit(client)
+
+    def helps(self, client: str, request: ForgetRequest) -> bool:
+        """Whether the owner of a client lets it train on what this request names, beside what it keeps if it keeps anything."""
+        until = self.requests[: self.position(request) + 1]
+        return self.concerned(client, request) >= self.limit(client) and not self.idle(client, until)
+
+    def owner_says(self, client: str) -> str:
+        """Why a client with few pairs does nothing."""
+        return f"results leave {client} only if they are about {self.limit(client)} pairs or more (smallest-set of its owner)"
 
     def position(self, request: ForgetRequest) -> int:
         """Where a request stands among all."""
@@ -42,6 +65,8 @@ class Parties:
     """Clients that hold what is to be forgotten, and are there to help."""
     absent: tuple[str, ...]
     """Clients that hold it and do not answer."""
+    unable: tuple[str, ...]
+    """Clients that hold it and are there, and may not help, as this is about too few of their pairs."""
 
 
 def parties(request: ForgetRequest, roll_call: RollCall, departed: Collection[str], answering: Collection[str]) -> Parties:
@@ -53,8 +78,9 @@ def parties(request: ForgetRequest, roll_call: RollCall, departed: Collection[st
     there = [n for n in roll_call.pairs if n not in departed]
     concerned = asked(request, roll_call, departed)
     absent = tuple(n for n in concerned if n not in answering)
-    retained = tuple(n for n in there if n not in absent and roll_call.kept(n, until) > 0)
-    return Parties(retained, tuple(n for n in concerned if n in answering), absent)
+    retained = tuple(n for n in there if n not in absent and roll_call.trains(n, until))
+    helping = tuple(n for n in concerned if n in answering and roll_call.helps(n, request))
+    return Parties(retained, helping, absent, tuple(n for n in concerned if n not in (*helping, *absent)))
 
 
 def asked(request: ForgetRequest, roll_call: RollCall, departed: Collection[str]) -> tuple[str, ...]:
@@ -84,7 +110,7 @@ def left_out(roll_call: RollCall, requests: Sequence[ForgetRequest]) -> dict[str
 
 
 def check(request: ForgetRequest, roll_call: RollCall) -> None:
-    """Raises ConfigError where a request concerns nobody, or would leave nobody."""
+    """Raises ConfigError where a request concerns nobody, or would leave nobody, or nobody who may train."""
     until = roll_call.requests[: roll_call.position(request) + 1]
     if request.scenario == "sample" and (silent := sorted(n for n in request.named if n not in roll_call.pairs)):
         raise ConfigError(
@@ -96,3 +122,6 @@ def check(request: ForgetRequest, roll_call: RollCall) -> None:
         raise ConfigError(f"request {request.id}: no pair of the federation is left that it names")
     if not any(roll_call.kept(n, until) for n in roll_call.pairs):
         raise ConfigError(f"request {request.id}: it concerns every pair that the federation has left")
+    if not any(roll_call.trains(n, until) for n in roll_call.pairs):
+        why = "; ".join(roll_call.owner_says(n) for n in roll_call.pairs if roll_call.kept(n, until))
+        raise ConfigError(f"request {request.id}: it leaves nobody enough pairs to train on: {why}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,10 @@ def begun(server: Server, state: FederationState, name: str, request: str = "") 
     """The server as a phase sees it: the clients that take part in it, and the requests on the queue when it began.
 
     A phase that was interrupted goes on with the same clients and the same requests, so that it asks the same questions and
-    finds their answers in the journal. It begins anew where a client's data have changed, or where it was begun for another
-    request. request: id of the one that it serves, "" where it serves none.
+    finds their answers in the journal. It begins anew where a client's data have changed, or how few pairs its owner lets
+    a result be about, or where it was begun for another request.
+
+    request: id of the one that it serves, "" where it serves none.
     """
     run, call, here = server.run, server.roll_call, server.here(state)
     if run.layout.done(name):
@@ -82,20 +84,23 @@ def begun(server: Server, state: FederationState, name: str, request: str = "") 
         requests=call.requests,
         pairs={n: call.pairs[n] for n in here.clients},
         counts={n: _by_id(call, n) for n in here.clients},
+        smallest={n: call.limit(n) for n in here.clients},
     )
     then = _known(run.mark(name, now.model_dump(mode="json")))
     about = (request, *state.forgotten)
     changed = [n for n in here.clients if then and n in then.pairs and now.of(n, about) != then.of(n, about)]
     if then is None or then.request != request or changed:
         if run.layout.journal(name).is_dir():
-            why = f"data of {', '.join(changed)} have changed" if changed else "it was begun for another request"
+            different = f"data of {', '.join(changed)} have changed, or what is allowed there"
+            why = different if changed else "it was begun for another request"
             run.event(f"[{name}] begins anew: {why}")
         give_up(server, name)
         run.mark(name, now.model_dump(mode="json"))
         return server
     counts = {n: tuple(said[r.id] for r in then.requests) for n, said in then.counts.items()}
-    roster = Roster(tuple(then.pairs), here.roster.nodes, then.pairs)
-    return replace(server, federation=replace(here, roster=roster), roll_call=RollCall(then.pairs, then.requests, counts))
+    roster = Roster(tuple(then.pairs), here.roster.nodes, then.pairs, then.smallest)
+    call = RollCall(then.pairs, then.requests, counts, then.smallest)
+    return replace(server, federation=replace(here, roster=roster), roll_call=call)
 
 
 class Known(Section):
@@ -110,9 +115,13 @@ class Known(Section):
     counts: dict[str, dict[str, int]]
     """By client and id of a request: how many of them it takes."""
 
-    def of(self, client: str, requests: Collection[str]) -> tuple[int, list[int | None]]:
-        """Pairs of a client, and how many of them these requests take; None of one that was not asked about."""
-        return self.pairs[client], [self.counts[client].get(id) for id in requests]
+    smallest: Mapping[str, int] = {}
+    """By client: how many of them a result of training must be about; 1 of who is not named."""
+
+    def of(self, client: str, requests: Collection[str]) -> tuple[int, int, list[int | None]]:
+        """Pairs of a client, how many a result must be about, and how many these requests take; None of one that was not asked
+        about."""
+        return self.pairs[client], self.smallest.get(client, 1), [self.counts[client].get(id) for id in requests]
 
 
 def _known(mark: Any) -> Known | None:

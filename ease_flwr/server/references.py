@@ -30,7 +30,8 @@ def references(server: Server, state: FederationState) -> FederationState:
         found = found.with_model(name_of(again), trained.theta).with_cost(name_of(again), trained.cost)
         if away := trained.facts.get("away"):
             said = (
-                f"{name_of(again)} was trained without {', '.join(away)}, who did not answer: numbers beside it differ by that"
+                f"{name_of(again)} was trained without {', '.join(away)}, who did not answer or may not train on so little: "
+                "numbers beside it differ by that"
             )
             found = replace(found, remarks=(*found.remarks, said))
     if not server.experiment.evaluation.equal:
@@ -65,7 +66,8 @@ def _those_who_learnt(server: Server, who: MethodContext) -> MethodContext:
     folder = server.run.folder
     known = clients.read(folder) or clients.read(folder.parent)  # of an audit, which lies inside of the run
     new = {n for n, client in known.items() if client.data and not client.learnt}
-    return replace(who, clients=tuple(n for n in who.clients if n not in new))
+    there, away = (tuple(n for n in names if n not in new) for names in (who.clients, who.away))
+    return replace(who, clients=there, away=away)
 
 
 def _wanted(server: Server, state: FederationState) -> tuple[int, bool]:

@@ -96,7 +96,7 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
     for name in silent:
         at_work.event(f"[roll call] {name} takes no part now: it did not say how many of its pairs the requests concern")
     federation = federation.without(silent).with_pairs(found.sizes)
-    answers = RollCall(found.sizes, tuple(requests), found.pairs)
+    answers = RollCall(found.sizes, tuple(requests), found.pairs, found.smallest)
     everybody = data.load(experiment.data, experiment.seed).clients  # those that have left too
     aside = []
     for i, request in enumerate(requests):
@@ -111,6 +111,8 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
             aside.append(put_aside(at_work, request.id, str(error)))
     if not aside:
         _say_heavy(at_work, federation)
+        for name in (n for n, count in found.sizes.items() if 0 < count < answers.limit(n)):
+            at_work.event(f"[roll call] {name} has {found.sizes[name]} pairs and does not train: {answers.owner_says(name)}")
         for name, count in found.barred.items():
             if count:
                 at_work.event(f"[roll call] {name} leaves out {count} pairs that were withdrawn before: nobody trains on them")
