@@ -169,9 +169,9 @@ def test_what_ends_a_comparison_ends_its_cells(environment, tmp_path, number):
     assert not left_running(environment)
 
 
-def flwr_run(app, link, nodes, folder, **changes):
+def flwr_run(app, link, nodes, folder, until="", **changes):
     settings = " ".join(f"{k}={v}" for k, v in {**ONE_ROUND, **changes}.items())
-    config = f'run-dir="{folder}" set="{settings}"'
+    config = f'run-dir="{folder}" set="{settings}" until="{until}"'
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
     command = ["flwr", "run", str(app), "ease", "--stream", "--run-config", config, "--federation-config", federation]
     return subprocess.run(command, env=link.environment, capture_output=True, text=True, timeout=600, check=False)
@@ -183,7 +183,7 @@ def test_plain_flwr_run_and_too_few_nodes(environment, tmp_path, monkeypatch):
     with own_superlink(1) as link:
         flwr_run(APP, link, 3, tmp_path / "plain")
         assert json.loads((tmp_path / "plain" / "state.json").read_text())["status"] == "finished"
-        flwr_run(APP, link, 2, tmp_path / "few", **{"federation.start_timeout": 3})
+        flwr_run(APP, link, 2, tmp_path / "few", "learn", **{"federation.start_timeout": 3})
         error = json.loads((tmp_path / "few" / "state.json").read_text())["error"]
     assert error.endswith('`flwr run . --stream --federation-config "num-supernodes=3 client-resources-num-cpus=1"`')
 
@@ -223,7 +223,7 @@ def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tm
     later, at_once = (json.loads((tmp_path / n / "results.json").read_text())["adapters_sha256"] for n in ("run", "whole"))
     assert later == at_once
     again = ease("forget", run, "--client", "client-0")
-    assert "asked before, not asked again" in again.stdout
+    assert "asked before, by strategy ease: not asked again" in again.stdout
     assert "everything on its request queue is done" in again.stdout
     assert ease("receipt", "keygen").returncode == 0
     assert ease("purge", run).stdout.count("purged") >= 5
