@@ -185,7 +185,7 @@ def test_a_request_that_is_set_aside_leaves_a_run_that_has_finished(federation):
     assert json.loads((run / "state.json").read_text())["status"] == "finished"
     launcher.withdraw(run, aside.request.id)
     assert json.loads((run / "state.json").read_text()) == {"status": "finished", "error": ""}
-    assert [s.why for s in queue.read_set_aside(run)] == [queue.WITHDRAWN]
+    assert [s.why for s in queue.read_set_aside(run)] == ["it was withdrawn"]
 
 
 def test_ids_are_listed_on_the_host(federation, tmp_path):

@@ -223,7 +223,7 @@ def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tm
     later, at_once = (json.loads((tmp_path / n / "results.json").read_text())["adapters_sha256"] for n in ("run", "whole"))
     assert later == at_once
     again = ease("forget", run, "--client", "client-0")
-    assert "asked before, not asked again" in again.stdout
+    assert "asked before, by strategy ease: not asked again" in again.stdout
     assert "everything on its request queue is done" in again.stdout
     assert ease("receipt", "keygen").returncode == 0
     assert ease("purge", run).stdout.count("purged") >= 5

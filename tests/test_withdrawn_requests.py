@@ -72,9 +72,9 @@ def test_what_is_being_served_is_not_taken_back_and_what_waits_is(learnt, tmp_pa
     submit({**settings(run), "resume": True}, Busy(3, settings(run)))
     assert said
     assert [r.id for _, r in queue.served(run)] == ["leaves", "others"]
-    assert queue.read_set_aside(run)[0].why == queue.WITHDRAWN
+    assert queue.read_set_aside(run)[0].why == "it was withdrawn"
     launcher.withdraw(run, "pairs")  # that it was set aside is known: nobody has to look at it again
-    assert [s.why for s in queue.read_set_aside(run)] == [queue.WITHDRAWN]
+    assert [s.why for s in queue.read_set_aside(run)] == ["it was withdrawn"]
     with pytest.raises(ConfigError, match=r"no request nothing on the queue: there are leaves, others"):
         launcher.withdraw(run, "nothing")
 

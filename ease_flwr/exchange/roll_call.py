@@ -162,9 +162,9 @@ def _check_quorum(
     there = expected - len(missing)
     if there >= enough(experiment, expected):
         return
-    if Path(sys.argv[0]).name == "flwr-simulation" and nodes < expected:
+    if Path(sys.argv[0]).name == "flwr-simulation" and nodes < len(wanted.names):
         raise FederationError(
-            f"{nodes} nodes are connected, experiment {experiment.name} has {expected} clients: run "
+            f"{nodes} nodes are connected, experiment {experiment.name} has {len(wanted.names)} clients: run "
             f'`flwr run . --stream --federation-config "num-supernodes={len(wanted.names)} client-resources-num-cpus=1"`'
         )
     why = "; ".join([*(f"{n}: {w}" for n, w in missing.items()), *strange])
