@@ -66,6 +66,16 @@ CHECKS = {
         ("-m", "tests.kill_9", "FOLDER", "20"),
         (*RUN, *halves("ease", "bilateral")),
     ),
+    "towers": Check(
+        "a base model of two real pretrained towers finds photographs that it has not seen",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_align.py"),
+        ("ease_flwr.data.align",),
+    ),
+    "paper-scale": Check(
+        "ViT-B/32 in half precision: learn, forget, continue, audit",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_paper_scale.py"),
+        (*RUN, "ease_flwr.data.photographs", *halves("ease", "bilateral")),
+    ),
     "hosts": Check(
         "a federation of separate hosts, in namespaces: from `ease deploy init` to a verified receipt",
         ("-m", "benchmarks.hosts", "FOLDER/hosts.json"),

@@ -187,7 +187,7 @@ def test_without_transformers_the_extra_is_named(options, monkeypatch):
     assert "pip install 'ease-flwr[towers]'" in ease_align(options).stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "towers").is_dir(), reason=f"no towers in {SHARED}: set EASE_SHARED")
 def test_real_towers_find_photographs_that_they_have_not_seen(tmp_path):
     """docs/data.md has what it measured; one in 500 is chance."""

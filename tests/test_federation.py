@@ -22,11 +22,11 @@ def transport(tamper=None, clients=3):
     return at_once(InProcessGrid(clients, RUN_CONFIG, tamper=tamper))
 
 
-def call(tamper=None, clients=3, **changes):
+def call(tamper=None, clients=3, leaving=(), **changes):
     """The roll call of these clients: (roster, what each said)."""
     experiment = small_experiment(**changes)
     names = tuple(f"client-{k}" for k in range(experiment.data.clients))
-    return roll_call(transport(tamper, clients), experiment, Wanted(names))
+    return roll_call(transport(tamper, clients), experiment, Wanted(names, frozenset(leaving)))
 
 
 def federation(tamper=None, said=None, **changes):
@@ -78,10 +78,11 @@ def test_roll_call_gives_names_sizes_and_code():
     assert roster.nodes == {"client-0": 100, "client-1": 101, "client-2": 102}
 
 
-def test_too_few_nodes_of_a_simulation_print_the_right_command(monkeypatch):
+@pytest.mark.parametrize("leaving", [(), ("client-0",)], ids=["all", "one leaves"])
+def test_too_few_nodes_of_a_simulation_print_the_right_command(monkeypatch, leaving):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/flwr-simulation"])
     with pytest.raises(FederationError) as error:
-        call(clients=2, **{"federation.start_timeout": 0.1})
+        call(clients=2, leaving=leaving, **{"federation.start_timeout": 0.1})
     assert str(error.value) == (
         "2 nodes are connected, experiment personas has 3 clients: run "
         '`flwr run . --stream --federation-config "num-supernodes=3 client-resources-num-cpus=1"`'

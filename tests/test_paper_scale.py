@@ -8,7 +8,7 @@ from benchmarks.generated import write
 from tests.in_process_grid import submit
 from tests.small import RUN_CONFIG
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_vit_b_32_from_end_to_end(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def federation(folder):
 
 def named(text):
     """The paths that a configuration of nginx lets pass."""
-    passing = re.findall(r"location ~ \^/v1/fleet/\((.*)\)\$ ", text)
+    passing = re.findall(r"location ~ \^/v1/fleet/\((.*)\)\\z ", text)
     return {f"/v1/fleet/{name}" for names in passing for name in names.split("|")}
 
 
