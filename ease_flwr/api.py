@@ -10,7 +10,6 @@ Nothing heavy is imported before a model is asked for.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -24,7 +23,6 @@ from ease_flwr.exchange.judgement import SETS
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where
 from ease_flwr.notebook import followed
-from ease_flwr.store.files import default_folder
 
 if TYPE_CHECKING:
     from ease_flwr.audit.embedding import Model
@@ -62,10 +60,9 @@ def run(
     config.own.take_along()
     experiment = config.own.named(experiment)
     said = assignments(overrides or {})
-    loaded = config.load(experiment, {"seed": seed, **config.parse_assignments(said)})
-    to = Path(folder).absolute() if folder is not None else default_folder(loaded, strategy)
-    new = launcher.NewRun(experiment, strategy, seed, to, fresh, said, until)
-    return _done(to, lambda: launcher.run(new, where or Where()))
+    new = launcher.NewRun(experiment, strategy, seed, Path(folder) if folder is not None else None, fresh, said, until)
+    ready = launcher.ready(new, where or Where())
+    return _done(ready.folder, lambda: launcher.start(ready, where or Where()))
 
 
 def open_run(folder: str | Path) -> Run:
@@ -242,17 +239,10 @@ class Request:
 
 def assignments(overrides: Mapping[str, Any]) -> list[str]:
     """{"forget.targets": ["client-0"], "learn.rounds": 3} as ["forget.targets=client-0", "learn.rounds=3"]."""
-    return [f"{key}={_spelled(value)}" for key, value in overrides.items()]
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, (str, os.PathLike)):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        raise ConfigError(f'{dict(value)!r}: give fields by their dotted paths, {{"learn.rounds": 3}}')
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_spelled, value))
-    return json.dumps(value.item() if hasattr(value, "item") else value)  # of numpy
+    for value in overrides.values():
+        if isinstance(value, Mapping):
+            raise ConfigError(f'{dict(value)!r}: give fields by their dotted paths, {{"learn.rounds": 3}}')
+    return [f"{key}={config.spelled(value)}" for key, value in overrides.items()]
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

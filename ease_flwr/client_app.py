@@ -203,7 +203,7 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
         before = any(salted(told.salt, of) in told.pairs for of in both)
         mask[i] |= before or any(digest in labels for labels in new.values())
     found = [i for n in np.flatnonzero(mask).tolist() for i in data.ids[n] if salted(known.salt, i) not in known.pairs]
-    mine.add(client.name, str(context.run_config["run-dir"]), found, new)
+    mine.add(client.name, str(config.decoded(context.run_config)["run-dir"]), found, new)
     return make_client(context) if found else client
 
 

@@ -20,7 +20,7 @@ from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where, submit
 from ease_flwr.server import admission, phase, submission
 from ease_flwr.store import queue
-from ease_flwr.store.files import busy, default_folder, locked, write_json
+from ease_flwr.store.files import busy, claimed, default_folder, given_back, locked, write_json
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.phases import check_function
 from ease_flwr.store.queue import Step
@@ -41,38 +41,55 @@ class NewRun:
     """"learn" ends it when it has learnt."""
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A new run that has been checked, in a folder that is its own."""
+
+    settings: dict[str, Any]
+    """Its run config."""
+    experiment: config.Experiment
+    folder: Path
+
+
 def run(new: NewRun, where: Where) -> int:
     """Run an experiment; the exit status is 0 when it finished. Raises ConfigError before anything is started."""
-    overrides: dict[str, Any] = {"seed": new.seed, **config.parse_assignments(new.assignments)}
-    for key in ("data.root", "model.weights"):  # a path the user typed is relative to where the user stands
-        if (value := overrides.get(key)) and Path(value).exists():
-            overrides[key] = str(Path(value).absolute())
-    checked = config.load(new.experiment, overrides)
+    return start(ready(new, where), where)
+
+
+def start(run: Ready, where: Where) -> int:
+    """Submit a run and follow it to its end; the exit status is 0 when it finished."""
+    try:
+        status = submit(run.settings, run.experiment, run.folder, where)
+    except Exception:
+        given_back(run.folder)
+        raise
+    return pictured(run.folder, status, not where.superlink)
+
+
+def ready(new: NewRun, where: Where) -> Ready:
+    """A run as it was typed, checked. Raises ConfigError: then nothing was made."""
+    checked, told = config.asked(new.experiment, new.assignments, seed=new.seed)
     submission.steps(checked, config.Submission(strategy=new.strategy))
-    if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
-        raise ConfigError(f"{bad[0]!r}: values with blanks cannot be passed on; use a path without blanks")
     app.check()
     check_place(checked, where)
     admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
         config.architecture_beside(checked.model)
-    folder = (new.folder or default_folder(checked, new.strategy)).absolute()
-    if folder.exists() and any(folder.iterdir()):
+    if not new.until and (note := misleading(checked, new.strategy)):
+        print(f"note: {note}", flush=True)
+    folder = Path(config.absolute(str(new.folder), "run-dir")) if new.folder else default_folder(checked, new.strategy)
+    if new.folder and not claimed(folder):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
     settings = {
         "experiment": new.experiment,
         "strategy": new.strategy,
         "run-dir": str(folder),
         "fresh": new.fresh,
-        "seed": int(overrides.pop("seed")),
-        "set": " ".join(f"{k}={v}" for k, v in overrides.items()),
+        "seed": checked.seed,
+        "set": {k: v for k, v in told.items() if k != "seed"},
         "own": config.own.spelled(config.parts(new.experiment)),
     }
-    if not new.until and (note := misleading(checked, new.strategy)):
-        print(f"note: {note}", flush=True)
-    return pictured(
-        folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), not where.superlink
-    )
+    return Ready(settings | ({"until": new.until} if new.until else {}), checked, folder)
 
 
 def check_place(experiment: config.Experiment, where: Where) -> None:
@@ -125,7 +142,7 @@ def resume(folder: Path, where: Where) -> int:
     if busy(layout.run_lock):
         print(f"{folder} is at work: waiting for its end; it may do this as well", flush=True)
     if where.quorum:
-        settings["set"] = f"{settings['set']} federation.quorum={where.quorum}".lstrip()
+        settings["set"] = config.said(settings) | {"federation.quorum": str(where.quorum)}
     with locked(layout.run_lock, wait=True):
         if not queue.left_to_do(folder) and read_state(folder)["status"] == "finished":
             print(f"{folder}: everything on its request queue is done")
@@ -218,9 +235,7 @@ def join(folder: Path, name: str) -> None:
             if gone
             else f"{name} takes part in {folder} already"
         )
-    joined = ",".join((*experiment.data.joined, name))
-    kept = [part for part in settings["set"].split() if not part.startswith("data.joined=")]
-    settings["set"] = " ".join((*kept, f"data.joined={joined}"))
+    settings["set"] = config.said(settings) | {"data.joined": ",".join((*experiment.data.joined, name))}
     admission.check_names([name], config.from_run_config(settings)[0].data)
     with locked(layout.run_lock):
         write_json(layout.run_config, settings)
@@ -245,10 +260,8 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
             f"--references {references}: {finished} has none: `ease reference {finished} --count {references}` trains them"
         )
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
-    settings |= {"run-dir": str(folder), "audit": level}
-    settings["set"] = f"{settings['set']} evaluation.references={wanted}".lstrip()
-    if where.quorum:
-        settings["set"] += f" federation.quorum={where.quorum}"
+    more = {"evaluation.references": str(wanted)} | ({"federation.quorum": str(where.quorum)} if where.quorum else {})
+    settings |= {"run-dir": str(folder), "audit": level, "set": config.said(settings) | more}
     return pictured(finished, submit(settings, experiment, folder, where), not where.superlink)
 
 

@@ -160,7 +160,7 @@ def align(
 
 def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
     """An experiment with photographs, and its world. Raises ConfigError for another one."""
-    found = config.load(experiment, {"seed": seed, **config.parse_assignments(set or [])})
+    found, _ = config.asked(experiment, set or [], seed=seed)
     if found.data.kind != "photographs":
         raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
     from ease_flwr.data.photographs import load

@@ -274,7 +274,9 @@ def noise(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap: see benchmarks/."),
+        typer.Argument(
+            help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap: see benchmarks/."
+        ),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),

@@ -17,10 +17,8 @@ from ease_flwr.config.identity import (
 )
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
 from ease_flwr.config.reading import (
-    Submission,
     assign,
     choices,
-    from_run_config,
     load,
     parse_assignments,
     parts,
@@ -29,7 +27,21 @@ from ease_flwr.config.reading import (
     strategy_values,
 )
 from ease_flwr.config.request import PAIR_ID, POSITION, ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
-from ease_flwr.config.section import NAME, ConfigError, DataError, RunError, Section, chosen, operational, searched, validate
+from ease_flwr.config.section import (
+    NAME,
+    ConfigError,
+    DataError,
+    RunError,
+    Section,
+    chosen,
+    meant,
+    operational,
+    searched,
+    validate,
+)
+from ease_flwr.config.standing import absolute, asked
+from ease_flwr.config.submission import Submission, decoded, encoded, from_run_config, said
+from ease_flwr.config.typed import spelled
 from ease_flwr.config.weights import architecture_beside
 
 __all__ = [
@@ -57,18 +69,23 @@ __all__ = [
     "Submission",
     "TrainConfig",
     "Union",
+    "absolute",
     "architecture_beside",
+    "asked",
     "assign",
     "choices",
     "chosen",
     "code_hash",
     "code_of",
+    "decoded",
     "described",
     "digest",
+    "encoded",
     "file_sha256",
     "from_run_config",
     "halves",
     "load",
+    "meant",
     "named_file",
     "named_file_sha256",
     "operational",
@@ -76,8 +93,10 @@ __all__ = [
     "parse_assignments",
     "parts",
     "read_yaml",
+    "said",
     "searched",
     "settings",
+    "spelled",
     "strategy_values",
     "told",
     "union",

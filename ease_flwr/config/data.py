@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ease_flwr.config.section import NAME, Section, operational
+from ease_flwr.config.section import NAME, Section, located, operational
 
 RULES = ("iid", "dirichlet", "label", "file", "client")
 """Our own ways to deal pairs to clients."""
@@ -34,9 +34,9 @@ class DataConfig(Section):
     """folder: clients that a run of this server has forgotten, and that have agreed to take part in this one."""
     barred: tuple[str, ...] = operational(())
     """folder: a host's own, see store/tombstones.py: salt and digests of pairs that may not be trained on."""
-    memory: str = operational("")
+    memory: str = located("", "nothing")
     """folder: a host's own (node config `home`): where it keeps what it remembers."""
-    root: str = ""
+    root: str = located("")
     """photographs: folder with an index and images, see ease_flwr/data/formats.py. folder: a host's own, from its node config
     `data-root`."""
     alpha: float = Field(0.5, gt=0)
@@ -78,15 +78,15 @@ class DataConfig(Section):
     name of a partitioner of flwr-datasets, e.g. PathologicalPartitioner: as that deals (`pip install flwr-datasets`)."""
     partition_options: tuple[str, ...] = ()
     """Settings of this partitioner by its own names, e.g. num_classes_per_partition=2, with commas."""
-    parts: str = ""
+    parts: str = located("")
     """photographs, partition "file": a JSON file {"names": {CLIENT: [image names]}}; `ease data deal` writes one."""
-    labels: str = ""
+    labels: str = located("")
     """photographs: a JSON file {"names": {image name: label}} in place of the index's labels; `ease data cluster` writes it."""
     mixed: float = Field(0.4, ge=0, le=1)
     """photographs, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
     """photographs, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
-    cache: str = operational("")
+    cache: str = located("", "nothing")
     """Folder of a host (node config `cache`) where decoded images and what the frozen trunk makes of them are kept for the
     process of the next message; "" is nowhere."""
     cache_limit: float = operational(50, gt=0)

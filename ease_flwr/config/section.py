@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from ease_flwr.config import typed
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What can name a client, and so a folder."""
 
 
+BREAKS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+"""What ends a line, or does other things to a terminal."""
+
+
 class ConfigError(ValueError):
-    """A setting that cannot be used. The message is one line: what, where, what to do."""
+    """A setting that cannot be used. The message is one line: what, where, what to do. What it quotes cannot break that line."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(BREAKS.sub(lambda found: repr(found[0])[1:-1], str(message)))
 
 
 class DataError(ConfigError):
@@ -44,6 +54,11 @@ def searched(default: Any, values: tuple[Any, ...], **limits: Any) -> Any:
 def operational(default: Any, **limits: Any) -> Any:
     """A field that changes no adapter: how clients are waited for, where files lie, what is looked at."""
     return Field(default, json_schema_extra={"decides": "nothing"}, **limits)
+
+
+def located(default: str, decides: Decides = "learning") -> Any:
+    """A field that names a file or a folder; a relative path is meant from where the user stands."""
+    return Field(default, json_schema_extra={"decides": decides, "path": True})
 
 
 def afterwards(default: Any, **limits: Any) -> Any:
@@ -84,13 +99,14 @@ def chosen(values: BaseModel, *kinds: Decides) -> dict[str, Any]:
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(model: type[M], values: dict[str, Any], where: str) -> M:
-    """model(**values), with every mistake named on one line. Raises ConfigError."""
-    _split_tuples(values, model)
+def validate(model: type[M], values: Mapping[str, Any], where: str) -> M:
+    """model(**values), text read by the types of the fields, and every mistake named on one line. Raises ConfigError."""
     try:
-        return model(**values)
+        return model(**typed.read(values, model))
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_mistake(model, e) for e in error.errors())) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _mistake(model: type[BaseModel], e: Any) -> str:
@@ -99,17 +115,17 @@ def _mistake(model: type[BaseModel], e: Any) -> str:
         section: Any = model
         for p in e["loc"][:-1]:
             section = section.model_fields[str(p)].annotation
-        return f"unknown key {key} (known: {', '.join(section.model_fields)})"
+        known, last = section.model_fields, str(e["loc"][-1])
+        elsewhere = [name for name, _, _ in leaves(model) if name.split(".")[-1] == last]
+        return f"unknown key {key} (known: {', '.join(known)})" + (
+            meant(last, known, key[: -len(last)]) or meant(key, elsewhere)
+        )
     message = e["msg"].removeprefix("Value error, ")
     about_section = isinstance(e["input"], dict)  # from a check of several fields: the message names them
-    return f"{key}.{message}" if about_section and key else f"{key}={e['input']!r}: {message}" if key else message
+    return f"{key}.{message}" if about_section and key else f"{key}={typed.shown(e['input'])}: {message}" if key else message
 
 
-def _split_tuples(values: dict[str, Any], model: type[BaseModel]) -> None:
-    """Turn "a,b" into ["a", "b"] where the field is a tuple: run configurations of Flower have no lists."""
-    for name, field in model.model_fields.items():
-        kind, value = field.annotation, values.get(name)
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            _split_tuples(value, kind)
-        elif getattr(kind, "__origin__", None) is tuple and isinstance(value, str):
-            values[name] = [part.strip() for part in value.split(",") if part.strip()]
+def meant(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """To be added to what is said of an unknown name: the known one that is near, "" where none is."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {prefix}{near[0]}?" if near else ""

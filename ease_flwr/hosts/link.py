@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ease_flwr.config import ConfigError, encoded
 from ease_flwr.hosts import app, processes
 from ease_flwr.store import queue
 
@@ -30,18 +32,21 @@ class Link:
         return f"see `flwr log {run_id}` and the logs of the SuperLink {self.name}"
 
     def submit(self, settings: dict[str, Any], nodes: str = "") -> str:
-        """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
+        """Hand the app over; returns the id of Flower's run. Raises ConfigError where Flower refuses it."""
         asked = queue.requests(queue.read(Path(settings["run-dir"]))) if settings.get("resume") else []
         methods = {settings["strategy"], *(r.strategy for r in asked)}
-        pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
         federation = ("--federation-config", nodes) if nodes else ()
-        said = self._flwr("run", str(app.folder(methods)), self.name, "--format", "json", "--run-config", pairs, *federation)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "run-config.toml"  # an argument of a command has an end
+            file.write_text(f'document = "{encoded(settings)}"\n', encoding="ascii")
+            told = ("--format", "json", "--run-config", str(file), *federation)
+            said = self._flwr("run", str(app.folder(methods)), self.name, *told)
         try:
             answer = json.loads(said[said.index("{") :])
             if not answer["success"]:
                 raise ValueError
         except (ValueError, KeyError):
-            raise RuntimeError(f"flwr run refused the app: {' '.join(said.split())}") from None
+            raise ConfigError(f"flwr run refused the app: {' '.join(said.split())}") from None
         return str(answer["run-id"])
 
     def follow(self, run_id: str, folder: Path, position: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from ease_flwr.config import ConfigError, ForgetSet
+from ease_flwr.config import ConfigError, ForgetSet, decoded
 from ease_flwr.exchange.messages import read_instruction
 from ease_flwr.exchange.transport import plain
 from ease_flwr.hosts import owners_log
@@ -54,6 +55,8 @@ class Owner:
     def asked(self, message: Message, run_config: Mapping[str, Any]) -> None:
         """Note a message, and check what it asks. Raises RefusedError, and ValueError where it holds no instruction."""
         when, verb = self.clock(), message.metadata.message_type.partition(".")[0]
+        with contextlib.suppress(ConfigError):  # noted anyhow, and refused by who reads the rest of it
+            run_config = decoded(run_config)
         run = {"run": str(message.metadata.run_id), "run_dir": plain(run_config.get("run-dir", ""), SHORT)}
         (self.home / owners_log.LOG).mkdir(mode=0o700, exist_ok=True)
         with locked(self.home / owners_log.LOG / ".lock", wait=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import data
-from ease_flwr.config import Experiment, ForgetRequest, Submission
+from ease_flwr.config import Experiment, ForgetRequest, Submission, decoded
 from ease_flwr.server import admission
 from ease_flwr.store import queue
 from ease_flwr.store.queue import Step
@@ -16,7 +16,7 @@ from ease_flwr.store.run import Run
 
 def begin(run: Run, experiment: Experiment, submitted: Submission, run_config: Mapping[str, Any]) -> None:
     """Write the run config and the queue of a new run. Raises ConfigError for a request that cannot be served."""
-    run.write("run_config.json", dict(run_config))
+    run.write("run_config.json", decoded(run_config))
     queue.write(run.folder, steps(experiment, submitted))
 
 

@@ -7,11 +7,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ease_flwr.config import ConfigError, Experiment
+
+SUBMITTED = {"status": "submitted", "error": ""}
+"""state.json of a run that nobody is at work on yet."""
 
 
 def home() -> Path:
@@ -20,9 +24,48 @@ def home() -> Path:
 
 
 def default_folder(experiment: Experiment, strategy: str) -> Path:
-    """A new folder name for a run: what it is, and when it began."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return home() / f"{experiment.name}-{strategy}-seed{experiment.seed}-{stamp}"
+    """A folder for a new run, which is its own from now on: what it is, and when it began. Raises ConfigError."""
+    name = f"{experiment.name[:100]}-{strategy[:100]}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(1):  # others may begin in the same second
+        folder = home() / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists() and claimed(folder):
+            break
+    return folder
+
+
+def claimed(folder: Path) -> bool:
+    """Take the folder of a new run for one process alone, by a file that one of several can make: state.json.
+
+    False where something is there, or another process was faster. Raises ConfigError where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if {p.name for p in folder.iterdir()} - {"run.lock"}:
+            return False
+        with (folder / "state.json").open("x", encoding="utf-8") as f:
+            f.write(json.dumps(SUBMITTED) + "\n")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
+    return True
+
+
+def only_claimed(folder: Path) -> bool:
+    """Whether nothing is in a folder but what `claimed` has left, and perhaps a lock."""
+    there = {p.name for p in folder.iterdir()}
+    if there - {"state.json", "run.lock"}:
+        return False
+    return "state.json" not in there or json.loads((folder / "state.json").read_text(encoding="utf-8")) == SUBMITTED
+
+
+def given_back(folder: Path) -> None:
+    """Leave the folder of a run that has not been started as it was."""
+    if only_claimed(folder):
+        for name in ("state.json", "run.lock"):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def new_folder(folder: Path, why: str = "choose another, or remove it") -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.config import ConfigError, Experiment, chosen, code_hash
-from ease_flwr.store.files import locked, write_json
+from ease_flwr.store.files import locked, only_claimed, write_json
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.store.phases import check_function
 from ease_flwr.store.tracking import flat, tracker
@@ -29,7 +29,7 @@ class Run:
     def __init__(self, folder: Path, experiment: Experiment, strategy: str, fresh: bool = False, resume: bool = False) -> None:
         self.folder = folder
         self.layout = RunLayout(folder)
-        if not resume and folder.exists() and any(p.name != self.layout.run_lock.name for p in folder.iterdir()):
+        if not resume and folder.exists() and not only_claimed(folder):
             raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
         if resume and not self.layout.experiment.is_file():
             raise ConfigError(f"run-dir {folder}: no run there to go on with")
