@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz FILE.json [--minutes M] [--seed N] [--only TARGET ...]
 
 A target makes one thing up, brings it, and says in a few words what it tried: a function (random.Random, empty folder) -> str
-in TARGETS of benchmarks/fuzz_settings.py, or of fuzz_indexes.py and fuzz_models.py beside it. A ConfigError of one line is a
-refusal. Whatever else a target raises is a fault: a traceback, or an assertion that something came out as it should.
+in TARGETS of benchmarks/fuzz_settings.py, or of fuzz_indexes.py and fuzz_models.py beside it. A ConfigError is a refusal, in
+one line. Whatever else a target raises is a fault: a traceback, or an assertion that something came out as it should.
 
 Each try has a seed of its own, counted on from N, and is the same everywhere: `--only TARGET --seed SEED --minutes 0` makes one
 again. Exit status 1 where there was a fault.
@@ -51,19 +51,14 @@ class Outcome:
 def attempt(name: str, target: Target, seed: int, found: Outcome) -> None:
     """One try; what it came to is added to what was found."""
     found.tries += 1
-    error = ""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         try:
             target(random.Random(f"{name} {seed}"), Path(folder))
-        except ConfigError as refusal:
+        except ConfigError:
             found.refused += 1
-            if len(lines := str(refusal).splitlines()) != 1:
-                error = f"a refusal of {len(lines)} lines: {refusal!s}"
         except Exception:
-            error = traceback.format_exc()
-    if error:
-        found.faults.append({"seed": seed, "error": error})
-        print(f"{name}, seed {seed}: {error.strip().splitlines()[-1][:300]}", flush=True)
+            found.faults.append({"seed": seed, "error": (error := traceback.format_exc())})
+            print(f"{name}, seed {seed}: {error.strip().splitlines()[-1][:300]}", flush=True)
 
 
 def main(file: Path, minutes: float, seed: int, only: Collection[str] = ()) -> int:

@@ -275,7 +275,7 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap: see benchmarks/."
+            help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap (benchmarks/)."
         ),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,

@@ -2,7 +2,7 @@
 
 An experiment is read from conf/experiment/NAME.yaml (after the one it `extends`), then from conf/variant/ what NAME+VARIANT+...
 adds to it; dotted keys (`forget.targets=client-4`) override single fields. YAML gives sections, lists and texts; what a text
-means is said by the type of its field (typed.py). Neither torch nor flwr is imported here, so that a mistake is answered at once.
+means is said by the type of its field (typed.py). Neither torch nor flwr is imported here: a mistake is answered at once.
 """
 
 from __future__ import annotations

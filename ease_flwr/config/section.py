@@ -21,7 +21,7 @@ BREAKS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used. The message is one line: what, where, what to do. What it quotes cannot break that line."""
+    """A setting that cannot be used. The message is one line, whatever it quotes: what, where, what to do."""
 
     def __init__(self, message: object) -> None:
         super().__init__(BREAKS.sub(lambda found: repr(found[0])[1:-1], str(message)))
