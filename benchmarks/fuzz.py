@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 
-from ease_flwr.config import ConfigError
+from ease_flwr.config import ConfigError, among
 
 Target = Callable[[random.Random, Path], str]
 FILES = ("fuzz_settings", "fuzz_indexes", "fuzz_models")
@@ -65,7 +65,7 @@ def main(file: Path, minutes: float, seed: int, only: Collection[str] = ()) -> i
     """Try the targets in turn until the time is over, each once at least; the number of faults. Writes the file."""
     there = targets()
     if unknown := sorted(set(only) - set(there)):
-        raise ConfigError(f"no target {unknown[0]!r}: there are {', '.join(there)}")
+        raise ConfigError(f"no target {unknown[0]!r}: {among(unknown[0], [*there])}")
     chosen = {name: target for name, target in there.items() if not only or name in only}
     found, ends, at = {name: Outcome() for name in chosen}, time.monotonic() + 60 * minutes, seed
     while at == seed or time.monotonic() < ends:

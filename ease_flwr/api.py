@@ -211,7 +211,7 @@ class Run:
         experiment = self.experiment
         world = data.load(experiment.data, experiment.seed)
         if client not in world.clients:
-            raise ConfigError(f"no client {client}: there are {', '.join(world.clients)}")
+            raise ConfigError(f"no client {client}: {config.among(client, world.clients)}")
         try:
             return world.client(client).train
         except KeyError:

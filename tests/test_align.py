@@ -158,7 +158,7 @@ def test_a_federation_learns_and_forgets_with_it(options, weights, tmp_path, mon
         ({"--image": "nowhere.safetensors"}, "these towers cannot be loaded: "),
         ({"--text": "nowhere"}, "--text nowhere: no config.json there"),
         ({"--split": "pretraining"}, "no photograph of split 'pretraining'; there are base, test, train, val"),
-        ({"--root": "nowhere"}, "is not an absolute path of a folder"),
+        ({"--root": "nowhere"}, "nowhere': there is no such folder"),
         ({"--to": "nowhere/x.safetensors"}, "--to nowhere/x.safetensors: give the name of a .safetensors file"),
         ({"--to": "x.json"}, "--to x.json: give the name of a .safetensors file"),
     ],

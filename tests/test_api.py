@@ -106,7 +106,7 @@ def test_learning_now_and_forgetting_later(home):
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (lambda run: ease.open_run(run.folder / "none"), "no readable results.json there"),
+        (lambda run: ease.open_run(run.folder / "none"), "no run there: give the folder of one"),
         (lambda run: ease.run("persona"), "no experiment 'persona'"),
         (lambda run: ease.run("none.yaml"), "no experiment file none.yaml"),
         (lambda run: ease.run(overrides={"learn.round": 3}), "unknown key learn.round"),
@@ -114,7 +114,7 @@ def test_learning_now_and_forgetting_later(home):
         (lambda run: run.audit("half"), "level='half': expected quick or full"),
         (lambda run: run.forget(), "name one of client, label and pairs"),
         (lambda run: run.forget(client="client-0", label="x"), "name one of client, label and pairs"),
-        (lambda run: run.model("best"), "no model 'best' there; there are: .*original"),
+        (lambda run: run.model("best"), "no model 'best' there: there are .*original"),
         (lambda run: run.forget(pairs="client-9/0"), "client-9"),
         (lambda run: ease.run(overrides={"learn": {"rounds": 3}}), "give fields by their dotted paths"),
         (lambda run: run.pairs("client-9"), "no client client-9: there are client-0"),

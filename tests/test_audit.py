@@ -286,7 +286,7 @@ def test_the_table_of_a_comparison_sorts(tmp_path):
 
 
 def test_a_report_needs_its_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"no readable results.json there"):
+    with pytest.raises(ConfigError, match=r"no run there: give the folder of one"):
         report.of_run(tmp_path)
     (tmp_path / "comparison.json").write_text("{")
     with pytest.raises(ConfigError, match=r"comparison.json: Expecting .*: a report needs it"):

@@ -102,9 +102,14 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
             "ease run: experiment personas: forget.targets: no client client-8; there are client-0",
         ),
         (
-            ["run", "--set", "data.root=a b"],
-            "ease run: 'data.root=a b': values with blanks cannot be passed on; use a path without blanks",
+            ["run", "--set", "seed=010"],
+            "ease run: experiment personas: seed='010': write 10",
         ),
+        (
+            ["run", "--seed", str(2**64)],
+            "ease run: experiment personas: seed=18446744073709551616: Input should be less than 18446744073709551616",
+        ),
+        (["run", "flickr8k", "--set", "data.root=a b"], "ease run: data.root='/"),
         (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected images/"),
         (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder no/where"),
     ],

@@ -164,7 +164,9 @@ def test_broken_sets_are_named_in_one_line(tmp_path, layout, fault):
 
 
 def test_broken_roots_say_what_is_expected_where(tmp_path):
-    for root in ("", "relative/folder", str(tmp_path / "nowhere")):
+    with pytest.raises(ConfigError, match=r"nowhere': there is no such folder: expected images/ and dataset.json"):
+        formats.read_index(str(tmp_path / "nowhere"))
+    for root in ("", "relative/folder"):
         with pytest.raises(ConfigError, match=r"is not an absolute path of a folder: expected images/ and dataset.json"):
             formats.read_index(root)
     with pytest.raises(ConfigError, match=r"no index there: expected images/ and dataset.json"):

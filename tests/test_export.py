@@ -137,7 +137,7 @@ def test_mistakes_are_one_line(whole, tmp_path):
     assert "provenance.json: it does not say what the model has forgotten ('forgotten'): restore it" in done.stderr
     shutil.rmtree(damaged)
     cases = [
-        (("forgot", "--to", tmp_path / "a.safetensors"), "no model 'forgot' there; there are: continued, original, "),
+        (("forgot", "--to", tmp_path / "a.safetensors"), "no model 'forgot' there: there are continued, original, "),
         (("unlearned", "--to", tmp_path / "a.bin"), "a.bin: expected a name that ends in .safetensors"),
         (("unlearned", "--to", tmp_path / "there.safetensors"), "there is a file of this name, or its .json: choose another"),
         (("unlearned", "--to", tmp_path / "folder", "--format", "peft"), "folder: it is there already: choose another"),

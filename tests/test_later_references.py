@@ -189,7 +189,7 @@ def refused(run, *more):
 
 
 def test_bad_input_is_one_line(learnt, whole, tmp_path):
-    assert "no readable results.json there" in refused(tmp_path)
+    assert "no run there: give the folder of one" in refused(tmp_path)
     assert "nothing was forgotten there yet, so nothing is to be learnt again without it" in refused(learnt)
     run = copy(whole, tmp_path / "run")
     with locked(run / "run.lock"):

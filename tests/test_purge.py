@@ -52,7 +52,7 @@ def test_nothing_to_purge_is_said(learnt, tmp_path):
     run = copy(learnt, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"no request to forget is done there, so there is nothing to purge"):
         purge.purge(run)
-    with pytest.raises(ConfigError, match=r"queue.json: not the request queue of a run"):
+    with pytest.raises(ConfigError, match=r": no run there: give the folder of one$"):
         purge.purge(tmp_path)
 
 

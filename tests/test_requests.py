@@ -67,7 +67,7 @@ def test_wrong_requests_are_one_line_and_change_nothing(learnt, tmp_path):
         ask(run, leaves("client-0"), "ease", "tua=1")
     with pytest.raises(ConfigError, match=r"nothing was forgotten there yet; learning before that is `learn.rounds`"):
         launcher.continue_training(run, 3, SIMULATION)
-    with pytest.raises(ConfigError, match=r"run_config.json: .* it is needed to ask about this run again"):
+    with pytest.raises(ConfigError, match=r": no run there: give the folder of one$"):
         ask(tmp_path, leaves("client-0"))
     assert (run / "queue.json").read_bytes() == before
 

@@ -217,7 +217,7 @@ def test_learning_now_forgetting_later_in_processes_of_their_own(environment, tm
     run = str(tmp_path / "run")
     done = ease("forget", run, "--client", "client-0")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[learn] as it was done: 1 rounds" in done.stdout
+    assert "[learn] was done before, 1 rounds" in done.stdout
     done = ease("continue", run, "--rounds", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     later, at_once = (json.loads((tmp_path / n / "results.json").read_text())["adapters_sha256"] for n in ("run", "whole"))

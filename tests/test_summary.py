@@ -38,7 +38,7 @@ def test_gaps_have_mean_spread_and_worst(tmp_path):
 
 
 def test_folders_that_are_no_runs(tmp_path):
-    with pytest.raises(ConfigError, match=r"no readable results.json there .*: give folders of finished runs"):
+    with pytest.raises(ConfigError, match=r"no run there: give the folder of one"):
         summary([tmp_path])
     (tmp_path / "results.json").write_text('{"schema": 7}')
     with pytest.raises(ConfigError, match="has schema 7, this version reads 2"):

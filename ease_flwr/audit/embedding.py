@@ -36,7 +36,7 @@ class Model:
     @classmethod
     def of_run(cls, run: Path, name: str) -> Model:
         """A model of a run. Raises ConfigError for an unknown name."""
-        experiment, theta = adapters_of(run, name)
+        experiment, _, theta = adapters_of(run, name)
         plain = backbone.load(experiment.model)
         clip = copy.deepcopy(plain.model)
         clip.load_state_dict(merged(adapters.load(experiment.model, experiment.lora, experiment.seed), theta, plain.model))

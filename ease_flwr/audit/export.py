@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ease_flwr.audit.summary import read_run_config
-from ease_flwr.config import ConfigError, Experiment, from_run_config, weights_sha256
+from ease_flwr.config import ConfigError, Experiment, among, from_run_config, weights_sha256
 from ease_flwr.model import adapters, backbone
 from ease_flwr.model.adapters import AdaptedModel, Vector
 from ease_flwr.model.card import card, named
 from ease_flwr.store.files import write_json, write_text
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 
 CLOSE = 1e-5
 """Largest difference of an embedding's numbers from the adapted model's."""
@@ -109,15 +109,17 @@ def _provenance(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: it does not say what the model has forgotten ({error}): restore it") from None
 
 
-def adapters_of(run: Path, name: str) -> tuple[Experiment, Vector]:
-    """The experiment of a run, and the adapters of one of its models. Raises ConfigError for an unknown name."""
+def adapters_of(run: Path, name: str) -> tuple[Experiment, str, Vector]:
+    """The experiment of a run, its strategy, and the adapters of one of its models. Raises ConfigError for an unknown name."""
     layout = RunLayout(run)
+    if not layout.is_run:
+        raise no_run(run)
     names = [p.name for p in sorted(layout.adapters.glob("*"))]
     if name not in names:
-        raise ConfigError(f"{run}: no model {name!r} there; there are: {', '.join(names) or 'none, it has not finished'}")
-    experiment, _ = from_run_config(read_run_config(run))
+        raise ConfigError(f"{run}: no model {name!r} there: {among(name, names)}")
+    experiment, submitted = from_run_config(read_run_config(run))
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
-    return experiment, adapters.read(layout.adapters / name, model.blocks)
+    return experiment, submitted.strategy, adapters.read(layout.adapters / name, model.blocks)
 
 
 def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str:
@@ -125,11 +127,10 @@ def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str
 
     Raises ConfigError, and leaves nothing half written.
     """
-    experiment, theta = adapters_of(run, name)
-    _, submitted = from_run_config(read_run_config(run))
+    experiment, strategy, theta = adapters_of(run, name)
     provenance = _provenance(RunLayout(run).adapters / name / "provenance.json")
     if form == "open_clip":
-        facts = {"model": name, "strategy": submitted.strategy, "requests": json.dumps(provenance["forgotten"])}
+        facts = {"model": name, "strategy": strategy, "requests": json.dumps(provenance["forgotten"])}
         return f"{file}: sha256 {export(experiment, theta, file, facts)}"
     if file.exists():
         raise ConfigError(f"--to {file}: it is there already: choose another, or remove it")

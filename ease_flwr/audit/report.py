@@ -140,8 +140,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[Drawing]) -> Path:
         drawing.save(beside)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests |= {"unsure": lambda answer: str(answer).startswith("not sure"), "good": lambda answer: answer in GOOD}
-    environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD}
-    environment.globals |= {"before_tables": BEFORE_TABLES}
+    environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD, "before_tables": BEFORE_TABLES}
     template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
     empty |= {"strangers": {}, "asked": []}

@@ -10,7 +10,7 @@ from typing import Any
 from ease_flwr import config
 from ease_flwr.audit.retrieval import SIGN, differences, meant, signed
 from ease_flwr.config import AuditConfig, ConfigError
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 
 AGAIN = "gaps_retrain_2_to_retrain"
 """Where results.json has the differences of two retrainings: the noise of every other difference."""
@@ -27,6 +27,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     """results.json of a run directory. Raises ConfigError when there is none, or another schema."""
     try:
         results: dict[str, Any] = json.loads(RunLayout(folder).results.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not RunLayout(folder).is_run:
+            raise no_run(folder) from None
+        raise ConfigError(f"{folder}: this run has no results yet: `ease status {folder}` says where it is") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no readable results.json there ({error}): give folders of finished runs") from None
     if results.get("schema") != 2:
@@ -65,7 +69,11 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(RunLayout(folder).run_config.read_text(encoding="utf-8"))
         config.from_run_config(found)
-    except (OSError, ValueError, KeyError) as error:
+    except FileNotFoundError as error:
+        if not RunLayout(folder).is_run:
+            raise no_run(folder) from None
+        raise ConfigError(f"{folder}/run_config.json: {error}: it is needed to ask about this run again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}/run_config.json: {error}: it is needed to ask about this run again") from None
     return found
 

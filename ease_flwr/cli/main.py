@@ -126,7 +126,7 @@ def ablate(
     with mistakes("ablate"):
         wanted = [g.strip() for g in groups.split(",")]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
-            raise config.ConfigError(f"no group {unknown[0]!r}: there are {', '.join(ablation.ABLATION)}")
+            raise config.ConfigError(f"no group {unknown[0]!r}: {config.among(unknown[0], [*ablation.ABLATION])}")
         variants = [v for g in wanted for v in ablation.ABLATION[g]]
         sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
         found = cells.run(sweep, variants)
@@ -274,9 +274,7 @@ def noise(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(
-            help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap (benchmarks/)."
-        ),
+        typer.Argument(help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap (benchmarks/)."),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
@@ -288,7 +286,7 @@ def bench(
         where = config.APP / "benchmarks"
         there = sorted(p.stem for p in where.glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
         if name not in there:
-            raise config.ConfigError(f"no benchmark {name!r} in {where}: there are {', '.join(there) or 'none'}")
+            raise config.ConfigError(f"no benchmark {name!r} in {where}: {config.among(name, there)}")
         if not to.absolute().parent.is_dir():
             raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
         command = [sys.executable, "-m", f"benchmarks.{name}", str(to.absolute()), *(words or [])]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ease_flwr.config.data import DataConfig
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
 from ease_flwr.config.request import ForgetConfig
-from ease_flwr.config.section import NAME, Section, afterwards, operational
+from ease_flwr.config.section import NAME, Section, afterwards, among, operational
 
 SIZE = re.compile(rf"{NAME.pattern}:[1-9][0-9]{{0,14}}")
 
@@ -125,7 +125,7 @@ class Experiment(Section):
             raise ValueError(f"data.backdoor.clients: no client {', '.join(strange)}; there are {', '.join(names)}")
         named = self.forget.named
         if wrong := sorted(named - set(names)):
-            raise ValueError(f"forget.targets: no client {', '.join(wrong)}; there are {', '.join(names)}")
+            raise ValueError(f"forget.targets: no client {', '.join(wrong)}; {among(wrong[0], names)}")
         if self.forget.scenario == "client" and len(named) >= len(names):
             raise ValueError("forget.targets: all clients are to be forgotten, nobody would be left")
         return self

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from ease_flwr.config.section import ConfigError
+from ease_flwr.config.section import ConfigError, among
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def find(half: str, name: str, base: type[T]) -> type[T]:
 def check(half: str, name: str) -> None:
     """Raises ConfigError if there is no such method."""
     if name not in names(half):
-        raise ConfigError(f"no {name!r} in {half}/: there are {', '.join(names(half))}")
+        raise ConfigError(f"no {name!r} in {half}/: {among(name, names(half))}")
 
 
 def own_files(half: str) -> dict[str, Path]:

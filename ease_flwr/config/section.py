@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
@@ -117,12 +117,16 @@ def _mistake(model: type[BaseModel], e: Any) -> str:
             section = section.model_fields[str(p)].annotation
         known, last = section.model_fields, str(e["loc"][-1])
         elsewhere = [name for name, _, _ in leaves(model) if name.split(".")[-1] == last]
-        return f"unknown key {key} (known: {', '.join(known)})" + (
-            meant(last, known, key[: -len(last)]) or meant(key, elsewhere)
-        )
+        near = f": did you mean {' or '.join(elsewhere)}?" if elsewhere else meant(last, known, key[: -len(last)])
+        return f"unknown key {key} (known: {', '.join(known)}){near}"
     message = e["msg"].removeprefix("Value error, ")
     about_section = isinstance(e["input"], dict)  # from a check of several fields: the message names them
     return f"{key}.{message}" if about_section and key else f"{key}={typed.shown(e['input'])}: {message}" if key else message
+
+
+def among(name: str, known: Sequence[str]) -> str:
+    """What there is in place of an unknown name, and which of them was perhaps meant."""
+    return f"there are {', '.join(known) or 'none'}{meant(name, known)}"
 
 
 def meant(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -101,7 +101,9 @@ class Entry:
 def read_entries(root: str) -> list[Entry]:
     """The index of a folder as it stands there. Raises DataError with one line at a missing or broken root."""
     folder = Path(root)
-    if not root or not folder.is_absolute() or not folder.is_dir():
+    if folder.is_absolute() and not folder.is_dir():
+        raise DataError(f"data.root={root!r}: there is no such folder: {EXPECTED}")
+    if not folder.is_absolute():
         raise DataError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
     there = {kind: files for kind in READERS if (files := sorted(folder.glob(kind)))}
     if len(there) != 1:

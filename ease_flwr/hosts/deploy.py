@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from ease_flwr.config import ConfigError
+from ease_flwr.config import ConfigError, among
 from ease_flwr.hosts import app, certificates, pinned
 from ease_flwr.hosts.policy import POLICY, defaults
 from ease_flwr.hosts.settings import FEDERATION, LINK, NODE, Deployment, Host, Server, checked, close, opened, read
@@ -86,7 +86,7 @@ def replace_key(folder: Path, name: str) -> str:
     """A new key for a host whose key was lost or seen by others; returns what is to be done. Raises ConfigError."""
     plan, home = secure(folder), folder / "hosts" / name
     if name not in plan.hosts:
-        raise ConfigError(f"no host {name} in {folder}: there are {', '.join(plan.hosts)}")
+        raise ConfigError(f"no host {name} in {folder}: {among(name, plan.hosts)}")
     retire(folder, name)
     if home.is_dir():
         put(home / "node.key", certificates.node_key(), SECRET)
@@ -104,7 +104,7 @@ def remove_host(folder: Path, name: str) -> str:
     """Take a host out; returns what is to be done. Raises ConfigError."""
     plan, home = opened(folder), folder / "hosts" / name
     if name not in plan.hosts:
-        raise ConfigError(f"no host {name} in {folder}: there are {', '.join(plan.hosts)}")
+        raise ConfigError(f"no host {name} in {folder}: {among(name, plan.hosts)}")
     if len(plan.hosts) == 1:
         raise ConfigError(f"{name} is the only host of {folder}: add another first")
     retired = retire(folder, name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, halves, named_file, validate
+from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, among, halves, named_file, validate
 from ease_flwr.exchange.fitting import ANSWERED
 from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Learn
 from ease_flwr.hosts.settings import read
@@ -68,7 +68,7 @@ class Policy(Section):
     @classmethod
     def _are_probes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := set(value) - set(PROBES):
-            raise ValueError(f"no probe {min(wrong)!r}: there are {', '.join(PROBES)}")
+            raise ValueError(f"no probe {min(wrong)!r}: {among(min(wrong), PROBES)}")
         return value
 
     @field_validator("hours")

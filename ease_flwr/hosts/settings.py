@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ease_flwr.config import NAME, ConfigError, Section, validate
+from ease_flwr.config import NAME, ConfigError, Section, meant, validate
 from ease_flwr.hosts.certificates import LOOPBACK
 from ease_flwr.hosts.writing import put
 
@@ -164,7 +164,7 @@ def read(model: type[S], file: Path) -> S:
         raise ConfigError(f"{file}: not TOML: {error}") from None
     known = {name.replace("_", "-"): name for name in model.model_fields}
     wrong = [key for key in found if key not in known]
-    mistakes = [f"line {_line(text, key)}: unknown key {key} (known: {', '.join(known)})" for key in wrong]
+    mistakes = [f"line {_line(text, key)}: unknown key {key} (known: {', '.join(known)}){meant(key, known)}" for key in wrong]
     mistakes += [
         f"no {k}: it must be given" for k, n in known.items() if model.model_fields[n].is_required() and k not in found
     ]

@@ -18,7 +18,7 @@ from ease_flwr.config.request import now
 from ease_flwr.hosts.connected import Certificate, Node, certificates, nodes
 from ease_flwr.store import clients as known
 from ease_flwr.store import queue
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 
 SCHEMA = 1
 AT_WORK = ("submitted", "running")
@@ -199,5 +199,7 @@ def _experiment(run: Path) -> Experiment:
     file = RunLayout(run).run_config
     try:
         return config.from_run_config(json.loads(file.read_text(encoding="utf-8")))[0]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{file}: {error}: give the folder of a run") from None
+    except FileNotFoundError:
+        raise no_run(run) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: {error}: restore it") from None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ease_flwr import strategies
-from ease_flwr.config import POSITION, ConfigError, DataConfig, Experiment, ForgetRequest, Section
+from ease_flwr.config import POSITION, ConfigError, DataConfig, Experiment, ForgetRequest, Section, among
 from ease_flwr.store import phases
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import NAME, Gone, Tombstones
@@ -31,7 +31,7 @@ def check(
         if not position and experiment.data.kind == "personas":
             raise ConfigError(f"{client}/{pair}: drawn pairs have no names: give CLIENT/POSITION or CLIENT/START:STOP:STEP")
     if unknown := sorted(request.named - set(clients)):
-        raise ConfigError(f"no client {', '.join(unknown)}; there are {', '.join(clients)}")
+        raise ConfigError(f"no client {', '.join(unknown)}; {among(unknown[0], clients)}")
     gone = {client: r.id for r in before for client in r.leaving}
     if again := sorted(request.named & set(gone)):
         raise ConfigError(f"{again[0]} is forgotten already, by request {gone[again[0]]}: ask for the others alone")

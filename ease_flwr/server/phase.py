@@ -38,8 +38,8 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     if run.layout.done(name):
         found = phases.read(folder)
         code = phases.read_file(folder)["code"]
-        by = "" if code == code_hash() else f", by other code ({code[:12]})"
-        run.event(f"[{name}] as it was done: {found.cost.rounds} rounds{by}")
+        by = "" if code == code_hash() else f", by code {code[:12]} (this is {code_hash()[:12]})"
+        run.event(f"[{name}] was done before, {found.cost.rounds} rounds{by}")
         return found
     if key and not run.fresh and (taken := _from_cache(server, state, name, key)):
         return taken

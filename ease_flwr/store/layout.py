@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ease_flwr.config import ConfigError, meant
+
 Knows = Literal["nothing", "request", "numbers", "pairs", "phase", "lock", "updates", "model", "everything"]
 """What a file can tell about data that were asked to be forgotten.
 
@@ -193,6 +195,11 @@ class RunLayout:
         found = [self.folder / "audit.json", *sorted(self.folder.glob("audit-*/audit.json"))]
         return [f for f in found if f.is_file()]
 
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run, or was one."""
+        return any(f.is_file() for f in (self.experiment, self.run_config, self.queue, self.results))
+
     def done(self, phase: str) -> bool:
         """Whether a phase is finished."""
         return (self.phase(phase) / "phase.json").is_file()
@@ -213,6 +220,13 @@ class RunLayout:
     def unknown(self) -> list[str]:
         """Files that no kind describes."""
         return [a.name for a in self.artefacts() if a.kind is None]
+
+
+def no_run(folder: Path) -> ConfigError:
+    """What is said of a folder in which there is no run, with the name of the run beside it that was perhaps meant."""
+    runs = [p.parent.name for p in folder.parent.glob("*/experiment.json")]
+    near = meant(folder.name, runs, f"{folder.parent}/")
+    return ConfigError(f"{folder}: no run there: give the folder of one{near}")
 
 
 def described(name: str) -> tuple[Kind | None, dict[str, str]]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError, model_validator
 from ease_flwr.config import ConfigError, ForgetRequest, Section
 from ease_flwr.config.request import now
 from ease_flwr.store.files import locked, write_json
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 
 WITHDRAWN = "it was withdrawn"
 """Why `ease withdraw` sets a request aside."""
@@ -46,6 +46,10 @@ def read(folder: Path) -> list[Step]:
         raise ConfigError(f"{folder}: a run of version 0.1, which this version cannot go on with: use that version for it")
     try:
         return [Step.model_validate(step) for step in json.loads(file.read_text(encoding="utf-8"))]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not RunLayout(folder).is_run:
+            raise no_run(folder) from None
+        raise ConfigError(f"{file}: {error.strerror}: it is the request queue of the run, restore it") from None
     except (OSError, ValueError, TypeError, ValidationError) as error:
         raise ConfigError(f"{file}: not the request queue of a run: {' '.join(str(error).split())[:200]}") from None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ease_flwr.config import ConfigError, Experiment, chosen, code_hash
 from ease_flwr.store.files import locked, only_claimed, write_json
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 from ease_flwr.store.phases import check_function
 from ease_flwr.store.tracking import flat, tracker
 
@@ -32,7 +32,7 @@ class Run:
         if not resume and folder.exists() and not only_claimed(folder):
             raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
         if resume and not self.layout.experiment.is_file():
-            raise ConfigError(f"run-dir {folder}: no run there to go on with")
+            raise no_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.experiment = experiment
         self.fresh = fresh

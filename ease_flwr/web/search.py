@@ -57,7 +57,7 @@ def gallery(folder: Path, own: Own) -> Gallery:
     if own.root and settings.kind == "personas":
         raise ConfigError(f"--data {own.root}: this run's pairs are drawn, and need no folder: leave it out")
     if own.client not in ("", *world.clients):
-        raise ConfigError(f"--client {own.client}: no client of this run: there are {', '.join(world.clients)}")
+        raise ConfigError(f"--client {own.client}: no client of this run: {config.among(own.client, world.clients)}")
     if settings.kind == "folder" and not (own.root and own.client):
         raise ConfigError(
             f"{folder}: its pairs are on the hosts, and there are none to search here: give the folder of a host with --data, "

@@ -31,7 +31,7 @@ from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError
 from ease_flwr.following import finished, fresh_report, situation
 from ease_flwr.launcher import pictured
-from ease_flwr.store.layout import RunLayout
+from ease_flwr.store.layout import RunLayout, no_run
 from ease_flwr.web.pages import followed, reported
 from ease_flwr.web.search import Own, Search, Started
 
@@ -184,7 +184,7 @@ def serve(folder: Path, own: Own, port: int, browser: bool) -> None:
     Raises ConfigError where there is no run, or the port is in use.
     """
     if not RunLayout(folder).state.is_file():
-        raise ConfigError(f"{folder}: no run there: give the folder of one, at work or finished")
+        raise no_run(folder)
     try:
         listening = socket.create_server((LOOPBACK, port))
     except OSError as error:
