@@ -59,11 +59,20 @@ def run(new: NewRun, where: Where) -> int:
 def start(run: Ready, where: Where) -> int:
     """Submit a run and follow it to its end; the exit status is 0 when it finished."""
     try:
-        status = submit(run.settings, run.experiment, run.folder, where)
-    except Exception:
-        given_back(run.folder)
-        raise
+        status = followed(run.settings, run.experiment, run.folder, where)
+    finally:
+        given_back(run.folder)  # where nothing was begun
     return pictured(run.folder, status, not where.superlink)
+
+
+def followed(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
+    """Submit a run and follow it to its end. A simulation that is stopped says so: what its processes said last is no reason."""
+    try:
+        return submit(settings, experiment, folder, where)
+    except (SystemExit, KeyboardInterrupt):
+        if not where.superlink and read_state(folder)["status"] in ("submitted", "running", "failed"):
+            write_json(folder / "state.json", {"status": "failed", "error": "it was stopped by whoever had started it"})
+        raise
 
 
 def ready(new: NewRun, where: Where) -> Ready:
@@ -95,6 +104,8 @@ def ready(new: NewRun, where: Where) -> Ready:
 def check_place(experiment: config.Experiment, where: Where) -> None:
     """Raises ConfigError where a run of hosts would be simulated, or names hosts that the SuperLink does not know."""
     if experiment.data.kind != "folder":
+        if where.superlink:
+            connected.check(where.superlink)
         return
     if not where.superlink:
         raise ConfigError("its clients are hosts with data of their own: say where they are reached, --superlink NAME")
@@ -148,9 +159,8 @@ def resume(folder: Path, where: Where) -> int:
             print(f"{folder}: everything on its request queue is done")
             return 0
         write_json(layout.state, {"status": "submitted", "error": ""})
-    return pictured(
-        folder, submit(settings | {"run-dir": str(folder), "resume": True}, experiment, folder, where), not where.superlink
-    )
+    settings |= {"run-dir": str(folder), "resume": True}
+    return pictured(folder, followed(settings, experiment, folder, where), not where.superlink)
 
 
 @dataclass(frozen=True)
@@ -262,7 +272,7 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     more = {"evaluation.references": str(wanted)} | ({"federation.quorum": str(where.quorum)} if where.quorum else {})
     settings |= {"run-dir": str(folder), "audit": level, "set": config.said(settings) | more}
-    return pictured(finished, submit(settings, experiment, folder, where), not where.superlink)
+    return pictured(finished, followed(settings, experiment, folder, where), not where.superlink)
 
 
 def reference(finished: Path, count: int, where: Where, dry: bool = False) -> int:

@@ -213,8 +213,8 @@ def test_the_attack_by_shadows_finds_what_differs_and_nothing_else():
 def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
     asked = []
 
-    def run_cell(experiment, variant, seed, where, assignments, family):
-        asked.append((variant.settings["evaluation.order_seed"], assignments))
+    def run_cell(sweep, variant, seed, where, family):
+        asked.append((variant.settings["evaluation.order_seed"], sweep.assignments))
         assert (variant.settings["learn.rounds"], variant.settings["learn.patience"]) == (7, 0)  # as many as the run had
         fake(where, len(asked) / 10)
 

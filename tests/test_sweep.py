@@ -6,7 +6,7 @@ from operator import attrgetter
 import pytest
 from ease_flwr.strategies import load
 
-from ease_flwr import config
+from ease_flwr import config, data
 from ease_flwr.config import ConfigError
 from ease_flwr.sweep import ablation, cells, comparison, tuning
 from ease_flwr.sweep.cells import Sweep, Variant
@@ -23,9 +23,20 @@ def results(seed, value, rounds=8):
         "models": models,
         "requests": [{"server_bytes": 2_500_000}],
         "gaps": {"pair_similarity": value / 100, "forget_normalised": value / 80},
+        "learning": {"rounds": 50},
         "gaps_retrain_2_to_retrain": {**dict.fromkeys(cells.SHOWN, 1.0 + seed), "pair_similarity": 0.02},
         "cost": {"unlearn": cost, "retrain": dict.fromkeys(cost, 320)},
     }
+
+
+def begun(sweep, variant, seed, where):
+    """What a run writes of itself when it begins."""
+    where.mkdir(parents=True, exist_ok=True)
+    loaded = sweep.asked(variant, seed)
+    said = {**loaded.model_dump(mode="json"), "strategy_name": variant.strategy, "code": config.code_hash()}
+    (where / "experiment.json").write_text(
+        json.dumps({**said, "files": data.fingerprint(loaded) if loaded.data.kind == "personas" else ""})
+    )
 
 
 @pytest.fixture
@@ -33,9 +44,9 @@ def asked(monkeypatch):
     """A cell writes results: 10 more than its seed; it fails where tau is 0.7."""
     seen = []
 
-    def run_cell(experiment, variant, seed, where, assignments, family):
-        seen.append((variant.label, seed, tuple(assignments)))
-        where.mkdir(parents=True)
+    def run_cell(sweep, variant, seed, where, family):
+        seen.append((variant.label, seed, tuple(sweep.assignments)))
+        begun(sweep, variant, seed, where)
         if variant.settings.get("strategy.gsd.tau") == 0.7:
             (where / "state.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: full"}))
         else:
@@ -60,7 +71,7 @@ def test_finished_cells_are_kept_failed_ones_shown_and_tried_again(asked, tmp_pa
     assert found["tau 0.7"][0] == {"failed": "failed: RuntimeError: full"}
     assert lines[0] == f"6 cells, each a run of its own in {tmp_path}"
     assert lines[3].startswith("[3/6] seed 0, tau 0.7: failed: RuntimeError: full, ETA")
-    cells.run(Sweep("personas", [0, 2], tmp_path, say=lines.append), VARIANTS)
+    cells.run(Sweep("personas", [0, 2], tmp_path, ["learn.rounds=2"], lines.append), VARIANTS)
     assert len(asked) == 6 + 2
     assert lines[8] == "[1/6] seed 0, EASE: done (was there)"
     table = ablation.table(found)
@@ -130,8 +141,8 @@ def test_photographs_always_have_their_ceiling(asked, tmp_path):
 
 
 def test_a_budget_in_bytes_gives_dear_exchanges_fewer(monkeypatch, asked, tmp_path):
-    def run_cell(experiment, variant, seed, where, assignments, family):
-        where.mkdir(parents=True)
+    def run_cell(sweep, variant, seed, where, family):
+        begun(sweep, variant, seed, where)
         value = results(seed, 10.0)
         value["cost"]["unlearn"]["downlink_bytes"] *= 6 if variant.strategy == "npo" else 1
         (where / "results.json").write_text(json.dumps(value))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,7 +125,7 @@ def ablate(
 
     to = _cells(folder, "ablation", experiment, set)
     with mistakes("ablate"):
-        wanted = [g.strip() for g in groups.split(",")]
+        wanted = [*dict.fromkeys(g.strip() for g in groups.split(","))]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
             raise config.ConfigError(f"no group {unknown[0]!r}: {config.among(unknown[0], [*ablation.ABLATION])}")
         variants = [v for g in wanted for v in ablation.ABLATION[g]]
@@ -204,17 +205,18 @@ def _cells(folder: Path | None, what: str, experiment: str, told: list[str] | No
 
 
 def _numbers(seeds: str) -> list[int]:
-    if not all(s.strip().isdigit() for s in seeds.split(",")):
+    found = [s.strip() for s in seeds.split(",")]
+    if not all(re.fullmatch(r"0|[1-9][0-9]{0,19}", s) for s in found):
         raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
-    return [int(s) for s in seeds.split(",")]
+    return [*dict.fromkeys(map(int, found))]
 
 
 def _strategies(names: str, experiment: str, assignments: list[str]) -> list[str]:
     """These strategies, or all that can forget what this experiment forgets."""
     from ease_flwr import methods as listed
 
-    loaded = config.load(experiment, config.parse_assignments(assignments))
-    return listed.able(loaded.forget.scenario) if names == "all" else [n.strip() for n in names.split(",")]
+    loaded, _ = config.asked(experiment, assignments)
+    return listed.able(loaded.forget.scenario) if names == "all" else [*dict.fromkeys(n.strip() for n in names.split(","))]
 
 
 def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, Any]) -> None:

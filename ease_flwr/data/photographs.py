@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, code_of, digest
 from ease_flwr.data.formats import Entry, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
@@ -79,7 +79,8 @@ class Photographs:
     def _images(self, entries: list[Entry], limit: float = 0, **how: Any) -> tuple[np.ndarray, str]:
         """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, how: see cache.Place and cache.kept."""
         side = self.config.image_size or 224
-        key = digest("images", side, [e.identity for e in entries]) if self.config.cache else ""
+        decoder = code_of(Entry.__module__) if self.config.cache else ""
+        key = digest("images", side, decoder, [e.identity for e in entries]) if decoder else ""
 
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ease_flwr.config import ConfigError
+from ease_flwr.config import ConfigError, among
 
 SERVED = ("server.pem", "ca.crt")
 """Certificates in the server's folder: its own, and of the authority that signed it."""
@@ -50,12 +50,27 @@ def _asked(superlink: str) -> Iterator[None]:
     """flwr's own words for what goes wrong, in one line; what it prints on the way is left out."""
     import click
 
+    check(superlink)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
         except click.ClickException as error:
             said = " ".join(error.message.split())
             raise ConfigError(f"--superlink {superlink}: {said}") from None
+
+
+def check(superlink: str) -> None:
+    """Raises ConfigError where the flwr CLI knows no connection of this name."""
+    import click
+    from flwr.cli.flower_config import read_flower_config
+
+    try:
+        said, file = read_flower_config()
+    except (click.ClickException, OSError) as error:
+        raise ConfigError(f"--superlink {superlink}: {getattr(error, 'message', error)}") from None
+    known = sorted(name for name, about in said.get("superlink", {}).items() if isinstance(about, dict))
+    if superlink not in known:
+        raise ConfigError(f"--superlink {superlink}: no connection of that name in {file}: {among(superlink, known)}")
 
 
 def nodes(superlink: str) -> list[Node]:

@@ -58,9 +58,8 @@ def once(server: Server, state: FederationState, name: str, offset: int, compute
     result = compute(federation, reporter, partial / "history")
     key = "" if result.failures else key  # what a failure has changed, the settings did not decide
     phases.write(partial, result, key)
-    if key:
-        shutil.rmtree(phases.cached(key), ignore_errors=True)
-        phases.link(partial, phases.cached(key))
+    if key and (why := phases.publish(partial, key)):
+        run.event(f"[{name}] is not kept for other runs: {why}")
     folder.parent.mkdir(exist_ok=True)
     partial.replace(folder)
     shutil.rmtree(kept_in, ignore_errors=True)
@@ -154,18 +153,20 @@ def give_up(server: Server, name: str) -> None:
 
 def _from_cache(server: Server, state: FederationState, name: str, key: str) -> PhaseResult | None:
     """The phase as another run has computed it; what it has forgotten is called by this run's names."""
-    kept, folder = phases.cached(key), server.run.layout.phase(name)
-    if not (kept / "phase.json").is_file():
-        return None
+    partial, folder = server.run.layout.partial(name), server.run.layout.phase(name)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        found = phases.read(kept)
+        if not phases.take(key, partial):
+            return None
     except ConfigError as error:
         server.run.event(f"[{name}] computed again, the cache is broken: {error}")
         return None
-    server.run.event(f"[{name}] from the cache: {found.cost.rounds} rounds ({kept})")
-    phases.link(kept, folder)
-    phases.write_file(folder, {**phases.read_file(folder), "forgotten": list(state.forgotten)})
-    return phases.read(folder)
+    phases.write_file(partial, {**phases.read_file(partial), "forgotten": list(state.forgotten)})
+    folder.parent.mkdir(exist_ok=True)
+    partial.replace(folder)
+    found = phases.read(folder)
+    server.run.event(f"[{name}] from the cache: {found.cost.rounds} rounds ({phases.cached(key)})")
+    return found
 
 
 def cache_key(*parts: object) -> str:

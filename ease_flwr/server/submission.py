@@ -17,6 +17,7 @@ from ease_flwr.store.run import Run
 def begin(run: Run, experiment: Experiment, submitted: Submission, run_config: Mapping[str, Any]) -> None:
     """Write the run config and the queue of a new run. Raises ConfigError for a request that cannot be served."""
     run.write("run_config.json", decoded(run_config))
+    run.learns_from(data.fingerprint(experiment))
     queue.write(run.folder, steps(experiment, submitted))
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,15 @@ def _sha256(rows: NDArray[Any]) -> str:
 
 def _prune(latest: Path, limit: float) -> None:
     """Delete the arrays of a folder that were used longest ago, until it holds no more than `limit` GiB; never the latest."""
-    files = sorted(latest.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)
-    total = sum(f.stat().st_size for f in files)
-    for file in files:
+    sizes, times = {}, {}
+    for file in latest.parent.glob("*.npy"):
+        with suppress(FileNotFoundError):  # another process deletes too
+            sizes[file], times[file] = file.stat().st_size, file.stat().st_mtime
+    total = sum(sizes.values())
+    for file in sorted(sizes, key=lambda f: times[f]):
         if total <= limit * 2**30:
             return
         if file != latest:
-            total -= file.stat().st_size
+            total -= sizes[file]
             file.unlink(missing_ok=True)  # who has it mapped keeps it
             file.with_suffix(".json").unlink(missing_ok=True)

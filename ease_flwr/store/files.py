@@ -105,6 +105,8 @@ def locked(file: Path, wait: bool = False) -> Iterator[None]:
     with file.open("w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it") from None
+        except OSError as error:
+            raise ConfigError(f"{file.parent}: no locks on its file system ({error.strerror}): choose one on another") from None
         yield

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +137,8 @@ def delete_files(folder: Path, names: list[str]) -> None:
             (folder / name).parent.rmdir()
 
 
+DAY = 24 * 3600.0
+
 # ---- the cache -----------------------------------------------------------------------------------------------------------
 
 
@@ -143,11 +147,58 @@ def cached(key: str) -> Path:
     return home() / "cache" / key
 
 
-def link(source: Path, target: Path) -> None:
-    """The same folder at another place: files are linked where the file system can, else copied. It appears all at once."""
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+def publish(folder: Path, key: str) -> str:
+    """Keep a finished phase for other runs; why it cannot be kept, "" where it is.
+
+    Several processes may do this at once, on several machines: a whole folder is renamed to its place, which a file system
+    does once. The first is there to stay. No lock is needed, and none is taken.
+    """
+    place = cached(key)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for left in place.parent.glob("*.partial*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
+        draft = _copied(folder, place)
+        try:
+            if place.is_dir() and not _whole(place):
+                place.rename(draft.with_name(f"{draft.name}-broken"))
+            if not place.is_dir():
+                draft.rename(place)
+        except OSError:
+            if not _whole(place):  # otherwise another process was faster
+                raise
+        finally:
+            for left in (draft, draft.with_name(f"{draft.name}-broken")):
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        return f"{place}: {error.strerror or error}"
+    return ""
+
+
+def take(key: str, folder: Path) -> bool:
+    """Put what the cache has under this key into a new folder, whole and checked; whether it has anything.
+
+    Raises ConfigError where what it has is broken, or was taken away meanwhile.
+    """
+    place = cached(key)
+    if not (place / "phase.json").is_file():
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        draft = _copied(place, folder)
+        try:
+            read(draft)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:  # of several files too, as shutil says it
+        raise ConfigError(f"{place}: {error.strerror or 'it was taken away'}") from None
+    return True
+
+
+def _copied(source: Path, beside: Path) -> Path:
+    """A folder of its own beside a place, with what is in another one: files are linked where the file system can."""
 
     def put(a: str, b: str) -> None:
         try:
@@ -155,6 +206,19 @@ def link(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(a, b)
 
-    shutil.copytree(source, partial, copy_function=put)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    draft = beside.with_name(f"{beside.name}-{secrets.token_hex(4)}.partial")
+    try:
+        shutil.copytree(source, draft, copy_function=put)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return draft
+
+
+def _whole(place: Path) -> bool:
+    """Whether every file of a phase is there, as its phase.json says."""
+    try:
+        read(place)
+    except (ConfigError, OSError):
+        return False
+    return True

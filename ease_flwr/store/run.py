@@ -56,7 +56,7 @@ class Run:
         """Raises ConfigError where a setting that changes an adapter is another one, or the code of an unfinished phase."""
         try:
             then = json.loads(self.layout.experiment.read_text(encoding="utf-8"))
-            code, strategy = then.pop("code"), then.pop("strategy_name")
+            code, strategy, _ = then.pop("code"), then.pop("strategy_name"), then.pop("files", "")
             before = chosen(Experiment.model_validate(then), "learning", "later")
         except (OSError, ValueError, KeyError, AttributeError) as error:
             why = " ".join(str(error).split())[:200]
@@ -109,6 +109,11 @@ class Run:
         sizes = {f.name: f.stat().st_size if f.is_file() else 0 for f in logs}
         write_json(self.layout.mark, {"phase": phase, "code": code, "sizes": sizes, "known": known})
         return known
+
+    def learns_from(self, data: str) -> None:
+        """Note in experiment.json what its settings find in files. data: their digest."""
+        said = json.loads(self.layout.experiment.read_text(encoding="utf-8"))
+        write_json(self.layout.experiment, {**said, "files": data})
 
     def close(self) -> None:
         """Let another process use the folder."""

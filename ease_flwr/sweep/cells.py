@@ -1,7 +1,8 @@
 """The engine: cells are ordinary `ease run`s in folders of their own, from the same learnt federation.
 
-Finished cells are not run again, failed ones are shown with their reason and do not stop the rest; learn phases and references
-come from the cache after the first cell of a seed.
+Finished cells are not run again, those that were begun go on, failed ones are shown with their reason and do not stop the rest;
+learn phases and references come from the cache after the first cell of a seed. A cell is known by its settings, its data and
+the code that ran it: what was run with others is never taken for it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
-from ease_flwr import config, strategies
+from ease_flwr import config, data, strategies
 from ease_flwr.audit.summary import read_results
 from ease_flwr.hosts.processes import Family
+from ease_flwr.store.files import locked
 
 Found = dict[str, dict[int, dict[str, Any]]]
 """Label of a variant -> seed -> results.json, or {"failed": reason}."""
+Standing = Literal["finished", "begun", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,19 @@ class Sweep:
     """Cells of the same command that are run before and after these, as far as they are known: all are counted together."""
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the assignments say."""
-        return config.parse_assignments(self.assignments)
+    def loaded(self) -> config.Experiment:
+        """The experiment of all cells. Raises ConfigError."""
+        return config.asked(self.experiment, self.assignments)[0]
+
+    def told(self, variant: Variant) -> list[str]:
+        """key=value of a cell, with absolute paths. Raises ConfigError."""
+        own = [f"{key}={config.spelled(value)}" for key, value in variant.settings.items()]
+        _, told = config.asked(self.experiment, [*self.assignments, *own])
+        return [f"{key}={value}" for key, value in told.items()]
+
+    def asked(self, variant: Variant, seed: int) -> config.Experiment:
+        """The experiment of a cell. Raises ConfigError."""
+        return config.load(self.experiment, {"seed": str(seed), **config.parse_assignments(self.told(variant))})
 
     def under(self, assignments: Sequence[str]) -> Sweep:
         """The same under these settings, which go behind its own."""
@@ -68,24 +81,29 @@ class Sweep:
 def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
     """All cells; the first of each seed goes alone, the others find what it has learnt.
 
-    Raises ConfigError at wrong settings of any cell, before anything is run.
+    Raises ConfigError before anything is run: at wrong settings of any cell, and where one is there that was run with other
+    settings, on other data or by other code.
     """
-    experiment, seeds, folder, jobs = sweep.experiment, sweep.seeds, sweep.folder, sweep.jobs
+    seeds, folder, jobs = sweep.seeds, sweep.folder, sweep.jobs
+    there: dict[Path, Standing] = {}
     for variant in variants:
-        settings = {**sweep.settings, **variant.settings}
-        loaded = config.load(experiment, settings)
+        loaded = sweep.asked(variant, 0)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
+        for seed in seeds:
+            where = folder / f"seed-{seed}" / variant.folder
+            there[where] = standing(where, sweep.asked(variant, seed), variant.strategy)
     total = sweep.before + len(seeds) * len(variants) + sweep.after
     spent, done, lock = list[float](), [""] * sweep.before, threading.Lock()
 
     def cell(seed: int, variant: Variant) -> dict[str, Any]:
         where = folder / f"seed-{seed}" / variant.folder
         started, again = time.monotonic(), " (was there)"
-        if not (where / "results.json").is_file():
+        if there[where] != "finished":
             again = ""
-            shutil.rmtree(where, ignore_errors=True)
-            where.parent.mkdir(parents=True, exist_ok=True)
-            _run_cell(experiment, variant, seed, where, list(sweep.assignments), family)
+            if there[where] == "nothing":
+                shutil.rmtree(where, ignore_errors=True)
+                where.parent.mkdir(parents=True, exist_ok=True)
+            _run_cell(sweep, variant, seed, where, family)
         outcome = _outcome(where)
         with lock:
             done.append(where.name)
@@ -95,13 +113,15 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
             sweep.say(f"[{len(done)}/{total}] seed {seed}, {variant.label}: {outcome.get('failed', 'done')}{again}{eta}")
         return outcome
 
+    folder.mkdir(parents=True, exist_ok=True)
     if not sweep.before:
         sweep.say(f"{total} cells, each a run of its own in {folder}")
     first = [(seed, variants[0]) for seed in seeds]
     rest = [(seed, variant) for seed in seeds for variant in variants[1:]]
     with (
+        locked(folder / "cells.lock"),
         ThreadPoolExecutor(jobs) as pool,
-        Family(lambda: "the same command goes on: finished cells are kept, others begin again") as family,
+        Family(lambda: "the same command goes on, with finished cells and with those that were begun") as family,
     ):
         outcomes = [cell(*c) for c in first]
         outcomes += pool.map(lambda c: cell(*c), rest)
@@ -111,11 +131,55 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
     return found
 
 
-def _run_cell(experiment: str, variant: Variant, seed: int, where: Path, assignments: list[str], family: Family) -> None:
-    command = [sys.executable, "-m", "ease_flwr", "run", config.own.by_file(experiment), "--strategy", variant.strategy]
-    command += ["--seed", str(seed), "--run-dir", str(where)]
-    for setting in (*assignments, *(f"{k}={v}" for k, v in variant.settings.items())):
-        command += ["--set", setting]
+def standing(cell: Path, asked: config.Experiment, strategy: str) -> Standing:
+    """What is there of a cell that is asked for: it is finished, begun, or nothing of it can be used.
+
+    Raises ConfigError where something was run there that is not what is asked now; it names the first difference.
+    """
+    ended = (cell / "results.json").is_file()
+    if not ended and not all((cell / name).is_file() for name in ("run_config.json", "queue.json", "experiment.json")):
+        return "nothing"
+    if other := differs(cell, asked, strategy):
+        if not ended:
+            return "nothing"
+        raise config.ConfigError(f"{cell} was run with {other}: give another --folder, or remove this one to run it again")
+    return "finished" if ended else "begun"
+
+
+def differs(cell: Path, asked: config.Experiment, strategy: str) -> str:
+    """In what the run in a folder is another one than what is asked: settings, code or data; "" where it is the same."""
+    try:
+        then = json.loads((cell / "experiment.json").read_text(encoding="utf-8"))
+        by, code, files = then.pop("strategy_name"), then.pop("code"), then.pop("files", "")
+        before = _decided(config.Experiment.model_validate(then))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"settings that are not known ({' '.join(str(error).split())[:200]})"
+    after = _decided(asked)
+    for key in (k for k in after if after[k] != before[k]):
+        return f"{key}={config.spelled(before[key])}, and {config.spelled(after[key])} is asked"
+    if by != strategy:
+        return f"strategy {by}, and {strategy} is asked"
+    if code != config.code_hash():
+        return f"code {code[:12]}, and this is {config.code_hash()[:12]}"
+    return "" if files == data.fingerprint(asked) else "other pairs or weights in the same files"
+
+
+def _decided(experiment: config.Experiment) -> dict[str, Any]:
+    """The settings that decide results: what is learnt, what comes later, and what is looked at."""
+    audit = {k: v for k, v in config.chosen(experiment, "nothing").items() if k.startswith("audit.")}
+    return config.chosen(experiment, "learning", "later") | audit
+
+
+def _run_cell(sweep: Sweep, variant: Variant, seed: int, where: Path, family: Family) -> None:
+    """Run a cell, or go on with what is there of it."""
+    command = [sys.executable, "-m", "ease_flwr"]
+    if where.is_dir():
+        command += ["resume", str(where)]
+    else:
+        command += ["run", config.own.by_file(sweep.experiment), "--strategy", variant.strategy]
+        command += ["--seed", str(seed), "--run-dir", str(where)]
+        for setting in sweep.told(variant):
+            command += ["--set", setting]
     log = where.with_name(f"{where.name}.log")
     log.unlink(missing_ok=True)
     family.run(command, log)

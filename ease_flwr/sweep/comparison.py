@@ -39,29 +39,52 @@ KEPT = ("retain", "test")
 def compare(sweep: Sweep, names: Sequence[str], budget: Budget = "rounds", exchanges: int = 0) -> dict[str, Found]:
     """All cells: {"own": ..., "equal": ...}, strategy -> seed -> results.
 
-    exchanges: of the equal budget; 0 is as many as EASE has by itself. With budget "bytes" every method gets as many
-    exchanges as fit into the bytes of that, by what an exchange cost it with its own budget.
+    exchanges: of the equal budget; 0 is as many as EASE has by itself after the rounds that a seed has learnt, which may be
+    fewer than `learn.rounds` where learning has stopped by itself. With budget "bytes" every method gets as many exchanges as
+    fit into the bytes of that, by what an exchange cost it with its own budget.
     """
     sweep = sweep.under([*QUICK, TWICE])
-    loaded = measured(config.load(sweep.experiment, sweep.settings))
+    loaded = measured(sweep.loaded)
     if loaded.data.kind == "photographs" and CEILING not in names:
         names = [*names, CEILING]
-    exchanges = exchanges or own_rounds("ease", loaded)
-    rounds = dict.fromkeys(names, exchanges)
-    after = 0 if budget == "bytes" else sum(own_rounds(n, loaded) != exchanges for n in names) * len(sweep.seeds)
-    own = cells.run(replace(sweep, after=after), [Variant(n, n) for n in names])
-    if budget == "bytes":
-        each = {n: bytes_of_exchange(own[n]) for n in names}
-        limit = exchanges * (each["ease"] if "ease" in each else max(each.values()))
-        rounds |= {n: max(1, int(limit / one)) for n, one in each.items() if one}
-    shorter = [
-        Variant(f"{n}, {rounds[n]} exchanges", n, {"strategy.rounds": rounds[n]})
+    everybody = shorter(names, loaded, loaded.learn.rounds, dict.fromkeys(names, exchanges))
+    known = budget == "rounds" and not loaded.learn.patience
+    own = cells.run(replace(sweep, after=known * len(everybody) * len(sweep.seeds)), [Variant(n, n) for n in names])
+    groups = []
+    for learnt, seeds in by_learning(own, sweep.seeds, loaded).items():
+        equal = exchanges or own_rounds("ease", loaded, learnt)
+        rounds = dict.fromkeys(names, equal)
+        if budget == "bytes":
+            each = {n: bytes_of_exchange(own[n]) for n in names}
+            limit = equal * (each["ease"] if "ease" in each else max(each.values()))
+            rounds |= {n: max(1, int(limit / one)) for n, one in each.items() if one}
+        groups.append((seeds, shorter(names, loaded, learnt, rounds)))
+    found, counts = {n: own[n] for n in names}, [len(seeds) * len(variants) for seeds, variants in groups]
+    for i, (seeds, variants) in enumerate(groups):
+        before, after = len(names) * len(sweep.seeds) + sum(counts[:i]), sum(counts[i + 1 :])
+        cut = cells.run(replace(sweep, seeds=seeds, before=before, after=after), variants) if variants else {}
+        found |= {v.strategy: found[v.strategy] | cut[v.label] for v in variants}
+    return {"equal": found, "own": own}
+
+
+def shorter(names: Sequence[str], experiment: config.Experiment, learnt: int, rounds: dict[str, int]) -> list[Variant]:
+    """The methods that have another number of exchanges by themselves, with these; 0 is as many as EASE has by itself."""
+    wanted = {n: rounds[n] or own_rounds("ease", experiment, learnt) for n in names}
+    return [
+        Variant(f"{n}, {wanted[n]} exchanges", n, {"strategy.rounds": wanted[n]})
         for n in names
-        if own_rounds(n, loaded) != rounds[n]
+        if own_rounds(n, experiment, learnt) != wanted[n]
     ]
-    found = cells.run(replace(sweep, before=len(names) * len(sweep.seeds)), shorter) if shorter else {}
-    by_name = {v.strategy: found[v.label] for v in shorter}
-    return {"equal": {n: by_name.get(n, own[n]) for n in names}, "own": own}
+
+
+def by_learning(own: Found, seeds: Sequence[int], experiment: config.Experiment) -> dict[int, list[int]]:
+    """Seeds by the rounds that they have learnt, which all methods of a seed share; of a seed that failed, by the most."""
+    found: dict[int, list[int]] = {}
+    for seed in seeds:
+        done = [r[seed] for r in own.values() if "failed" not in r[seed]]
+        learnt = done[0]["learning"]["rounds"] if done else experiment.learn.rounds
+        found.setdefault(learnt, []).append(seed)
+    return found
 
 
 def measured(experiment: config.Experiment) -> config.Experiment:
@@ -71,10 +94,10 @@ def measured(experiment: config.Experiment) -> config.Experiment:
     return experiment
 
 
-def own_rounds(name: str, experiment: config.Experiment) -> int:
-    """Exchanges of a strategy's own budget in this experiment."""
+def own_rounds(name: str, experiment: config.Experiment, learnt: int) -> int:
+    """Exchanges of a strategy's own budget in this experiment, after so many rounds of learning."""
     kind = strategies.load(name)
-    return kind.rounds_of(kind.check(name, experiment, experiment.forget.scenario), experiment.learn.rounds)
+    return kind.rounds_of(kind.check(name, experiment, experiment.forget.scenario), learnt)
 
 
 def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:

@@ -38,8 +38,9 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
         raise config.ConfigError(f"--shadows {count}: an attacker needs at least 3")
     results = read_results(run)
     ran = read_run_config(run)
-    apart = ("experiment", "strategy", "run-dir", "fresh", "audit", "seed", "set")
-    settings = [*str(ran["set"]).split(), *(f"{k}={v}" for k, v in ran.items() if k not in apart and v != "")]
+    apart = ("experiment", "strategy", "run-dir", "fresh", "audit", "seed", "set", "own", "until", "resume")
+    said = {k: v for k, v in ran.items() if k not in apart and v != ""} | config.said(ran)
+    settings = [f"{k}={config.spelled(v)}" for k, v in said.items()]
     common = {**SETTINGS, "learn.patience": 0, "learn.rounds": results["learning"]["rounds"]}
     variants = [
         cells.Variant(f"shadow {k}", ran["strategy"], {**common, "evaluation.order_seed": FIRST_ORDER + k})
@@ -52,7 +53,7 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
         raise config.ConfigError(failed[0])
     folders = [run / "shadows" / f"seed-{results['seed']}" / v.folder for v in variants]
     shadows = {m: np.stack([confidence(f, m) for f in folders]) for m in ("original", "unlearned", "retrain")}
-    limit = config.load(ran["experiment"], sweep.settings).audit.auc
+    limit = sweep.loaded.audit.auc
     measures = {m: measure(shadows[m], shadows["retrain"]) for m in ("original", "unlearned")}
     beside = [verdict.Beside(m, ("chance",), {"ulira": found}) for m, found in measures.items()]
     rows = [verdict.row((verdict.FORGOTTEN, "ulira"), b, limit, two_sided=True) for b in beside]

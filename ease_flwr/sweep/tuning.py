@@ -54,7 +54,7 @@ def score(results: dict[str, Any]) -> float:
 def tune(sweep: Sweep, names: Sequence[str], budget: int) -> Found:
     """All trials of all methods: label -> seed -> results on validation pairs."""
     sweep = sweep.under(VALIDATION)
-    loaded = measured(config.load(sweep.experiment, sweep.settings))
+    loaded = measured(sweep.loaded)
     variants = [v for name in names for v in trials(name, loaded, budget)]
     return cells.run(sweep, variants)
 
