@@ -66,12 +66,13 @@ def start(run: Ready, where: Where) -> int:
 
 
 def followed(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
-    """Submit a run and follow it to its end. A simulation that is stopped says so: what its processes said last is no reason."""
+    """Submit a run and follow it to its end. Of a simulation that is stopped, what its processes said last is no reason."""
     try:
         return submit(settings, experiment, folder, where)
     except (SystemExit, KeyboardInterrupt):
-        if not where.superlink and read_state(folder)["status"] in ("submitted", "running", "failed"):
-            write_json(folder / "state.json", {"status": "failed", "error": "it was stopped by whoever had started it"})
+        layout = RunLayout(folder)
+        if not where.superlink and layout.experiment.is_file() and read_state(folder)["status"] != "finished":
+            write_json(layout.state, {"status": "failed", "error": "it was stopped by whoever had started it"})
         raise
 
 
@@ -80,7 +81,7 @@ def ready(new: NewRun, where: Where) -> Ready:
     checked, told = config.asked(new.experiment, new.assignments, seed=new.seed)
     submission.steps(checked, config.Submission(strategy=new.strategy))
     app.check()
-    check_place(checked, where)
+    connected.check_place(checked, where.superlink)
     admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
         config.architecture_beside(checked.model)
@@ -99,22 +100,6 @@ def ready(new: NewRun, where: Where) -> Ready:
         "own": config.own.spelled(config.parts(new.experiment)),
     }
     return Ready(settings | ({"until": new.until} if new.until else {}), checked, folder)
-
-
-def check_place(experiment: config.Experiment, where: Where) -> None:
-    """Raises ConfigError where a run of hosts would be simulated, or names hosts that the SuperLink does not know."""
-    if experiment.data.kind != "folder":
-        if where.superlink:
-            connected.check(where.superlink)
-        return
-    if not where.superlink:
-        raise ConfigError("its clients are hosts with data of their own: say where they are reached, --superlink NAME")
-    known = {node.name for node in connected.nodes(where.superlink)} - {""}
-    if strange := sorted(set(experiment.data.client_names) - known) if known else []:
-        raise ConfigError(
-            f"no host is registered as {', '.join(strange)}; registered are {', '.join(sorted(known))}: mend data.names, or "
-            "register it (`ease deploy register`)"
-        )
 
 
 def pictured(run: Path, status: int, pictures: bool) -> int:
@@ -147,7 +132,7 @@ def resume(folder: Path, where: Where) -> int:
     layout = RunLayout(folder)
     settings = read_run_config(folder)
     experiment, _ = config.from_run_config(settings)
-    check_place(experiment, where)
+    connected.check_place(experiment, where.superlink)
     queue.read(folder)
     check_function(folder)
     if busy(layout.run_lock):
@@ -183,7 +168,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     folder = folder.absolute()
     check_function(folder)
     experiment, submitted = config.from_run_config(read_run_config(folder))
-    check_place(experiment, where)
+    connected.check_place(experiment, where.superlink)
     own = experiment.strategy if asked.strategy == submitted.strategy else {}
     values = config.settings(asked.assignments, own)
     world = data.load(experiment.data, experiment.seed)
@@ -205,7 +190,7 @@ def continue_training(folder: Path, rounds: int, where: Where) -> int:
     folder = folder.absolute()
     check_function(folder)
     experiment, _ = config.from_run_config(read_run_config(folder))
-    check_place(experiment, where)
+    connected.check_place(experiment, where.superlink)
     if not queue.requests(queue.read(folder)) and not experiment.data.joined:
         raise ConfigError(f"{folder}: nothing was forgotten there yet; learning before that is `learn.rounds` of the run")
     if not queue.append(folder, Step(kind="continuation", rounds=rounds)):
@@ -261,7 +246,7 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     results = read_results(finished)
     settings = read_run_config(finished)
     experiment, _ = config.from_run_config(settings)
-    check_place(experiment, where)
+    connected.check_place(experiment, where.superlink)
     folder = finished / f"audit-{level}"
     if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
         shutil.rmtree(folder)
@@ -296,7 +281,7 @@ def reference(finished: Path, count: int, where: Where, dry: bool = False) -> in
     print(f"reference {of}: {asking.price(folder, asking.missing(folder, asked, equal), clients)}", flush=True)
     if dry:
         return 0
-    check_place(experiment, where)
+    connected.check_place(experiment, where.superlink)
     with locked(layout.run_lock):
         asking.write(folder, asked)
         write_json(layout.state, {"status": "submitted", "error": ""})

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ease_flwr.config import ConfigError, among
+from ease_flwr.config import ConfigError, Experiment, among
 
 SERVED = ("server.pem", "ca.crt")
 """Certificates in the server's folder: its own, and of the authority that signed it."""
@@ -71,6 +71,22 @@ def check(superlink: str) -> None:
     known = sorted(name for name, about in said.get("superlink", {}).items() if isinstance(about, dict))
     if superlink not in known:
         raise ConfigError(f"--superlink {superlink}: no connection of that name in {file}: {among(superlink, known)}")
+
+
+def check_place(experiment: Experiment, superlink: str) -> None:
+    """Raises ConfigError where a run of hosts would be simulated (no superlink), or names hosts that it does not know."""
+    if experiment.data.kind != "folder":
+        if superlink:
+            check(superlink)
+        return
+    if not superlink:
+        raise ConfigError("its clients are hosts with data of their own: say where they are reached, --superlink NAME")
+    known = {node.name for node in nodes(superlink)} - {""}
+    if strange := sorted(set(experiment.data.client_names) - known) if known else []:
+        raise ConfigError(
+            f"no host is registered as {', '.join(strange)}; registered are {', '.join(sorted(known))}: mend data.names, or "
+            "register it (`ease deploy register`)"
+        )
 
 
 def nodes(superlink: str) -> list[Node]:
