@@ -33,10 +33,10 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: this run has no results yet: `ease status {folder}` says where it is") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: no readable results.json there ({error}): give folders of finished runs") from None
-    if results.get("schema") != 2:
+    schema = results.get("schema") if isinstance(results, dict) else None
+    if schema != 2:
         raise ConfigError(
-            f"{folder}/results.json has schema {results.get('schema')!r}, this version reads 2: read it with the version that "
-            "made it"
+            f"{folder}/results.json has schema {schema!r}, this version reads 2: read it with the version that made it"
         )
     return results
 

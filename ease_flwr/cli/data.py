@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ease_flwr.data.photographs import Photographs
 
 data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machine.")
+MOST = 2**64 - 1
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
-SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0)]
+SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0, max=MOST)]
 
 
 @data.command("check")
@@ -145,7 +146,7 @@ def align(
     width: Annotated[int, typer.Option(help="Dimension of the embeddings.", min=2)] = 256,
     context: Annotated[int, typer.Option(help="Tokens of a caption, at most.", min=4)] = 32,
     epochs: Annotated[int, typer.Option(min=1)] = 30,
-    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0, max=MOST)] = 0,
 ) -> None:
     """Make a base model of two pretrained towers: both stay frozen, a linear projection behind each is trained."""
     with mistakes("align"):

@@ -234,7 +234,7 @@ def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, An
 @app.command()
 def make_base(
     path: Annotated[Path, typer.Option(help="File to write.")] = config.PACKAGE / "data" / "personas-base.json",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
     scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
 ) -> None:

@@ -130,7 +130,8 @@ def open_(
         from ease_flwr.web.search import Own
         from ease_flwr.web.server import serve
 
-        serve(run.absolute(), Own(data, client, pairs), port, browser)
+        root = config.absolute(data, "--data") if data else ""
+        serve(run.absolute(), Own(root, client, pairs), port, browser)
 
 
 def purge(

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ease_flwr.config.identity import digest
-from ease_flwr.config.section import Section
+from ease_flwr.config.section import NAME, ConfigError, Section
 
 SAMPLE = re.compile(r"[^/\s]+/(?=.*\S).*", re.DOTALL)
 """A target of the sample scenario: CLIENT/PAIR."""
-POSITION = re.compile(r"\d+|\d*:\d*(:\d+)?")
+POSITION = re.compile(r"[0-9]{1,15}|[0-9]{0,15}:[0-9]{0,15}(:[0-9]{1,15})?")
 """A pair, or some, by where they stand among the training pairs of their client, from 0. It moves when data change."""
 PAIR_ID = re.compile(r"id:[0-9a-f]{24}")
 """A pair by its content, see data/pairs.py: pair_id. Whatever is neither is the name of its picture in the index."""
@@ -108,7 +108,9 @@ class ForgetRequest(ForgetSet):
 
     @classmethod
     def of(cls, asked: ForgetSet, strategy: str, settings: dict[str, Any], id: str = "") -> ForgetRequest:
-        """A request that is received now."""
+        """A request that is received now. Raises ConfigError for an id that is no name."""
+        if id and not NAME.fullmatch(id):
+            raise ConfigError(f"--id {id!r}: expected letters, digits, . _ - and no other, 64 at most")
         name = id or digest({"scenario": asked.scenario, "targets": asked.asks})[:12]
         return cls(**asked.model_dump(), id=name, strategy=strategy, settings=settings, received=now())
 

@@ -88,12 +88,16 @@ class Link:
 
 
 def read_state(folder: Path) -> dict[str, str]:
-    """What state.json of a run says: `status` and `error`; both are empty where there is none yet."""
+    """What state.json of a run says: `status` and `error`; both are empty where there is none yet. Raises ConfigError."""
+    file = folder / "state.json"
     try:
-        state: dict[str, str] = json.loads((folder / "state.json").read_text())
-    except FileNotFoundError:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return {"status": str(state["status"]), "error": str(state["error"])}
+    except (FileNotFoundError, NotADirectoryError):
         return {"status": "", "error": ""}
-    return state
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{file}: not the state of a run ({why}): remove it, and `ease resume {folder}` goes on") from None
 
 
 def logged(folder: Path) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 from ease_flwr.config import ConfigError, Experiment
 
-SUBMITTED = {"status": "submitted", "error": ""}
-"""state.json of a run that nobody is at work on yet."""
+CLAIM = '{"status": "submitted", "error": ""}\n'
+"""state.json of a new run that nobody has begun yet."""
 
 
 def home() -> Path:
@@ -43,7 +43,7 @@ def claimed(folder: Path) -> bool:
         if {p.name for p in folder.iterdir()} - {"run.lock"}:
             return False
         with (folder / "state.json").open("x", encoding="utf-8") as f:
-            f.write(json.dumps(SUBMITTED) + "\n")
+            f.write(CLAIM)
     except FileExistsError:
         return False
     except OSError as error:
@@ -56,7 +56,7 @@ def only_claimed(folder: Path) -> bool:
     there = {p.name for p in folder.iterdir()}
     if there - {"state.json", "run.lock"}:
         return False
-    return "state.json" not in there or json.loads((folder / "state.json").read_text(encoding="utf-8")) == SUBMITTED
+    return "state.json" not in there or (folder / "state.json").read_text(encoding="utf-8") == CLAIM
 
 
 def given_back(folder: Path) -> None:
