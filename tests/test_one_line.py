@@ -9,9 +9,13 @@ from flwr.app import Context, RecordDict
 from safetensors.torch import save_file
 
 from ease_flwr import client_app, launcher, server_app
+from ease_flwr.cli import main
 from ease_flwr.config import ConfigError, ModelConfig, architecture_beside
 from ease_flwr.exchange.messages import Hello, message
 from ease_flwr.exchange.transport import FederationError, reason
+from ease_flwr.hosts import app, connected
+from ease_flwr.hosts.link import read_state
+from ease_flwr.hosts.processes import Stopped
 from ease_flwr.hosts.simulation import Where
 from tests.in_process_grid import TaskIdentity
 from tests.photographs import write_photographs
@@ -106,3 +110,52 @@ def test_heads_of_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "submit", lambda *_: pytest.fail("something was started"))
     with pytest.raises(ConfigError, match="needs its open_clip config"):
         launcher.run(launcher.NewRun(folder=tmp_path / "run", assignments=[f"model.weights={file}"]), Where())
+
+
+def test_an_unknown_connection_is_named_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text('[superlink]\ndefault = "ward"\n[superlink.ward]\naddress = "127.0.0.1:1"\n')
+    monkeypatch.setattr(launcher, "submit", lambda *_: pytest.fail("something was started"))
+    for ask in (
+        lambda: connected.nodes("wrad"),
+        lambda: connected.certificates("wrad"),
+        lambda: launcher.run(launcher.NewRun(folder=tmp_path / "run"), Where("wrad")),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"^--superlink wrad: no connection of that name in .*: there are ward: did you mean"
+        ):
+            ask()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(15)])
+def test_a_simulation_that_is_stopped_says_so(tmp_path, monkeypatch, stop):
+    """What its processes said of each other while they were ended is no reason."""
+
+    def submitted(settings, experiment, folder, where):
+        assert read_state(folder) == {"status": "submitted", "error": ""}
+        if begun:
+            (folder / "experiment.json").write_text("{}")
+            (folder / "state.json").write_text('{"status": "failed", "error": "FederationError: an actor died"}')
+        raise stop
+
+    monkeypatch.setattr(launcher, "submit", submitted)
+    for begun in (True, False):
+        with pytest.raises(type(stop)):
+            launcher.run(launcher.NewRun(folder=tmp_path / str(begun)), Where())
+    assert read_state(tmp_path / "True") == {"status": "failed", "error": "it was stopped by whoever had started it"}
+    assert not (tmp_path / "False").exists()  # nothing was begun there
+
+
+def test_a_file_that_flower_cannot_pack_is_named(tmp_path, monkeypatch):
+    files = {"conf/variant/small,quick.yaml": tmp_path / "small,quick.yaml", "ease_flwr/__init__.py": tmp_path}
+    monkeypatch.setattr(app, "_files", lambda: files)
+    with pytest.raises(ConfigError, match=r"small,quick.yaml': Flower lists the files of an app with commas and lines, rename"):
+        app.check()
+
+
+def test_seeds_are_numbers():
+    assert main._numbers("0, 7,0") == [0, 7]
+    for wrong in ("010", "²", "1,,2", "-1", "x", "9" * 30):
+        with pytest.raises(ConfigError, match=r"^--seeds .*: expected numbers with commas, for example 0,1,2$"):
+            main._numbers(wrong)

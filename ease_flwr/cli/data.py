@@ -94,8 +94,8 @@ def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> Non
     """Decode and resize all images of an experiment into data.cache; goes on where it was ended, mends what is damaged."""
     with mistakes("data prepare"):
         _, world = _photographs(experiment, set, seed)
-        if not Path(world.config.cache).is_absolute():
-            raise config.ConfigError(f"data.cache={world.config.cache!r}: give the absolute path of a folder")
+        if not world.config.cache:
+            raise config.ConfigError("data.cache is empty: say where decoded images are kept, --set data.cache=DIR")
         world.prepare(lambda line: print(line, flush=True))
         print(f"in {world.config.cache}, checksums fit")
 

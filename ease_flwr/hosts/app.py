@@ -22,6 +22,8 @@ from ease_flwr.store.files import home, new_folder
 
 APP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 """Of an app, and of its folder."""
+UNPACKED = ",\r\n"
+"""What the name of a file may not have: Flower writes a line a file, with commas."""
 ON_TOP = (*HALVES, "conf", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel holds inside of the package, and an app beside it."""
 
@@ -31,9 +33,11 @@ KEPT = 30 * 24 * 3600.0
 
 
 def check() -> None:
-    """Raises ConfigError where the installation is not whole."""
+    """Raises ConfigError where the installation is not whole, or Flower cannot pack it."""
     if not (APP / "pyproject.toml").is_file():
         raise ConfigError(f"no pyproject.toml in {APP}: install the wheel, or the checkout with `pip install -e .`")
+    if wrong := next((file for name, file in sorted(_files().items()) if any(c in name for c in UNPACKED)), None):
+        raise ConfigError(f"{str(wrong)!r}: Flower lists the files of an app with commas and lines, rename this one")
 
 
 def folder(methods: Collection[str] = ()) -> Path:

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,8 +158,9 @@ def publish(folder: Path, key: str) -> str:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         for left in place.parent.glob("*.partial*"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > DAY:
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(FileNotFoundError):  # it is in its place by now
+                if time.time() - left.stat().st_mtime > DAY:
+                    shutil.rmtree(left, ignore_errors=True)
         draft = _copied(folder, place)
         try:
             if place.is_dir() and not _whole(place):
