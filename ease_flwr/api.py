@@ -10,7 +10,7 @@ Nothing heavy is imported before a model is asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,7 +246,8 @@ def assignments(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+    every = [names] if isinstance(names, str) or not isinstance(names, Iterable) else names
+    return tuple(map(config.spelled, every))
 
 
 def _shown(value: Any) -> str:

@@ -28,8 +28,9 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ an
     with mistakes("data check"):
         from ease_flwr.data import formats, published
 
-        counts, problems = formats.check(str(root.absolute()))
-        note = published.incomplete(str(root.absolute()), counts)
+        there = config.absolute(str(root), "ROOT")
+        counts, problems = formats.check(there)
+        note = published.incomplete(there, counts)
     for problem in problems[:20]:
         print(problem)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
@@ -60,7 +61,7 @@ def data_ids(
     with mistakes("data ids"):
         from ease_flwr.data import formats, pairs
 
-        entries = formats.read_index(str(root.absolute()))["train"]
+        entries = formats.read_index(config.absolute(str(root), "ROOT"))["train"]
         wanted = [m.casefold() for m in match or [""]]
         chosen = [
             e
@@ -110,6 +111,7 @@ def data_cluster(
 ) -> None:
     """Give every image a topic, by k-means on the base model's caption embeddings, for sets that have no labels."""
     with mistakes("data cluster"):
+        _to(to)
         found, world = _photographs(experiment, set, seed)
         from ease_flwr.data.topics import topics
 
@@ -128,6 +130,7 @@ def data_deal(
 ) -> None:
     """Write down which client gets which images, by the experiment's data.partition."""
     with mistakes("data deal"):
+        _to(to)
         _, world = _photographs(experiment, set, seed)
         train = world.splits["train"]
         parts = {c: [train[i].name for i in part] for c, part in zip(world.clients, world.parts, strict=True)}
@@ -169,9 +172,13 @@ def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[con
     return found, load(found.data, seed)
 
 
+def _to(file: Path) -> None:
+    """Raises ConfigError where nothing can be written to a file, before anything is computed for it."""
+    if not Path(config.absolute(str(file), "--to")).parent.is_dir():
+        raise config.ConfigError(f"--to {file}: no folder {file.parent}")
+
+
 def _write_names(file: Path, names: Mapping[str, Any]) -> None:
     from ease_flwr.store.files import write_json
 
-    if not file.parent.is_dir():
-        raise config.ConfigError(f"--to {file}: no folder {file.parent}")
     write_json(file, {"names": names})

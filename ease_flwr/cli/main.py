@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import host as cli_host
 from ease_flwr.cli import operator as cli_operator
-from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, SUPERLINK, mistakes, own_files
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes, own_files
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.callback()(own_files)
@@ -53,7 +54,7 @@ def run(
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: RUN,
     level: Annotated[
         str, typer.Option(help="quick: recall, similarity, membership; full: relearning and probes too.")
     ] = "full",
@@ -193,8 +194,7 @@ def methods(show: Annotated[str, typer.Option(help="Name of one, to print both o
         print(listed.source(show) if show else listed.listing())
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+_say = partial(print, flush=True)
 
 
 def _cells(folder: Path | None, what: str, experiment: str, told: list[str] | None) -> Path:
@@ -240,9 +240,9 @@ def make_base(
 ) -> None:
     """Train the base model of the built-in world on drawn scenes and write it as one JSON file (about five
     minutes on one core)."""
-    if not path.parent.is_dir():
-        print(f"ease make-base: no folder {path.parent}", file=sys.stderr)
-        raise typer.Exit(2)
+    with mistakes("make-base"):
+        if not path.parent.is_dir():
+            raise config.ConfigError(f"no folder {path.parent}")
     from ease_flwr.data.make_base import make_base as train
 
     recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
@@ -276,7 +276,7 @@ def noise(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="cells, startup, round, step, gsd, large, caching, frameworks, fuzz, mutants, swap (benchmarks/)."),
+        typer.Argument(help="A file of benchmarks/, for example startup, step, cells, fuzz, mutants."),
     ],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),

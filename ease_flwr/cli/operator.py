@@ -11,9 +11,8 @@ import typer
 
 from ease_flwr import config
 from ease_flwr.cli.hosts import status
-from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes
 
-RUN = Annotated[Path, typer.Argument(help="Folder of a run.")]
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
 

@@ -27,8 +27,12 @@ def take_along(conf: Path | None = None) -> None:
 
     Raises ConfigError where that folder has nothing.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise ConfigError(f"the working folder cannot be read ({error.strerror}): go to another") from None
+    if here not in sys.path:
+        sys.path.append(here)
     if any((Path("conf") / group).is_dir() for group in GROUPS):
         add_folder(Path("conf"))
     if conf is None and os.environ.get("EASE_FLWR_CONF"):
@@ -40,7 +44,10 @@ def take_along(conf: Path | None = None) -> None:
 
 def add_folder(folder: Path) -> None:
     """All experiments and variants of a folder like conf/. Raises ConfigError where there are none."""
-    found = [(group, file) for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
+    try:
+        found = [(group, file) for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
+    except (OSError, ValueError):
+        found = []
     if not found:
         raise ConfigError(f"{folder}: no experiment/NAME.yaml and no variant/NAME.yaml in it")
     for group, file in found:
@@ -53,8 +60,12 @@ def named(experiment: str) -> str:
     if found is None:
         return experiment
     file = Path(found[1])
-    if not file.is_file():
-        raise ConfigError(f"no experiment file {file}")
+    try:
+        file.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"no experiment file {file}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no experiment file {file}: {getattr(error, 'strerror', None) or error}") from None
     _add("experiment", file)
     for neighbour in sorted(file.parent.glob("*.yaml")):  # it may extend one of these
         settings["experiment"].setdefault(neighbour.stem, neighbour.absolute())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -198,7 +199,9 @@ class RunLayout:
     @property
     def is_run(self) -> bool:
         """Whether there is a run, or was one."""
-        return any(f.is_file() for f in (self.experiment, self.run_config, self.queue, self.results))
+        with suppress(OSError):  # of a name that is too long
+            return any(f.is_file() for f in (self.experiment, self.run_config, self.queue, self.results))
+        return False
 
     def done(self, phase: str) -> bool:
         """Whether a phase is finished."""
