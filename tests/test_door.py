@@ -126,7 +126,7 @@ def test_the_pinned_bundle_runs_and_not_what_lies_beside_it(home, tmp_path):
     assert done.returncode == 0, done.stderr
     package, said = done.stdout.splitlines()[-2:]
     assert package == str(home / "code" / pinned.digest(app.packed()) / "ease_flwr")  # and not this checkout
-    assert re.fullmatch(r"KeyError \(reading\.py, line \d+, from_run_config\)", said)
+    assert re.fullmatch(r"KeyError \(submission\.py, line \d+, from_run_config\)", said)
     fab.write_bytes(evil(tmp_path, "ease_flwr/hosts/owner.py"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1].startswith("host a runs only code that its owner has pinned; this is ")

@@ -274,10 +274,7 @@ def noise(
 
 @app.command()
 def bench(
-    name: Annotated[
-        str,
-        typer.Argument(help="A file of benchmarks/, for example startup, step, cells, fuzz, mutants."),
-    ],
+    name: Annotated[str, typer.Argument(help="A file of benchmarks/, for example startup, step, cells, fuzz, mutants.")],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
     to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
 ) -> None:

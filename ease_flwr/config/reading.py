@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ease_flwr.config import own
+from ease_flwr.config import own, typed
 from ease_flwr.config.experiment import Experiment
 from ease_flwr.config.identity import APP
 from ease_flwr.config.renamed import refuse_old
@@ -109,7 +109,7 @@ def settings(items: Iterable[str], before: Mapping[str, Any] | None = None) -> d
     """["gsd.tau=.5", ...] as {"gsd": {"tau": .5}}: settings of a method, on top of others. Raises ConfigError."""
     values = deepcopy(dict(before or {}))
     for key, value in parse_assignments(items).items():
-        assign(values, key, value)
+        assign(values, key, typed.plain(value))
     return values
 
 

@@ -96,7 +96,7 @@ def _by_type(value: Any, kind: Any, key: str, mistakes: list[str]) -> Any:
     elif origin is dict and isinstance(value, Mapping):
         return {k: _by_type(v, inner[1], f"{key}.{k}", mistakes) for k, v in value.items()}
     elif kind is Any:
-        return _plain(value)
+        return plain(value)
     else:
         return _scalar(value, kind)
     return value
@@ -125,12 +125,12 @@ def _scalar(value: Any, kind: Any) -> Any:
     raise ValueError(f"write {int(near) if near == int(near) else near!r}")
 
 
-def _plain(value: Any) -> Any:
-    """For a field without a type: a number or a truth value where JSON writes it as it was typed, else the text."""
+def plain(value: Any) -> Any:
+    """Of a field without a type: a number or a truth value where JSON writes it as it was typed, else the text."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, str) and (WHOLE.fullmatch(value) or NUMBER.fullmatch(value) or value in ("true", "false")):
         try:
             found = json.loads(value)
