@@ -32,7 +32,7 @@ def results(seed, value, rounds=8):
 def begun(sweep, variant, seed, where):
     """What a run writes of itself when it begins."""
     where.mkdir(parents=True, exist_ok=True)
-    loaded = sweep.asked(variant, seed)
+    loaded = sweep.asked(variant)[0].model_copy(update={"seed": seed})
     said = {**loaded.model_dump(mode="json"), "strategy_name": variant.strategy, "code": config.code_hash()}
     (where / "experiment.json").write_text(
         json.dumps({**said, "files": data.fingerprint(loaded) if loaded.data.kind == "personas" else ""})

@@ -41,8 +41,8 @@ def spelled(value: Any) -> str:
         return os.fspath(value)
     if isinstance(value, (list, tuple)):
         texts = [spelled(v) for v in value]
-        plain = all(t and t == t.strip() and "," not in t for t in texts) and "".join(texts[:1])[:1] != "["
-        return ",".join(texts) if plain else json.dumps(texts, ensure_ascii=False)
+        bare = all(t and t == t.strip() and "," not in t for t in texts) and "".join(texts[:1])[:1] != "["
+        return ",".join(texts) if bare else json.dumps(texts, ensure_ascii=False)
     return json.dumps(value.item() if hasattr(value, "item") else value)  # of numpy
 
 

@@ -63,15 +63,13 @@ class Sweep:
         """The experiment of all cells. Raises ConfigError."""
         return config.asked(self.experiment, self.assignments)[0]
 
-    def told(self, variant: Variant) -> list[str]:
-        """key=value of a cell, with absolute paths. Raises ConfigError."""
+    def asked(self, variant: Variant) -> tuple[config.Experiment, list[str]]:
+        """The experiment of a variant's cells, seed apart, and key=value of it, with absolute paths. Raises ConfigError."""
         own = [f"{key}={config.spelled(value)}" for key, value in variant.settings.items()]
-        _, told = config.asked(self.experiment, [*self.assignments, *own])
-        return [f"{key}={value}" for key, value in told.items()]
-
-    def asked(self, variant: Variant, seed: int) -> config.Experiment:
-        """The experiment of a cell. Raises ConfigError."""
-        return config.load(self.experiment, {"seed": str(seed), **config.parse_assignments(self.told(variant))})
+        loaded, told = config.asked(self.experiment, [*self.assignments, *own])
+        if "seed" in told:
+            raise config.ConfigError(f"seed={told['seed']}: a comparison, ablation or search says its seeds by --seeds")
+        return loaded, [f"{key}={value}" for key, value in told.items()]
 
     def under(self, assignments: Sequence[str]) -> Sweep:
         """The same under these settings, which go behind its own."""
@@ -87,11 +85,11 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
     seeds, folder, jobs = sweep.seeds, sweep.folder, sweep.jobs
     there: dict[Path, Standing] = {}
     for variant in variants:
-        loaded = sweep.asked(variant, 0)
+        loaded, _ = sweep.asked(variant)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
         for seed in seeds:
             where = folder / f"seed-{seed}" / variant.folder
-            there[where] = standing(where, sweep.asked(variant, seed), variant.strategy)
+            there[where] = standing(where, loaded.model_copy(update={"seed": seed}), variant.strategy)
     total = sweep.before + len(seeds) * len(variants) + sweep.after
     spent, done, lock = list[float](), [""] * sweep.before, threading.Lock()
 
@@ -178,7 +176,7 @@ def _run_cell(sweep: Sweep, variant: Variant, seed: int, where: Path, family: Fa
     else:
         command += ["run", config.own.by_file(sweep.experiment), "--strategy", variant.strategy]
         command += ["--seed", str(seed), "--run-dir", str(where)]
-        for setting in sweep.told(variant):
+        for setting in sweep.asked(variant)[1]:
             command += ["--set", setting]
     log = where.with_name(f"{where.name}.log")
     log.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
     ran = read_run_config(run)
     apart = ("experiment", "strategy", "run-dir", "fresh", "audit", "seed", "set", "own", "until", "resume")
     said = {k: v for k, v in ran.items() if k not in apart and v != ""} | config.said(ran)
-    settings = [f"{k}={config.spelled(v)}" for k, v in said.items()]
+    settings = [f"{k}={config.spelled(v)}" for k, v in said.items() if k != "seed"]
     common = {**SETTINGS, "learn.patience": 0, "learn.rounds": results["learning"]["rounds"]}
     variants = [
         cells.Variant(f"shadow {k}", ran["strategy"], {**common, "evaluation.order_seed": FIRST_ORDER + k})
