@@ -11,7 +11,7 @@ import numpy as np
 
 from ease_flwr.config import NAME, DataConfig, DataError, settings
 from ease_flwr.config.data import RULES
-from ease_flwr.data.formats import Entry
+from ease_flwr.data.entries import Entry
 
 
 def dealt(entries: list[Entry], clients: tuple[str, ...], config: DataConfig, seed: int) -> list[np.ndarray]:

@@ -14,15 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest
-from ease_flwr.data.formats import Entry, read_index
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256
+from ease_flwr.data import pictures
+from ease_flwr.data.entries import SPLITS, Entry
+from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
 from ease_flwr.store import cache
+from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import salted
 
 IDS = 1.0
 """GiB that the kept ids of pairs may fill."""
+DECODER = file_sha256(Path(pictures.__file__))
+"""What makes pixels of a file: other code makes others."""
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
@@ -76,10 +81,30 @@ class Photographs:
 
             self._images([self.splits[split][i] for i in index], verify=True, say=told)
 
+    def prove(self, say: Callable[[str], None]) -> None:
+        """Decode every picture as training does, before anything is learnt; what was decoded is remembered by name, size and
+        time. Raises DataError at the first that cannot be decoded."""
+        entries = [e for split in SPLITS for e in self.splits.get(split, [])]
+        if not entries:
+            return
+        place = cache.Place(
+            str(Path(self.config.memory or home()) / "decoded"), digest(DECODER, [e.identity for e in entries]), IDS
+        )
+
+        def some(start: int, stop: int) -> np.ndarray:
+            with ThreadPoolExecutor() as pool:
+                return np.array([len(i) for i in pool.map(lambda e: e.image(SIDE), entries[start:stop])], dtype=np.uint8)
+
+        say(f"[data] {len(entries)} pictures are decoded, those that were not before")
+        try:
+            cache.kept(place, len(entries), some)
+        except OSError:  # of a folder that cannot be written: nothing is remembered
+            cache.kept(cache.Place("", ""), len(entries), some)
+
     def _images(self, entries: list[Entry], limit: float = 0, **how: Any) -> tuple[np.ndarray, str]:
         """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, how: see cache.Place and cache.kept."""
         side = self.config.image_size or 224
-        key = digest("images", side, [e.identity for e in entries]) if self.config.cache else ""
+        key = digest("images", DECODER, side, [e.identity for e in entries]) if self.config.cache else ""
 
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:
