@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ease_flwr.config import DataError
-from ease_flwr.data.entries import SPLITS, Entry, Index, Row, RowError, about, check_name, part
+from ease_flwr.data.entries import CONTROL, SPLITS, Entry, Index, Row, RowError, about, check_name, part
 from ease_flwr.data.pictures import ENDINGS
 from ease_flwr.data.shards import read_shard
 from ease_flwr.data.tables import Line, gather, read_csv, text_of
@@ -60,8 +60,7 @@ def read(root: str) -> Index:
             reader(file, index)
         except (ValueError, RecursionError, tarfile.TarError, OSError, EOFError) as error:
             kind = "" if type(error) in (ValueError, RowError) else f"{type(error).__name__}: "
-            why = f"not such an index ({kind}{' '.join(str(error).split())}): {EXPECTED}"
-            index.wrong.append(Row(file, "", why, 0))
+            index.wrong.append(Row(file, "", f"not such an index ({kind}{' '.join(str(error).split())})", 0))
     return index
 
 
@@ -110,7 +109,7 @@ def check(root: str) -> Checked:
     splits = {split: sum(e.split == split for e in entries) for split in SPLITS}
     if whole:  # what is in a file that cannot be read nobody knows
         problems += [f"{root}: no image of split {split!r}" for split, count in splits.items() if not count]
-    return Checked(counts | splits, problems, index.totals(), index.reasons() | _beside(index), index.drawn)
+    return Checked(counts | splits, problems, index.totals(), index.reasons() | _beside(index, whole), index.drawn)
 
 
 def _unreadable(entry: Entry) -> str:
@@ -152,15 +151,15 @@ def _twice(entry: Entry, seen: dict[str, Entry]) -> str:
     )
 
 
-def _beside(index: Index) -> dict[str, list[str]]:
+def _beside(index: Index, whole: bool) -> dict[str, list[str]]:
     """Files of a folder that are no part of its index, by reason."""
     strange = [f for f in sorted(index.root.iterdir()) if f.is_file() and f not in index.named and f not in index.files]
     found = {"a file that is not read": [f.name for f in strange if f.suffix[1:].lower() not in ENDINGS]}
-    if index.files[0].suffix != ".tar":
+    if whole and index.files[0].suffix != ".tar":
         pictures = (Path(at) / name for at, _, names in os.walk(index.base) for name in names)
         rest = sorted(f for f in pictures if f.suffix[1:].lower() in ENDINGS and f not in index.named)
         found["a picture that no row names"] = [str(f.relative_to(index.root)) for f in rest]
-    return {why: names for why, names in found.items() if names}
+    return {why: [ascii(n)[1:-1] if CONTROL.search(n) else n for n in names] for why, names in found.items() if names}
 
 
 # ---- readers: rows of a file become entries of the index -------------------------------------------------------------

@@ -70,9 +70,9 @@ def opened(content: bytes) -> Image.Image:
             if image.width * image.height > PIXELS:
                 raise Image.DecompressionBombError
             if image.width * image.height <= LARGE:
-                return _shown(image)
+                return shown(image)
             with TURN:
-                return _shown(image)
+                return shown(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"it has more than {PIXELS // 1_000_000} million pixels, make it smaller") from None
     except UnidentifiedImageError:
@@ -119,7 +119,8 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _shown(image: Image.Image) -> Image.Image:
+def shown(image: Image.Image) -> Image.Image:
+    """An open picture in 8-bit RGB, see above. Raises what Pillow raises at a damaged one."""
     image.load()
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
