@@ -8,6 +8,7 @@ refused.
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import warnings
 from functools import lru_cache
@@ -49,6 +50,7 @@ SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
 TURN = threading.Lock()
 # Of what Pillow only warns about a viewer shows what there is; pictures that are too large are refused below.
 warnings.filterwarnings("ignore", module=r"PIL\b")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decoded(content: bytes, side: int) -> NDArray[np.uint8]:
