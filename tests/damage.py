@@ -144,6 +144,9 @@ DAMAGES = {
     "a picture is HEIC": Damage(
         "json", picture("train-3.jpg", lambda b: b"\0\0\0\x18ftypheic"), r"a HEIC picture, export.*\[3\]"
     ),
+    "a picture is a pointer": Damage(
+        "json", picture("train-3.jpg", lambda b: b"version https://git-lfs.github.com/spec/v1"), r"Git LFS.*\[3\]"
+    ),
     "a picture is a bomb": Damage("json", picture("test-3.jpg", lambda b: bomb()), r"test-3.jpg: .*80 million pixels.*\[19\]"),
     "a PNG is broken inside": Damage(
         "json", picture("train-3.jpg", lambda b: BROKEN), r"train-3.jpg: image cannot be read.*\[3\]"
@@ -220,6 +223,9 @@ DAMAGES = {
     # shards
     "a shard is cut in a member": Damage("webdataset", cut("train-00000.tar", 5000), r"train-00000.tar: not such an index"),
     "a shard is cut at a member": Damage("webdataset", cut("train-00000.tar", 2560), r"train-00000.tar: .*it was cut"),
+    "a shard is gzipped": Damage(
+        "webdataset", lambda root: (root / "val-00000.tar").write_bytes(b"\x1f\x8b\x08"), r"val-00000.tar: .*compressed"
+    ),
     "a shard goes on": Damage("webdataset", joined, r"train-00000.tar: .*it goes on behind its end"),
     "a shard is packed": Damage(
         "webdataset", copied("val-00000.tar", "val-00001.tar.gz"), r"not read.*val-00001.tar.gz", left=True

@@ -20,6 +20,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,8 @@ def read(root: str) -> Index:
     for file in index.files:
         reader = next(reader for kind, reader in READERS.items() if file.match(kind))
         try:
+            if not file.is_file():
+                raise ValueError("it is no file")
             reader(file, index)
         except (ValueError, RecursionError, tarfile.TarError, OSError, EOFError) as error:
             kind = "" if type(error) in (ValueError, RowError) else f"{type(error).__name__}: "
@@ -95,9 +98,12 @@ def check(root: str) -> Checked:
     problems = [str(row) for row in index.wrong]
     whole = all(row.rows for row in index.wrong)
     entries, index.entries = index.entries, []
-    for entry in entries:
+    closed = [entry.problem(index.root) or _twice(entry, seen) for entry in entries]
+    with ThreadPoolExecutor() as pool:
+        opened = list(pool.map(lambda problem, entry: problem or _unreadable(entry), closed, entries))
+    for entry, problem in zip(entries, opened, strict=True):
         file, _, place = entry.where.rpartition(": ")
-        if problem := entry.problem(index.root) or _twice(entry, seen) or _unreadable(entry):
+        if problem:
             problems.append(problem)
             index.wrong.append(Row(Path(file), place, problem, entry.rows))
         elif entry.split not in SPLITS:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256
 from ease_flwr.data import pictures
-from ease_flwr.data.entries import SPLITS, Entry
+from ease_flwr.data.entries import SPLITS, Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
@@ -31,12 +31,16 @@ DECODER = file_sha256(Path(pictures.__file__))
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
-    """The same with labels from a JSON file {name: label}, "" is none. Raises DataError where it does not name them all."""
+    """The same with labels from a JSON file {name: label}, "" or null is none. Raises DataError where an image is not there."""
     if not file:
         return splits
-    labels = read_names(file, "data.labels")
-    if missing := [e.name for entries in splits.values() for e in entries if not isinstance(labels.get(e.name), str)]:
+    said = read_names(file, "data.labels")
+    if missing := [e.name for entries in splits.values() for e in entries if e.name not in said]:
         raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
+    try:
+        labels = {name: word("label", label) for name, label in said.items()}
+    except RowError as error:
+        raise DataError(f"data.labels: {file}: an image {error}") from None
     return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
 
 

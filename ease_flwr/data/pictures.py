@@ -32,14 +32,16 @@ KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 """Kinds of files, as Pillow calls them."""
 ENDINGS = {"jpg", "jpeg", "jpe", "mpo", "png", "webp", "tif", "tiff", "bmp", "gif", "avif", "jp2", "ppm", "pgm", "pbm", "pnm"}
 """Of the names of such files."""
-OTHERS = {  # what hospitals and phones also have, by how a file begins
-    (128, b"DICM"): "a DICOM file",
-    (4, b"ftypheic"): "a HEIC picture",
-    (4, b"ftypheix"): "a HEIC picture",
-    (4, b"ftypmif1"): "a HEIC picture",
-    (0, b"%PDF"): "a PDF",
-    (0, b"%!PS"): "PostScript",
-    (0, b"<svg"): "a drawing (SVG)",
+EXPORT = "export it as PNG or JPEG"
+OTHERS = {  # what hospitals, phones and download tools also leave, by how a file begins
+    (128, b"DICM"): f"a DICOM file, {EXPORT}",
+    (4, b"ftypheic"): f"a HEIC picture, {EXPORT}",
+    (4, b"ftypheix"): f"a HEIC picture, {EXPORT}",
+    (4, b"ftypmif1"): f"a HEIC picture, {EXPORT}",
+    (0, b"%PDF"): f"a PDF, {EXPORT}",
+    (0, b"%!PS"): f"PostScript, {EXPORT}",
+    (0, b"<svg"): f"a drawing (SVG), {EXPORT}",
+    (0, b"version https://git-lfs"): "a pointer of Git LFS, fetch the picture itself (`git lfs pull`)",
 }
 WHITES = (1, 255, 1023, 4095, 16383, 65535)
 """What white may be in a grey picture of 1, 8, 10, 12, 14 or 16 bits."""
@@ -66,7 +68,7 @@ def decoded(content: bytes, side: int) -> NDArray[np.uint8]:
 def opened(content: bytes) -> Image.Image:
     """The picture in 8-bit RGB, as a viewer shows it. Raises DataError: why that cannot be, without the name of the file."""
     if other := next((what for (at, start), what in OTHERS.items() if content.startswith(start, at)), ""):
-        raise DataError(f"it is {other}, export it as PNG or JPEG")
+        raise DataError(f"it is {other}")
     try:
         with Image.open(io.BytesIO(content), formats=_kinds()) as image:
             if image.width * image.height > PIXELS:

@@ -78,6 +78,9 @@ def split_of(name: str) -> str:
 
 def _members(file: Path, index: Index) -> Iterator[tuple[str, str, Member]]:
     """Files of a shard that may belong to a sample: key, ending, and where it is. Others are left out by name."""
+    with file.open("rb") as f:
+        if f.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
+            raise ValueError("it is compressed, pictures are read from plain tar: unpack it")
     with tarfile.open(file, "r:") as shard:
         for number, info in enumerate(shard, 1):
             member = Member(number, info.name.removeprefix("./"), info.offset_data, info.size)
@@ -120,7 +123,8 @@ def _use(file: Path, index: Index, sample: Sample, split: str) -> None:
         more = [said["caption"]] if said.get("caption") is not None else []
     if not isinstance(more, list):
         raise RowError("has captions that are no list of sentences")
-    captions += [c for c in more if c not in captions]
+    captions = [" ".join(c.split()) for c in captions]
+    captions += [c for c in more if not isinstance(c, str) or " ".join(c.split()) not in captions]
     of = about(said)
     of = of if of.split else of._replace(split=split)
     index.add(file, f"member {picture.number}", picture.name, captions, of, len(sample.members))
