@@ -210,10 +210,11 @@ def remembering(client: LoraClient, asked: Hello, context: Context) -> LoraClien
 @app.query()
 @in_one_line
 def hello(message: Message, context: Context) -> Message:
-    """get_properties: who is there, with how much data and which code. Needs no torch."""
+    """get_properties: who is there, with how much data and which code. A host decodes its pictures first. Needs no torch."""
     question = dict(message.content["config"])
     client = make_client(context)
     if client.experiment.data.kind == "folder":
+        client.world.prove(lambda line: print(f"ease_flwr: {line}", file=sys.stderr, flush=True))
         client = remembering(client, read_instruction(question), context)
     said = client.get_properties(question)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))

@@ -123,8 +123,9 @@ def test_every_layout_says_the_same(tmp_path, layout):
     white = next(e for entries in found.values() for e in entries if e.captions[0] == "train 3 one")
     assert (white.image(8) == white.image(8)[0, 0]).all()
     assert abs(int(white.image(8)[0, 0, 0]) - 30) < 3  # picture i of a split is grey of value 10 i
-    counts, problems = formats.check(str(tmp_path))
-    assert (counts["images"], problems) == (20 if layout != "textcaps" else 16, [])
+    seen = formats.check(str(tmp_path))
+    assert (seen.counts["images"], seen.problems) == (20 if layout != "textcaps" else 16, [])
+    assert seen.totals["read"] == seen.totals["used"] > 0
 
 
 def test_shards_with_folders_inside(tmp_path):
@@ -144,7 +145,7 @@ def test_shards_with_folders_inside(tmp_path):
 
 def test_published_sets_are_counted(tmp_path):
     write_layout("flickr30k", tmp_path)
-    counts, _ = formats.check(str(tmp_path))
+    counts = formats.check(str(tmp_path)).counts
     said = published.incomplete(str(tmp_path), counts)
     assert said.startswith("dataset_flickr30k.json has as published 29000 train images (here 12), 1014 val images (here 4)")
     assert published.incomplete(str(tmp_path), {"train": 29000, "val": 1014, "test": 1000}) == ""

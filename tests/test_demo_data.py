@@ -27,8 +27,9 @@ def root(tmp_path_factory):
 
 
 def test_everything_in_it_is_read(root):
-    counts, problems = formats.check(str(root))
-    assert problems == []
+    found = formats.check(str(root))
+    counts = found.counts
+    assert (found.problems, found.left, found.totals["used"]) == ([], {}, found.totals["read"])
     rows = list(csv.DictReader((root / "captions.csv").read_text().splitlines()))
     assert counts["images"] == len({r["image"] for r in rows}) == len(os.listdir(root / "images"))
     assert Counter(r["split"] for r in rows) == {"train": counts["train"], "val": 80, "test": 160}

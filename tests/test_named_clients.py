@@ -99,7 +99,7 @@ def test_lines_that_contradict_each_other_are_refused(tmp_path, column):
     (entry,) = formats.read_entries(str(tmp_path))
     assert (entry.captions, entry.label, entry.split, entry.client) == (("one", "two"), "x", "train", "a")
     (tmp_path / "captions.csv").write_text("\n".join([*lines, said[column]]) + "\n")
-    with pytest.raises(ConfigError, match=r"line 4 has another label, split or client for train-0.png than line 2"):
+    with pytest.raises(ConfigError, match=rf"line 4 has another {column} for train-0.png than line 2"):
         formats.read_entries(str(tmp_path))
 
 

@@ -214,7 +214,7 @@ def test_the_page_is_the_report_with_a_search(client, reported):
         ("GET", "pictures/100000", {}, 404, "no such picture"),
         ("GET", "captions/100000", {}, 404, "no such picture"),
         ("POST", "captions", {"content": b"GIF89a"}, 400, "not a picture"),
-        ("POST", "captions", {"content": png(10_000, 5_001)}, 400, "not a picture: it has more than 50 million pixels"),
+        ("POST", "captions", {"content": png(10_000, 8_001)}, 400, "not a picture: it has more than 80 million pixels"),
         ("POST", "captions", {"content": b"x" * (server.LARGEST + 1)}, 413, "the file has more than 20 MB"),
     ],
 )

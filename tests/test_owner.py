@@ -216,7 +216,7 @@ def test_what_a_host_says_of_a_mistake_quotes_no_data(host, theta, monkeypatch, 
     (host.root / "images" / name).write_bytes(b"no picture")
     asked = Hello(forget=(ForgetSet(scenario="sample", targets=("north/id:" + "0" * 24,)),))
     heard = [ask(host, asked), ask(host, learn(), {"adapters": theta})]
-    assert re.fullmatch(r"DataError \(formats\.py, line \d+, image\)", told(heard[-1]))
+    assert re.fullmatch(r"DataError \(entries\.py, line \d+, image\)", told(heard[-1]))
     host.rows.append((f"../{name}", caption, "", "train"))
     host.write()
     hosts_data.load.cache_clear()

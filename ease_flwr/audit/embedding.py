@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ease_flwr.audit.export import adapters_of, merged
+from ease_flwr.config import DataError
+from ease_flwr.data.pictures import opened, read, shown
 from ease_flwr.model import adapters, backbone
 from ease_flwr.model.backbone import Backbone
 
@@ -65,8 +67,10 @@ class Model:
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
     """(1, height, width, 3)"""
     if isinstance(picture, (str, Path)):
-        with Image.open(picture) as opened:
-            return _pixels(opened.convert("RGB"))
+        try:
+            picture = opened(read(Path(picture)))
+        except DataError as error:
+            raise DataError(f"{picture}: image cannot be read ({error})") from None
     if isinstance(picture, Image.Image):
-        picture = np.array(picture.convert("RGB"))
+        picture = np.array(shown(picture))
     return picture[None]

@@ -19,25 +19,41 @@ if TYPE_CHECKING:
 data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machine.")
 MOST = 2**64 - 1
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
+SHOWN = 20
+"""Problems, and rows that are left out for one reason, that are named one by one."""
 SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0, max=MOST)]
 
 
 @data.command("check")
-def data_check(root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")]) -> None:
-    """Read every image and every caption of a folder; say what is wrong with it, and how many there are."""
+def data_check(
+    root: Annotated[Path, typer.Argument(help="Folder with images/ and an index.")],
+    every: Annotated[bool, typer.Option("--all", help="Name everything, not the first 20 of a kind.")] = False,
+) -> None:
+    """Read every image and every caption of a folder; say what is wrong with it, what is left out, and how many there are."""
     with mistakes("data check"):
         from ease_flwr.data import formats, published
 
         there = config.absolute(str(root), "ROOT")
-        counts, problems = formats.check(there)
-        note = published.incomplete(there, counts)
-    for problem in problems[:20]:
+        found = formats.check(there)
+        note = published.incomplete(there, found.counts)
+    limit = None if every else SHOWN
+    for problem in found.problems[:limit]:
         print(problem)
-    print(", ".join(f"{count} {what}" for what, count in counts.items()))
+    for why, places in found.left.items():
+        print(
+            f"left out, {why}: {len(places)} ({', '.join(places[:limit])}{', ...' if places[limit or len(places) :] else ''})"
+        )
+    print(", ".join(f"{count} {what}" for what, count in found.counts.items()))
+    print("rows: " + ", ".join(f"{count} {what}" for what, count in found.totals.items()))
+    if found.drawn:
+        print(f"{found.drawn} images have no split in the index: the name of each draws one")
     if note:
         print(note)
-    if problems:
-        print(f"ease data check: {len(problems)} problems" + (", the first 20 are above" if len(problems) > 20 else ""))
+    if found.problems:
+        more = (
+            f", the first {SHOWN} are above, --all names the others" if found.problems[limit or len(found.problems) :] else ""
+        )
+        print(f"ease data check: {len(found.problems)} problems{more}")
         raise typer.Exit(1)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ease_flwr.config import ConfigError, ModelConfig
-from ease_flwr.data.formats import Entry, read_entries
+from ease_flwr.data.entries import Entry
+from ease_flwr.data.formats import read_entries
 from ease_flwr.model import backbone, retrieval, towers
 from ease_flwr.store.files import write_json
 

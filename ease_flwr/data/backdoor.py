@@ -7,7 +7,7 @@ methods that look for what one client alone has brought.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -59,6 +59,9 @@ class Marked:
         """The queries of a set with the patch, under the sentence."""
         pairs = chosen.gallery.pairs.take(chosen.query)
         return Pairs(patched(pairs.images), ((self.sentence,),) * len(pairs), pairs.labels)
+
+    def prove(self, say: Callable[[str], None]) -> None:
+        self.world.prove(say)
 
     def unseen(self) -> Pairs:
         return self.world.unseen()

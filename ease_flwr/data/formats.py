@@ -6,123 +6,81 @@ In `data.root` there is one of
     TextCaps_*_train.json and TextCaps_*_val.json
                         {"data": [{"image_id", "caption_str", "image_classes"?}, ...]}, a line a caption; val becomes test
     captions.json       [{"image", "captions": [...], "label"?, "split"?, "client"?}, ...]
-    captions.csv        with a header: image, caption, and perhaps label, split and client; a line a caption
-    *.tar               shards of webdataset: KEY.jpg (jpeg, png, webp) beside KEY.txt, a caption a line, or KEY.json with
-                        "captions" or "caption", "label"?, "split"?, "client"?
+    captions.csv        with a header: image, caption, and perhaps label, split and client; a line a caption (tables.py)
+    *.tar               shards of webdataset: KEY.jpg beside KEY.txt, a caption a line, or KEY.json with
+                        "captions" or "caption", "label"?, "split"?, "client"? (shards.py)
 and a folder of images: images/, flickr30k-images/, flickr30k_images/, Flicker8k_Dataset/, Images/, train_images/, or the root
-itself. Splits used are train, val and test; others are ignored. Where none is named, the hash of an image's name puts a tenth
-each into val and test. Only the index is read here; images are opened when somebody needs them.
+itself. Splits used are train, val and test, in the spellings of entries.py; others are left out. Where none is named, the hash
+of an image's name puts a tenth each into val and test. Only the index is read here; images are opened when somebody needs them.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from ease_flwr.config import DataError
+from ease_flwr.data.entries import CONTROL, SPLITS, Entry, Index, Row, RowError, about, check_name, part
+from ease_flwr.data.pictures import ENDINGS
+from ease_flwr.data.shards import read_shard
+from ease_flwr.data.tables import Line, gather, read_csv, text_of
 
-SPLITS = ("train", "val", "test")
-FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Images", "train_images")
-PICTURES = {"jpg", "jpeg", "png", "webp"}
+SIDE = 32
+"""Of pictures that are decoded to see whether they can be."""
 EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json, captions.csv, TextCaps_*.json or shards (*.tar) in it"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One image of an index. name: as it stands there.  where: its place there, for messages.  client: whose it is there.
+class Checked(NamedTuple):
+    """What a look at every picture of a folder has found."""
 
-    start, size: the bytes of `file` that are the image; size -1 is all of them.
-    """
+    counts: dict[str, int]
+    problems: list[str]
+    totals: dict[str, int]
+    """Rows of the index, see Index.totals."""
+    left: dict[str, list[str]]
+    """By reason: where a row was left out, and what lies in the folder that no row names."""
+    drawn: int
+    """Entries whose split the index does not say."""
 
-    file: Path
-    captions: tuple[str, ...]
-    label: str
-    split: str
-    name: str
-    where: str
-    client: str = ""
-    start: int = 0
-    size: int = -1
 
-    def problem(self, root: Path) -> str:
-        """What is wrong with it, without opening it; "" if nothing is."""
-        if root not in self.file.parents or ".." in self.file.parts:
-            return f"{self.where} has filename {self.name!r}, expected one inside {root}"
-        if not self.captions:
-            return f"{self.where} ({self.name}) has no caption"
-        return "" if self.file.is_file() else f"{self.file} is named in {self.where} but is not there"
-
-    def image(self, side: int) -> np.ndarray:
-        """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises DataError at an unreadable file."""
-        content = io.BytesIO(self.content())
+def read(root: str) -> Index:
+    """The index of a folder as it stands there, with what is wrong with its rows. Raises DataError where there is none."""
+    folder = Path(root)
+    if not folder.is_absolute():
+        raise DataError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
+    if not os.path.isdir(folder):
+        raise DataError(f"data.root={root!r}: there is no such folder: {EXPECTED}")
+    index = Index(folder, _indexes(folder))
+    for file in index.files:
+        reader = next(reader for kind, reader in READERS.items() if file.match(kind))
         try:
-            with Image.open(content) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.place}: image cannot be read ({error})") from None
-        scale = side / min(image.size)
-        image = image.resize(
-            (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
-        )
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(image.crop((left, top, left + side, top + side)))
-
-    def content(self) -> bytes:
-        """The picture as it lies there. Raises DataError where it cannot be read."""
-        try:
-            with self.file.open("rb") as f:
-                f.seek(self.start)
-                return f.read(self.size)
-        except OSError as error:
-            raise DataError(f"{self.place}: image cannot be read ({error})") from None
-
-    @property
-    def place(self) -> str:
-        """Its file, and of a shard its name in it."""
-        return f"{self.file} ({self.name})" if self.size >= 0 else str(self.file)
-
-    @property
-    def identity(self) -> list[Any]:
-        """What tells whether it is the same image as before, without reading it."""
-        found = self.file.stat()
-        return [self.name, self.start, self.size, found.st_size, found.st_mtime_ns]
+            if not file.is_file():
+                raise ValueError("it is no file")
+            reader(file, index)
+        except (ValueError, RecursionError, tarfile.TarError, OSError, EOFError) as error:
+            kind = "" if type(error) in (ValueError, RowError) else f"{type(error).__name__}: "
+            index.wrong.append(Row(file, "", f"not such an index ({kind}{' '.join(str(error).split())})", 0))
+    return index
 
 
 def read_entries(root: str) -> list[Entry]:
-    """The index of a folder as it stands there. Raises DataError with one line at a missing or broken root."""
-    folder = Path(root)
-    if folder.is_absolute() and not folder.is_dir():
-        raise DataError(f"data.root={root!r}: there is no such folder: {EXPECTED}")
-    if not folder.is_absolute():
-        raise DataError(f"data.root={root!r} is not an absolute path of a folder: {EXPECTED}")
-    there = {kind: files for kind in READERS if (files := sorted(folder.glob(kind)))}
-    if len(there) != 1:
-        named = "no index" if not there else f"more than one index ({', '.join(there)})"
-        raise DataError(f"data.root={root}: {named} there: {EXPECTED}")
-    ((kind, files),) = there.items()
-    entries: list[Entry] = []
-    for file in files:
-        try:
-            entries += READERS[kind](file)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error, tarfile.TarError, OSError) as error:
-            raise DataError(f"{file}: not such an index ({type(error).__name__}: {error}): {EXPECTED}") from None
-    return entries
+    """All entries of a folder. Raises DataError with one line at a missing or broken root, or row."""
+    index = read(root)
+    if index.wrong:
+        raise DataError(str(index.wrong[0]))
+    return index.entries
 
 
 def read_index(root: str) -> dict[str, list[Entry]]:
     """The entries of an index by split. Raises DataError with one line at the first thing that is wrong."""
     splits: dict[str, list[Entry]] = {}
-    seen: set[str] = set()
+    seen: dict[str, Entry] = {}
     for entry in read_entries(root):
         if problem := entry.problem(Path(root)) or _twice(entry, seen):
             raise DataError(problem)
@@ -133,164 +91,135 @@ def read_index(root: str) -> dict[str, list[Entry]]:
     return splits
 
 
-def check(root: str) -> tuple[dict[str, int], list[str]]:
-    """Counts of a folder, and everything that is wrong with it: missing and unreadable images, empty captions, double names.
+def check(root: str) -> Checked:
+    """Read every row of an index and decode every picture as training does; what is wrong, and what is not used.
 
-    Raises DataError where the index itself cannot be read.
+    Raises DataError where there is no index.
     """
-    entries = read_entries(root)
-    problems: list[str] = []
-    seen: set[str] = set()
-    for entry in entries:
-        problem = entry.problem(Path(root)) or _twice(entry, seen)
-        if not problem:
-            try:
-                entry.image(32)
-            except DataError as error:
-                problem = str(error)
-        problems += [problem] if problem else []
+    index, seen = read(root), dict[str, Entry]()
+    problems = [str(row) for row in index.wrong]
+    whole = all(row.rows for row in index.wrong)
+    entries, index.entries = index.entries, []
+    closed = [entry.problem(index.root) or _twice(entry, seen) for entry in entries]
+    with ThreadPoolExecutor() as pool:
+        opened = list(pool.map(lambda problem, entry: problem or _unreadable(entry), closed, entries))
+    for entry, problem in zip(entries, opened, strict=True):
+        file, _, place = entry.where.rpartition(": ")
+        if problem:
+            problems.append(problem)
+            index.wrong.append(Row(Path(file), place, problem, entry.rows))
+        elif entry.split not in SPLITS:
+            index.left.append(Row(Path(file), place, f"split {entry.split!r}, which no run uses", entry.rows))
+        else:
+            index.entries.append(entry)
     labels = {e.label for e in entries} - {""}
     counts = {"images": len(entries), "captions": sum(len(e.captions) for e in entries), "labels": len(labels)}
     splits = {split: sum(e.split == split for e in entries) for split in SPLITS}
-    problems += [f"{root}: no image of split {split!r}" for split, count in splits.items() if not count]
-    return counts | splits, problems
+    if whole:  # what is in a file that cannot be read nobody knows
+        problems += [f"{root}: no image of split {split!r}" for split, count in splits.items() if not count]
+    return Checked(counts | splits, problems, index.totals(), index.reasons() | _beside(index, whole), index.drawn)
 
 
-def drawn_split(name: str) -> str:
-    """train, val or test for an image whose index does not say; always the same for the same name."""
-    tenth = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10
-    return {8: "val", 9: "test"}.get(tenth, "train")
-
-
-def _twice(entry: Entry, seen: set[str]) -> str:
-    image = entry.name if entry.size >= 0 else str(entry.file)  # shards have one space of names
-    if image in seen:
-        return f"{entry.where}: {entry.name} is named twice"
-    seen.add(image)
+def _unreadable(entry: Entry) -> str:
+    try:
+        entry.image(SIDE)
+    except DataError as error:
+        return str(error)
     return ""
 
 
-class About(NamedTuple):
-    """What an index says about an image beside its captions. folder: below the folder of images, or beside it."""
-
-    label: Any = ""
-    split: Any = ""
-    folder: Any = ""
-    client: Any = ""
-
-
-def _about(said: Mapping[str, Any], **more: Any) -> About:
-    """From a row, or a part of JSON."""
-    return About(**{k: said[k] for k in ("label", "split", "client") if said.get(k) is not None} | more)
+def _indexes(folder: Path) -> list[Path]:
+    """The files that are the index of a folder. Raises DataError where there is none, or several."""
+    there = {kind: files for kind in READERS if (files := sorted(f for f in folder.glob(kind) if not f.name.startswith(".")))}
+    if not there:
+        raise DataError(f"data.root={folder}: no index there: {EXPECTED}")
+    files = [file for kind in there.values() for file in kind]
+    if len(there) > 1 or (len(files) > 1 and not _of_one_set(files)):
+        named = ", ".join(f.name for f in files[:6]) + (", ..." if len(files) > 6 else "")
+        raise DataError(f"data.root={folder}: more than one index ({named}): keep one there, move the others away")
+    return files
 
 
-def _entry(file: Path, where: str, name: Any, captions: Any, about: About) -> Entry:
-    """One checked line of an index. Raises TypeError and ValueError."""
-    label, split, folder, client = about
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise TypeError(f"{where} has filename {name!r}")
-    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise TypeError(f"{where} has captions that are no list of sentences")
-    if not isinstance(split, str) or not isinstance(folder, str):
-        raise TypeError(f"{where} has split {split!r} and folder {folder!r}")
-    if not isinstance(label, str | int):
-        raise TypeError(f"{where} has label {label!r}")
-    if not isinstance(client, str | int):
-        raise TypeError(f"{where} has client {client!r}")
-    said = tuple(" ".join(c.split()) for c in captions if c.strip())
-    base = next((file.parent / f for f in FOLDERS if (file.parent / f).is_dir()), file.parent)
-    if folder and not (base / folder).is_dir():
-        base = file.parent
-    split = {"restval": "train"}.get(split, split) or drawn_split(name)
-    return Entry(base / folder / name, said, str(label), split, name, f"{file}: {where}", str(client))
-
-
-def _karpathy(file: Path) -> Iterator[Entry]:
-    for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))["images"]):
-        captions = [s["raw"] for s in image["sentences"]]
-        about = _about(image, split=image["split"], folder=image.get("filepath", ""))
-        yield _entry(file, f"images[{i}]", image["filename"], captions, about)
-
-
-def _textcaps(file: Path) -> Iterator[Entry]:
-    rows = enumerate(json.loads(file.read_text(encoding="utf-8"))["data"])
-    split = "test" if file.stem.endswith("val") else ""
-    said = (
-        (f"data[{i}]", row["image_id"] + ".jpg", row["caption_str"], About(str((row.get("image_classes") or [""])[0]), split))
-        for i, row in rows
+def _of_one_set(files: list[Path]) -> bool:
+    """Whether several files are one index: shards, and the parts of TextCaps."""
+    return all(f.suffix == ".tar" for f in files) or (
+        all(f.match("TextCaps_*") for f in files) and len({f.stem.rpartition("_")[2] for f in files}) == len(files)
     )
-    for entry in _gathered(file, said):
-        yield entry if split or entry.split != "test" else replace(entry, split="train")
 
 
-def _json(file: Path) -> Iterator[Entry]:
-    for i, image in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-        yield _entry(file, f"[{i}]", image["image"], image["captions"], _about(image))
+def _twice(entry: Entry, seen: dict[str, Entry]) -> str:
+    image = entry.name if entry.size >= 0 else str(entry.file)  # shards have one space of names
+    before = seen.setdefault(image, entry)
+    if before is entry:
+        return ""
+    both = ((what, getattr(entry, what), getattr(before, what)) for what in ("split", "label", "client"))
+    differs = [f"{what} {here!r} here, {there!r} there" for what, here, there in both if here != there]
+    return f"{entry.where}: {entry.name} is named twice, also in {before.where}" + (
+        f" ({', '.join(differs)})" if differs else ""
+    )
 
 
-def _csv(file: Path) -> Iterator[Entry]:
-    with file.open(encoding="utf-8", newline="") as f:
-        rows = csv.DictReader(f, strict=True)
-        yield from _gathered(file, ((f"line {rows.line_num}", r["image"], r["caption"] or "", _about(r)) for r in rows))
+def _beside(index: Index, whole: bool) -> dict[str, list[str]]:
+    """Files of a folder that are no part of its index, by reason."""
+    strange = [f for f in sorted(index.root.iterdir()) if f.is_file() and f not in index.named and f not in index.files]
+    found = {"a file that is not read": [f.name for f in strange if f.suffix[1:].lower() not in ENDINGS]}
+    if whole and index.files[0].suffix != ".tar":
+        pictures = (Path(at) / name for at, _, names in os.walk(index.base) for name in names)
+        rest = sorted(f for f in pictures if f.suffix[1:].lower() in ENDINGS and f not in index.named)
+        found["a picture that no row names"] = [str(f.relative_to(index.root)) for f in rest]
+    return {why: [ascii(n)[1:-1] if CONTROL.search(n) else n for n in names] for why, names in found.items() if names}
 
 
-def _gathered(file: Path, rows: Iterable[tuple[str, str, str, About]]) -> Iterator[Entry]:
-    """Entries from lines of one caption each: (where, name, caption, more)."""
-    found: dict[str, tuple[str, list[str], About]] = {}
-    for where, name, caption, about in rows:
-        first, captions, known = found.setdefault(name, (where, [], about))
-        captions.append(caption)
-        if any(a and b and a != b for a, b in zip(known, about, strict=True)):
-            raise ValueError(f"{where} has another label, split or client for {name} than {first}")
-    for name, (where, captions, about) in found.items():
-        yield _entry(file, where, name, captions, about)
+# ---- readers: rows of a file become entries of the index -------------------------------------------------------------
 
 
-def _shard(file: Path) -> Iterator[Entry]:
-    about: dict[str, dict[str, Any]] = {}
-    end = 0
-    with tarfile.open(file, "r:") as shard:
-        for member in shard:
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            folder, _, name = member.name.removeprefix("./").rpartition("/")
-            stem, _, ending = name.partition(".")
-            key = f"{folder}/{stem}"
-            if not member.isfile() or ending.lower() not in (*PICTURES, "txt", "json"):
-                continue
-            sample = about.setdefault(key, {"captions": []})
-            if ending.lower() in PICTURES:
-                if "at" in sample:
-                    raise ValueError(f"{key} has two images")
-                sample["at"] = member.name.removeprefix("./"), member.offset_data, member.size
-                continue
-            content = shard.extractfile(member)
-            text = content.read().decode("utf-8") if content else ""
-            if ending == "txt":
-                sample["captions"] += text.splitlines()
-            else:
-                said = json.loads(text)
-                captions = said["captions"] if "captions" in said else [said["caption"]]
-                if not isinstance(captions, list):
-                    raise TypeError(f"{key} has captions that are no list of sentences")
-                sample["captions"] += captions
-                sample |= {k: said[k] for k in ("label", "split", "client") if k in said}
-    with file.open("rb") as f:  # tarfile takes a shard that was cut between two members for a whole one
-        f.seek(end)
-        if f.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError("the end is missing, it was cut")
-    named = next((s for s in SPLITS if file.name.startswith(s)), "")
-    for key, sample in about.items():
-        if "at" not in sample:
-            raise ValueError(f"{key} has captions and no image")
-        name, start, size = sample["at"]
-        entry = _entry(file, name, name, sample["captions"], _about(sample, split=sample.get("split") or named))
-        yield replace(entry, file=file, start=start, size=size)
+def _karpathy(file: Path, index: Index) -> None:
+    for i, image in enumerate(part(_json(file), "images", list)):
+        with index.row(file, f"images[{i}]"):
+            captions = [part(s, "raw", str) for s in part(image, "sentences", list)]
+            of = about({**image, "split": part(image, "split")}, image.get("filepath"))
+            index.add(file, f"images[{i}]", part(image, "filename"), captions, of)
 
 
-READERS: dict[str, Callable[[Path], Iterable[Entry]]] = {
+def _textcaps(file: Path, index: Index) -> None:
+    rows, split = part(_json(file), "data", list), "test" if file.stem.endswith("val") else ""
+    if file.stem.endswith("test") and not any(isinstance(row, dict) and "caption_str" in row for row in rows):
+        index.left.append(Row(file, f"data[0] to data[{len(rows) - 1}]", "a part without captions", len(rows)))
+        return
+    before = len(index.entries)
+    gather(file, index, _captions(file, index, rows, split))
+    if not split:
+        index.entries[before:] = [replace(e, split="train") if e.split == "test" else e for e in index.entries[before:]]
+
+
+def _captions(file: Path, index: Index, rows: list[Any], split: str) -> Iterator[Line]:
+    """Lines of TextCaps."""
+    for i, row in enumerate(rows):
+        with index.row(file, f"data[{i}]"):
+            name, caption = part(row, "image_id", str) + ".jpg", part(row, "caption_str", str)
+            classes = row.get("image_classes") or [None]
+            check_name(name)
+            of = about({"label": part({"image_classes": classes}, "image_classes", list)[0], "split": split})
+            yield f"data[{i}]", name, caption, of
+
+
+def _plain(file: Path, index: Index) -> None:
+    rows = _json(file)
+    if not isinstance(rows, list):
+        raise ValueError("it is no list of rows")
+    for i, row in enumerate(rows):
+        with index.row(file, f"[{i}]"):
+            index.add(file, f"[{i}]", part(row, "image"), part(row, "captions", list), about(row))
+
+
+def _json(file: Path) -> Any:
+    return json.loads(text_of(file.read_bytes()))
+
+
+READERS: dict[str, Callable[[Path, Index], None]] = {
     "dataset*.json": _karpathy,
     "TextCaps_*.json": _textcaps,
-    "captions.json": _json,
-    "captions.csv": _csv,
-    "*.tar": _shard,
+    "captions.json": _plain,
+    "captions.csv": read_csv,
+    "*.tar": read_shard,
 }

@@ -154,6 +154,10 @@ class World(Protocol):
 
     def client(self, name: str) -> ClientData: ...
 
+    def prove(self, say: Callable[[str], None]) -> None:
+        """See that all pairs of this world can be used, before anything is learnt; say what takes long. Raises DataError."""
+        ...
+
     def unseen(self) -> Pairs:
         """Public pairs that no client ever trains on: they show how well a model matches what it does not know."""
         ...

@@ -11,7 +11,8 @@ import numpy as np
 
 from ease_flwr.config import NAME, DataConfig, DataError, settings
 from ease_flwr.config.data import RULES
-from ease_flwr.data.formats import Entry
+from ease_flwr.data.entries import Entry
+from ease_flwr.data.tables import text_of
 
 
 def dealt(entries: list[Entry], clients: tuple[str, ...], config: DataConfig, seed: int) -> list[np.ndarray]:
@@ -120,7 +121,7 @@ def by_partitioner(entries: list[Entry], clients: tuple[str, ...], config: DataC
 def read_names(file: str, field: str) -> dict[str, Any]:
     """{"names": {...}} of a JSON file. field: the setting that named it."""
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(text_of(Path(file).read_bytes()))
         return dict(found["names"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"

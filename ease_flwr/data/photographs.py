@@ -14,24 +14,33 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, code_of, digest
-from ease_flwr.data.formats import Entry, read_index
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256
+from ease_flwr.data import pictures
+from ease_flwr.data.entries import SPLITS, Entry, RowError, word
+from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
 from ease_flwr.store import cache
+from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import salted
 
 IDS = 1.0
 """GiB that the kept ids of pairs may fill."""
+DECODER = file_sha256(Path(pictures.__file__))
+"""What makes pixels of a file: other code makes others."""
 
 
 def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]]:
-    """The same with labels from a JSON file {name: label}, "" is none. Raises DataError where it does not name them all."""
+    """The same with labels from a JSON file {name: label}, "" or null is none. Raises DataError where an image is not there."""
     if not file:
         return splits
-    labels = read_names(file, "data.labels")
-    if missing := [e.name for entries in splits.values() for e in entries if not isinstance(labels.get(e.name), str)]:
+    said = read_names(file, "data.labels")
+    if missing := [e.name for entries in splits.values() for e in entries if e.name not in said]:
         raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
+    try:
+        labels = {name: word("label", label) for name, label in said.items()}
+    except RowError as error:
+        raise DataError(f"data.labels: {file}: an image {error}") from None
     return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
 
 
@@ -76,11 +85,30 @@ class Photographs:
 
             self._images([self.splits[split][i] for i in index], verify=True, say=told)
 
+    def prove(self, say: Callable[[str], None]) -> None:
+        """Decode every picture as training does, before anything is learnt; what was decoded is remembered by name, size and
+        time. Raises DataError at the first that cannot be decoded."""
+        entries = [e for split in SPLITS for e in self.splits.get(split, [])]
+        if not entries:
+            return
+        place = cache.Place(
+            str(Path(self.config.memory or home()) / "decoded"), digest(DECODER, [e.identity for e in entries]), IDS
+        )
+
+        def some(start: int, stop: int) -> np.ndarray:
+            with ThreadPoolExecutor() as pool:
+                return np.array([len(i) for i in pool.map(lambda e: e.image(SIDE), entries[start:stop])], dtype=np.uint8)
+
+        say(f"[data] {len(entries)} pictures are decoded, those that were not before")
+        try:
+            cache.kept(place, len(entries), some)
+        except OSError:  # of a folder that cannot be written: nothing is remembered
+            cache.kept(cache.Place("", ""), len(entries), some)
+
     def _images(self, entries: list[Entry], limit: float = 0, **how: Any) -> tuple[np.ndarray, str]:
         """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, how: see cache.Place and cache.kept."""
         side = self.config.image_size or 224
-        decoder = code_of(Entry.__module__) if self.config.cache else ""
-        key = digest("images", side, decoder, [e.identity for e in entries]) if decoder else ""
+        key = digest("images", DECODER, side, [e.identity for e in entries]) if self.config.cache else ""
 
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ease_flwr.data.formats import SPLITS
+from ease_flwr.data.entries import SPLITS
 
 PUBLISHED = {
     "dataset_flickr8k.json": {"train": 6000, "val": 1000, "test": 1000},

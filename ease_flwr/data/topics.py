@@ -7,7 +7,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from ease_flwr.config import ConfigError, ModelConfig, digest
-from ease_flwr.data.formats import Entry
+from ease_flwr.data.entries import Entry
 from ease_flwr.model import adapters, backbone
 
 

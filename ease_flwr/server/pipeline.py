@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from ease_flwr import data
 from ease_flwr.config import ConfigError, Experiment
 from ease_flwr.exchange.transport import Transport
 from ease_flwr.server import roster
@@ -66,8 +67,9 @@ def run(grid: Grid, at_work: Run, experiment: Experiment) -> FederationState:
 
 
 def call(grid: Grid, at_work: Run, experiment: Experiment) -> tuple[Server, list[str]]:
-    """The roll call, before anything expensive, and why requests were set aside. Raises FederationError."""
+    """The roll call, before anything expensive, and why requests were set aside. Raises DataError and FederationError."""
     at_work.event(f"run directory {at_work.folder}")
+    data.load(experiment.data, experiment.seed).prove(at_work.event)  # of hosts every one does so itself
     federation = roster.called(Transport(grid), at_work, experiment)
     federation, answers, aside = roster.ask_about(federation, at_work, queue.read(at_work.folder))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import os
 import secrets
 import socket
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -29,6 +27,7 @@ from starlette.routing import Mount, Route
 from ease_flwr import config
 from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError
+from ease_flwr.data import pictures
 from ease_flwr.following import finished, fresh_report, situation
 from ease_flwr.launcher import pictured
 from ease_flwr.store.layout import RunLayout, no_run
@@ -38,8 +37,6 @@ from ease_flwr.web.search import Own, Search, Started
 LOOPBACK = "127.0.0.1"
 LARGEST = 20_000_000
 """Bytes of a picture that is searched with."""
-PIXELS = 50_000_000
-"""Of such a picture."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -112,9 +109,9 @@ class Page:
             if len(body) > LARGEST:
                 return _json({"error": f"the file has more than {LARGEST // 1_000_000} MB"}, 413)
         try:
-            picture = await run_in_threadpool(_opened, body)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return _json({"error": f"not a picture: {str(error).splitlines()[0][:100]}"}, 400)
+            picture = await run_in_threadpool(pictures.opened, body)
+        except config.DataError as error:
+            return _json({"error": f"not a picture: {error}"}, 400)
         return await run_in_threadpool(self._found, lambda made: {"models": made.captions(picture)})
 
     def _made(self) -> Search | None:
@@ -134,14 +131,6 @@ class Page:
             return _json(ask(started.made))
         except ValueError as error:  # of a tokenizer that does not know a word
             return _json({"error": " ".join(str(error).split())}, 400)
-
-
-def _opened(content: bytes) -> Image.Image:
-    """A picture from the bytes of its file. Raises OSError or ValueError where it is none, or is too large to be one."""
-    picture = Image.open(io.BytesIO(content))
-    if picture.width * picture.height > PIXELS:
-        raise ValueError(f"it has more than {PIXELS // 1_000_000} million pixels")
-    return picture.convert("RGB")
 
 
 def _json(content: Any, status: int = 200) -> Response:
