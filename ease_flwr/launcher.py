@@ -44,9 +44,10 @@ class NewRun:
 def run(new: NewRun, where: Where) -> int:
     """Run an experiment; the exit status is 0 when it finished. Raises ConfigError before anything is started."""
     overrides: dict[str, Any] = {"seed": new.seed, **config.parse_assignments(new.assignments)}
-    for key in ("data.root", "model.weights"):  # a path the user typed is relative to where the user stands
-        if (value := overrides.get(key)) and Path(value).exists():
-            overrides[key] = str(Path(value).absolute())
+    for key in ("data.root", "model.weights", "model.name"):  # a path the user typed is relative to where the user stands
+        before, prefix, value = str(overrides.get(key, "")).rpartition(config.LOCAL)
+        if value and (prefix or key != "model.name") and not before and Path(value).exists():
+            overrides[key] = f"{prefix}{Path(value).absolute()}"
     checked = config.load(new.experiment, overrides)
     submission.steps(checked, config.Submission(strategy=new.strategy))
     if bad := [f"{k}={v}" for k, v in overrides.items() if " " in str(v)]:
@@ -55,7 +56,7 @@ def run(new: NewRun, where: Where) -> int:
     check_place(checked, where)
     admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
-        config.architecture_beside(checked.model)
+        check_model(checked)
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
@@ -73,6 +74,21 @@ def run(new: NewRun, where: Where) -> int:
     return pictured(
         folder, submit(settings | ({"until": new.until} if new.until else {}), checked, folder, where), not where.superlink
     )
+
+
+def check_model(experiment: config.Experiment) -> None:
+    """Say where pictures are prepared in another way than the base model says. Raises ConfigError where its files, its
+    tokenizer or what is to be adapted are not as they should be. The built-in model is read without torch."""
+    model = experiment.model
+    config.published(model)
+    if model.weights.endswith(".json"):
+        return
+    from ease_flwr.model import published, targets
+
+    base = published.opened(model, empty=True)
+    targets.modules(base.model, experiment.lora)
+    for remark in config.remarks(model, config.pictures(experiment), base.said, base.image_size):
+        print(f"note: {remark}", flush=True)
 
 
 def check_place(experiment: config.Experiment, where: Where) -> None:

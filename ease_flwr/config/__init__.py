@@ -13,9 +13,9 @@ from ease_flwr.config.identity import (
     file_sha256,
     named_file,
     named_file_sha256,
-    weights_sha256,
 )
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
+from ease_flwr.config.pictures import OPENAI, pictures, remarks
 from ease_flwr.config.reading import (
     Submission,
     assign,
@@ -30,15 +30,32 @@ from ease_flwr.config.reading import (
 )
 from ease_flwr.config.request import PAIR_ID, POSITION, ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
 from ease_flwr.config.section import NAME, ConfigError, DataError, RunError, Section, chosen, operational, searched, validate
-from ease_flwr.config.weights import architecture_beside
+from ease_flwr.config.weights import (
+    BASE_MODEL,
+    HUB,
+    LOCAL,
+    PUBLISHED,
+    Published,
+    base_content,
+    base_hash,
+    model_sha256,
+    published,
+    tensors,
+    weights_sha256,
+)
 
 __all__ = [
     "ADAPTERS",
     "APP",
+    "BASE_MODEL",
+    "HUB",
+    "LOCAL",
     "NAME",
+    "OPENAI",
     "PACKAGE",
     "PAIR_ID",
     "POSITION",
+    "PUBLISHED",
     "AuditConfig",
     "BackdoorConfig",
     "ConfigError",
@@ -52,13 +69,15 @@ __all__ = [
     "HistoryConfig",
     "LoraConfig",
     "ModelConfig",
+    "Published",
     "RunError",
     "Section",
     "Submission",
     "TrainConfig",
     "Union",
-    "architecture_beside",
     "assign",
+    "base_content",
+    "base_hash",
     "choices",
     "chosen",
     "code_hash",
@@ -69,16 +88,21 @@ __all__ = [
     "from_run_config",
     "halves",
     "load",
+    "model_sha256",
     "named_file",
     "named_file_sha256",
     "operational",
     "own",
     "parse_assignments",
     "parts",
+    "pictures",
+    "published",
     "read_yaml",
+    "remarks",
     "searched",
     "settings",
     "strategy_values",
+    "tensors",
     "told",
     "union",
     "validate",

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ease_flwr.config import DataError
+from ease_flwr.model.fitting import fitted
 
 SPLITS = ("train", "val", "test")
 FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Images", "train_images")
@@ -62,20 +63,15 @@ class Entry:
             return f"{self.where} ({self.name}) has no caption"
         return "" if self.file.is_file() else f"{self.file} is named in {self.where} but is not there"
 
-    def image(self, side: int) -> np.ndarray:
-        """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises DataError at an unreadable file."""
+    def image(self, side: int, resize: str = "", interpolation: str = "") -> np.ndarray:
+        """uint8 (side, side, 3), see DataConfig for how. Raises DataError at an unreadable file."""
         content = io.BytesIO(self.content())
         try:
             with Image.open(content) as opened:
                 image = opened.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.place}: image cannot be read ({error})") from None
-        scale = side / min(image.size)
-        image = image.resize(
-            (max(side, round(image.width * scale)), max(side, round(image.height * scale))), Image.Resampling.BICUBIC
-        )
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(image.crop((left, top, left + side, top + side)))
+        return np.asarray(fitted(image, side, resize, interpolation))
 
     def content(self) -> bytes:
         """The picture as it lies there. Raises DataError where it cannot be read."""

@@ -76,16 +76,17 @@ class Photographs:
 
             self._images([self.splits[split][i] for i in index], verify=True, say=told)
 
-    def _images(self, entries: list[Entry], limit: float = 0, **how: Any) -> tuple[np.ndarray, str]:
-        """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, how: see cache.Place and cache.kept."""
-        side = self.config.image_size or 224
-        key = digest("images", side, [e.identity for e in entries]) if self.config.cache else ""
+    def _images(self, entries: list[Entry], limit: float = 0, **more: Any) -> tuple[np.ndarray, str]:
+        """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, more: see cache.Place and cache.kept."""
+        c = self.config
+        how = (c.image_size or 224, c.resize, c.interpolation)
+        key = digest("images", how, [e.identity for e in entries]) if c.cache else ""
 
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:
-                return np.stack(list(pool.map(lambda e: e.image(side), entries[start:stop])))
+                return np.stack(list(pool.map(lambda e: e.image(*how), entries[start:stop])))
 
-        return cache.kept(cache.Place(self.config.cache, key, limit), len(entries), some, **how), key
+        return cache.kept(cache.Place(c.cache, key, limit), len(entries), some, **more), key
 
     @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
     def client(self, name: str) -> PhotographsClient:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import data
-from ease_flwr.config import chosen, code_of, named_file_sha256
+from ease_flwr.config import chosen, code_of, model_sha256, named_file_sha256
 from ease_flwr.exchange.federation import Federation
 from ease_flwr.exchange.rounds import Plan, run_rounds
 from ease_flwr.server.parties import left_out
@@ -94,7 +94,7 @@ def _key(server: Server, method: Method, plan: Plan, theta: Vector, first: bool)
     from ease_flwr.model.adapters import sha256
 
     e, c = server.experiment, method.context
-    files = [named_file_sha256(f) for f in (e.data.labels, e.data.parts, e.model.weights)]
+    files = [*(named_file_sha256(f) for f in (e.data.labels, e.data.parts)), model_sha256(e.model)]
     who = [c.clients, {n: [s.model_dump(mode="json") for s in sets] for n, sets in sorted(c.without.items())}]
     rounds = [plan.phase, plan.rounds, plan.first, first, _asked(method, plan.first)]
     code = code_of(*(f"ease_flwr.{m}" for m in ("server.learn", "client_app", f"data.{e.data.kind}", "clients.contrastive")))
