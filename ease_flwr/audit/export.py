@@ -61,6 +61,7 @@ def export(experiment: Experiment, theta: Vector, file: Path, facts: Mapping[str
     tensors = merged(model, theta, plain.model)
     about = {"format": "pt", "sha256": digest(tensors), "parent_sha256": weights_sha256(experiment.model), **facts}
     about |= {"adapters_sha256": adapters.sha256(theta), "image_mean": str(plain.mean), "image_std": str(plain.std)}
+    about |= {"image_resize": plain.resize, "image_interpolation": plain.interpolation}
     partial = file.with_name(f"{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

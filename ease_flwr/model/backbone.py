@@ -16,7 +16,8 @@ from open_clip.model import CLIP
 
 from ease_flwr.config import BASE_MODEL, ModelConfig, base_content, base_hash, named_file
 from ease_flwr.model import published
-from ease_flwr.model.encoder import Backbone, Tokenizer, WordTokenizer
+from ease_flwr.model.encoder import Backbone
+from ease_flwr.model.tokens import Tokenizer, WordTokenizer
 
 __all__ = ["Backbone", "Tokenizer", "WordTokenizer", "dequantise", "load", "quantise", "read_base", "write_base"]
 

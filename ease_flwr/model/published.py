@@ -7,74 +7,33 @@ weights and none are read, which takes a second.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import constants, get_session
 from open_clip.coca_model import CoCa
 from open_clip.factory import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import load_file
 
 from ease_flwr.config import HUB, OPENAI, PUBLISHED, ConfigError, ModelConfig, Published, published, tensors
-from ease_flwr.model import targets, towers
-from ease_flwr.model.encoder import Backbone, NamingTokenizer, Tokenizer
+from ease_flwr.model import targets, tokens, towers
+from ease_flwr.model.encoder import Backbone
+from ease_flwr.model.hub import at_once_or_not, fetch, line
 
-FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 POSITION_IDS = "text.transformer.embeddings.position_ids"
 """Numbers 0, 1, 2, ... that older text towers kept among their weights."""
-CONTEXT = 77
-"""Tokens that open_clip looks at where a configuration says no number."""
 PARTS = ("vision_cfg", "text_cfg")
 FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-def line(error: Exception) -> str:
-    """The message of an error, on one line."""
-    return " ".join(str(error).split())[:200]
-
-
-@contextmanager
-def no_false_alarm() -> Iterator[None]:
-    """open_clip warns of random weights where it has no pretrained tag. Here they come from a file, afterwards."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "No pretrained weights loaded" not in record.getMessage()
-
-    logging.getLogger().addFilter(other)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(other)
-
-
-@contextmanager
-def at_once_or_not() -> Iterator[None]:
-    """Where the hub of Hugging Face cannot be reached, its clients ask their cache alone and do not try again for a minute."""
-    before = constants.HF_HUB_OFFLINE
-    if not before:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=5)
-        except Exception:  # whichever client it has for the network, and whatever that raises
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def opened(config: ModelConfig, empty: bool = False) -> Backbone:
     """A model of open_clip with its weights. empty: without them, to find out what is wrong. Raises ConfigError."""
     found = published(config)
     if config.name.startswith(HUB) and found is None:
-        _fetch(config.name)
+        fetch(config.name)
         found = published(config)
     if found is None:
         return _named(config, empty)
@@ -184,24 +143,10 @@ def _agree(config: ModelConfig, found: Published) -> None:
         )
 
 
-def _fetch(name: str) -> None:
-    """Bring the files of a model on the hub into the cache of this machine. Raises ConfigError."""
-    repository = name.removeprefix(HUB)
-    try:
-        with at_once_or_not():
-            for file in ("open_clip_config.json", "open_clip_model.safetensors"):
-                download_pretrained_from_hf(repository, filename=file)
-    except Exception as error:  # of its client, of the network, or of a name that can be none
-        raise ConfigError(
-            f"model.name: {name} is not on this machine and cannot be downloaded now ({line(error)}): fetch its "
-            "open_clip_config.json and open_clip_model.safetensors into a folder, and give --set model.name=local-dir:/DIR"
-        ) from None
-
-
 def _find_towers(found: Published, architecture: dict[str, Any]) -> None:
     """Configuration and tokenizer of a Hugging Face text tower may lie in the folder, or in one beside the file."""
     text, home = architecture["text_cfg"], found.file.parent
-    for key, files in (("hf_model_name", FILES[:1]), ("hf_tokenizer_name", FILES[1:])):
+    for key, files in (("hf_model_name", ("config.json",)), ("hf_tokenizer_name", tokens.FILES)):
         if not (name := text.get(key)):
             continue
         if not isinstance(name, str):
@@ -275,32 +220,6 @@ def _fill(model: Any, found: Published, config: ModelConfig, empty: bool) -> Non
     model.load_state_dict(state)
 
 
-def _tokenizer(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
-    """That of a model, for as many tokens as it looks at. Raises ConfigError where it cannot be read, or is another model's."""
-    text = architecture["text_cfg"]
-    source, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
-    length = text.get("context_length", CONTEXT)
-    try:
-        if source:
-            with nullcontext() if Path(source).is_dir() else at_once_or_not():
-                inner: Any = HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options)
-            words = len(inner.tokenizer)
-        else:
-            inner = SimpleTokenizer(context_length=length, **options)
-            words = inner.vocab_size
-        shape = tuple(inner(["a caption"]).shape)
-    except Exception as error:  # whatever a tokenizer of others raises
-        where = f"{', '.join(FILES[1:])} of {source} into the model's folder, or name a folder as text_cfg.hf_tokenizer_name"
-        fetch = f"fetch {where}" if source else "mend text_cfg.tokenizer_kwargs"
-        raise ConfigError(f"model: its tokenizer {source or ''} cannot be read ({line(error)}): {fetch}") from None
-    if shape != (1, length) or (vocabulary and words > vocabulary):
-        raise ConfigError(
-            f"model: its tokenizer {source or 'of open_clip'} has {words} words and gives {shape[-1]} tokens, its text tower "
-            f"knows {vocabulary} and looks at {length}: it is that of another model"
-        )
-    return NamingTokenizer(inner)
-
-
 def _ready(config: ModelConfig, model: Any, architecture: dict[str, Any], said: dict[str, Any]) -> Backbone:
     """A model with what comes before it. Raises ConfigError where it wants what this program has not."""
     size = model.visual.image_size
@@ -310,7 +229,7 @@ def _ready(config: ModelConfig, model: Any, architecture: dict[str, Any], said: 
     said = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     if config.context:
         architecture = towers.shorten_context(model, architecture, config.context)
-    tokenize = _tokenizer(architecture, getattr(model, "vocab_size", 0) or getattr(model.text, "vocab_size", 0))
+    tokenize = tokens.of_model(architecture, getattr(model, "vocab_size", 0) or getattr(model.text, "vocab_size", 0))
     known = OPENAI | {key: value for key, value in said.items() if value}
     colours = (tuple(config.mean or known["mean"]), tuple(config.std or known["std"]))
     how = (known["resize_mode"], known["interpolation"], said)
