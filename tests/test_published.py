@@ -9,7 +9,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -24,6 +24,7 @@ from ease_flwr.model.fitting import fitted
 from tests.models import PREPROCESS, TEXT, of, random_model, write_folder, write_weights
 from tests.photographs import write_photographs
 
+FEW = settings(deadline=None, max_examples=60)
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
@@ -73,6 +74,7 @@ SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(4, 48), s
 HOW = {"resize": st.sampled_from(["shortest", "longest", "squash"]), "by": st.sampled_from(["bicubic", "bilinear"])}
 
 
+@FEW
 @given(SHAPES, **HOW)
 def test_pictures_are_prepared_to_the_pixel_as_open_clip_does_it(shape, resize, by):
     width, height, side, seed = shape

@@ -185,6 +185,8 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
     base.model.to(device)
     if how.checkpointing:
         base.model.set_grad_checkpointing(True)
+    kinds: tuple[Tower, ...] = ("visual", "text")
+    there = {tower: targets.adaptable(base.model, tower) for tower in kinds}
     exactly = "|".join(re.escape(n) for n in targets.modules(base.model, lora))  # a list would match by suffix
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=exactly)
     config._register_custom_module(LAYERS)
@@ -206,11 +208,11 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
     parameters, scale = tuple(named[n] for n in order), base.model.logit_scale.exp()
     half, micro = how.precision == "bfloat16", how.micro_batch
     found = AdaptedModel(base, model, tuple(blocks), parameters, initial, theta, trunk, scale, device, half, micro, cuts)
-    _try_out(found)
+    _try_out(found, there)
     return found
 
 
-def _try_out(adapted: AdaptedModel) -> None:
+def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
     """One step backwards, away from B = 0. Raises ConfigError where the model cannot be run, or an adapter gets no gradient: it
     would travel, and change nothing."""
     draw = torch.Generator().manual_seed(0)
@@ -235,7 +237,7 @@ def _try_out(adapted: AdaptedModel) -> None:
         raise ConfigError("model: its embeddings are not finite numbers: see whether these are its weights")
     dead = [b.name for b, g in zip(adapted.blocks, gradients, strict=True) if g is None or not bool(g.any())]
     if dead:
-        raise ConfigError(targets.without_effect(dead, adapted.clip))
+        raise ConfigError(targets.without_effect(dead, there))
 
 
 def _drawn(blocks: Sequence[Block], seed: int) -> Vector:

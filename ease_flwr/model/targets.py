@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d
@@ -69,8 +69,9 @@ def _named(name: str, lora: LoraConfig) -> bool:
 
 
 def _left_out(name: str, chosen: Sequence[str], lora: LoraConfig) -> bool:
-    """Whether a module was only meant along with others: by a target that names some that can be adapted."""
-    return any(name.endswith(f".{t}") and any(c.endswith(f".{t}") for c in chosen) for t in lora.targets)
+    """Whether a module was only meant along with others: by targets that name some that can be adapted."""
+    by = [t for t in lora.targets if name == t or name.endswith(f".{t}")]
+    return all(any(c.endswith(f".{t}") for c in chosen) for t in by)
 
 
 def unfit(module: torch.nn.Module, outer: torch.nn.Module | None) -> str:
@@ -105,12 +106,11 @@ def adaptable(model: torch.nn.Module, tower: Tower) -> list[str]:
     return list(dict.fromkeys(n for n in names if not n.isdecimal()))[:SHOWN]
 
 
-def without_effect(dead: Sequence[str], model: Any) -> str:
-    """What to say of adapter tensors that get no gradient."""
+def without_effect(dead: Sequence[str], there: Mapping[Tower, Sequence[str]]) -> str:
+    """What to say of adapter tensors that get no gradient. there: what can be adapted, see `adaptable`."""
     names = list(dict.fromkeys(name.partition(".lora_")[0].replace(".base_layer", "") for name in dead))
-    tower: Tower = "visual" if names[0].startswith("visual.") else "text"
     last = {name.rpartition(".")[2] for name in names}
-    others = [n for n in adaptable(model, tower) if n not in last and n not in ("base_layer", "default", "lora_A", "lora_B")]
+    others = [n for n in there["visual" if names[0].startswith("visual.") else "text"] if n not in last]
     more = f" and {len(names) - 3} others" if len(names) > 3 else ""
     return (
         f"lora.targets: the adapters of {', '.join(names[:3])}{more} get no gradient and would change nothing: take other "
