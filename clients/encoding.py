@@ -115,7 +115,7 @@ def encoded(model: AdaptedModel, pairs: Pairs, experiment: config.Experiment) ->
     e, key = experiment, ""
     if e.data.cache:
         images = pairs.key or hashlib.sha256(np.ascontiguousarray(pairs.images).tobytes()).hexdigest()
-        made = [e.model, config.weights_sha256(e.model), e.lora, e.data.cache_half, config.code_of("ease_flwr.model.adapters")]
+        made = [e.model, config.model_sha256(e.model), e.lora, e.data.cache_half, config.code_of("ease_flwr.model.adapters")]
         key = config.digest("trunk", *made, images)
     return encode(model, pairs, e.data, key)
 

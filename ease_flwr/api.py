@@ -209,7 +209,7 @@ class Run:
     def pairs(self, client: str) -> Pairs:
         """The training pairs of a simulated client. Raises ConfigError for pairs that are on hosts."""
         experiment = self.experiment
-        world = data.load(experiment.data, experiment.seed)
+        world = data.load(config.pictures(experiment), experiment.seed)
         if client not in world.clients:
             raise ConfigError(f"no client {client}: {config.among(client, world.clients)}")
         try:

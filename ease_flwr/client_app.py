@@ -79,7 +79,7 @@ def on_host(experiment: config.Experiment, node: Mapping[str, Any]) -> config.Ex
 def make_client(context: Context, objective: str = "") -> LoraClient:
     """The NumPyClient of an objective, or the one every objective is built on."""
     experiment = on_host(config.from_run_config(context.run_config)[0], context.node_config)
-    world = data.load(experiment.data, experiment.seed)
+    world = data.load(config.pictures(experiment), experiment.seed)
     if (name := client_name(context, world.clients)) not in world.clients:
         raise config.ConfigError(
             f"{name} is no client of this run, which has {', '.join(world.clients)}: where it is one of them, mend its "
@@ -219,5 +219,5 @@ def hello(message: Message, context: Context) -> Message:
     said = client.get_properties(question)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     smallest = owner.policy.smallest_set if (owner := Owner.of(context.node_config)) else 1
-    same = {"code": config.code_hash(), "base": config.weights_sha256(client.experiment.model)}
+    same = {"code": config.code_hash(), "base": config.model_sha256(client.experiment.model)}
     return Message(answer(Present(**said, **same, threads=threads, smallest=smallest)), reply_to=message)

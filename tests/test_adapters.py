@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ease_flwr.config import APP, ConfigError, LoraConfig, ModelConfig
 from ease_flwr.data import make_base
-from ease_flwr.model import adapters, backbone
+from ease_flwr.model import adapters, backbone, targets
 
 BASE = ModelConfig(weights="ease_flwr/data/personas-base.json")
 
@@ -215,14 +215,16 @@ def test_large_batches_in_parts_have_the_gradient_of_the_whole_and_the_memory_of
 def test_what_cannot_be_adapted_is_refused_by_name():
     config = {**make_base.CONFIG, "vision_cfg": {**make_base.CONFIG["vision_cfg"], "block_type": "custom", "qk_norm": True}}
     base = backbone.Backbone(CLIP(**config), None, 64, (0, 0, 0), (1, 1, 1), config)
-    with pytest.raises(ConfigError, match=r"lora.targets: visual.transformer.resblocks.0.attn is of class Attention"):
-        adapters.target_modules(base.model, LoraConfig(targets=("attn",)))
+    with pytest.raises(
+        ConfigError, match=r"visual tower; there are .*; visual.transformer.resblocks.0.attn is of class Attention"
+    ):
+        targets.modules(base.model, LoraConfig(targets=("attn",)))
 
 
 def test_targets_that_are_not_there():
     base = backbone.Backbone(CLIP(**make_base.CONFIG), None, 64, (0, 0, 0), (1, 1, 1), make_base.CONFIG)
     with pytest.raises(ConfigError, match=r"nothing called conv_head to adapt in the visual tower"):
-        adapters.target_modules(base.model, LoraConfig(targets=("conv_head",)))
+        targets.modules(base.model, LoraConfig(targets=("conv_head",)))
 
 
 @pytest.mark.slow

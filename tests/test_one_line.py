@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ease_flwr import client_app, launcher, server_app
 from ease_flwr.cli import main
-from ease_flwr.config import ConfigError, ModelConfig, architecture_beside
+from ease_flwr.config import ConfigError, ModelConfig, published
 from ease_flwr.exchange.messages import Hello, message
 from ease_flwr.exchange.transport import FederationError, reason
 from ease_flwr.hosts import app, connected
@@ -85,12 +85,12 @@ def test_heads_of_weights(tmp_path, monkeypatch):
 
     def said():
         with pytest.raises(ConfigError) as found:
-            architecture_beside(told)
+            published(told)
         return str(found.value)
 
     assert said() == f"model.weights: no file {file}: give the absolute path of a .safetensors or .json file"
     file.write_bytes(b"<!doctype html>" * 100)
-    assert said().startswith(f"model.weights: {file} is not a .safetensors file, or was cut (")
+    assert said() == f"model.weights: {file} is a web page or other text: fetch the file itself"
     save_file({"w": torch.zeros(64)}, file)
     assert said() == f"model.weights: own.safetensors needs its open_clip config {beside} beside it, or model.name"
     whole = file.read_bytes()
@@ -103,9 +103,9 @@ def test_heads_of_weights(tmp_path, monkeypatch):
         beside.write_text(text)
         assert said() == f"model.weights: {beside} is not an open_clip config: it has no {missing}"
     beside.write_text('{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}')
-    assert architecture_beside(told) == beside
-    assert architecture_beside(told.model_copy(update={"name": "ViT-B-32"})) is None
-    assert architecture_beside(ModelConfig(name="ViT-B-32", weights="openai")) is None
+    assert published(told).config == beside
+    assert published(told.model_copy(update={"name": "ViT-B-32"})).config is None
+    assert published(ModelConfig(name="ViT-B-32", weights="openai")) is None
     beside.unlink()
     monkeypatch.setattr(launcher, "submit", lambda *_: pytest.fail("something was started"))
     with pytest.raises(ConfigError, match="needs its open_clip config"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ease_flwr.audit.summary import read_run_config
 from ease_flwr.config import ConfigError, Experiment, among, from_run_config, weights_sha256
-from ease_flwr.model import adapters, backbone
+from ease_flwr.model import adapters, backbone, towers
 from ease_flwr.model.adapters import AdaptedModel, Vector
 from ease_flwr.model.card import card, named
 from ease_flwr.store.files import write_json, write_text
@@ -61,6 +61,7 @@ def export(experiment: Experiment, theta: Vector, file: Path, facts: Mapping[str
     tensors = merged(model, theta, plain.model)
     about = {"format": "pt", "sha256": digest(tensors), "parent_sha256": weights_sha256(experiment.model), **facts}
     about |= {"adapters_sha256": adapters.sha256(theta), "image_mean": str(plain.mean), "image_std": str(plain.std)}
+    about |= {"image_resize": plain.resize, "image_interpolation": plain.interpolation}
     partial = file.with_name(f"{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,7 @@ def export(experiment: Experiment, theta: Vector, file: Path, facts: Mapping[str
 @torch.no_grad()
 def _compare(model: AdaptedModel, plain: backbone.Backbone, file: Path) -> None:
     """Load a checkpoint strictly into the plain model. Raises ConfigError where its embeddings are not the adapted model's."""
-    draw = torch.Generator().manual_seed(0)
-    pictures = torch.randn(4, 3, plain.image_size, plain.image_size, generator=draw)
-    towers = dict(plain.model.named_modules())
-    words = next(m for n, m in towers.items() if isinstance(m, nn.Embedding) and "visual" not in n).num_embeddings
-    tokens = torch.randint(1, words, (4, plain.model.context_length), generator=draw)
+    pictures, tokens = towers.made_up(plain)
     found = plain.model
     found.load_state_dict(load_file(file), strict=True)
     ours = model.embed_images(model.trunk(pictures.to(model.device))), model.embed_texts(tokens)

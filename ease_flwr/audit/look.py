@@ -16,6 +16,7 @@ from ease_flwr import data
 from ease_flwr.audit.summary import read_results
 from ease_flwr.clients.base import LoraClient
 from ease_flwr.config import Experiment, union
+from ease_flwr.config import pictures as pictures_of
 from ease_flwr.model import adapters
 from ease_flwr.store import purge, queue
 from ease_flwr.store.layout import RunLayout
@@ -56,7 +57,7 @@ class Card:
 
 def look(folder: Path, experiment: Experiment, pictures: Pictures, count: int = 12) -> list[Card]:
     """A dozen pairs of what is forgotten and of what is kept, evenly chosen, within their own galleries."""
-    world = data.load(experiment.data, experiment.seed)
+    world = data.load(pictures_of(experiment), experiment.seed)
     forget = union(request for _, request in queue.served(folder))
     model = adapters.load(experiment.model, experiment.lora, experiment.seed)
     there = purge.left(folder, read_results(folder)["models"])

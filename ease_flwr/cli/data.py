@@ -185,7 +185,7 @@ def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[con
         raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
     from ease_flwr.data.photographs import load
 
-    return found, load(found.data, seed)
+    return found, load(config.pictures(found), seed)
 
 
 def _to(file: Path) -> None:

@@ -13,9 +13,9 @@ from ease_flwr.config.identity import (
     file_sha256,
     named_file,
     named_file_sha256,
-    weights_sha256,
 )
 from ease_flwr.config.model import LoraConfig, ModelConfig, TrainConfig
+from ease_flwr.config.pictures import OPENAI, pictures, remarks
 from ease_flwr.config.reading import (
     assign,
     choices,
@@ -43,15 +43,32 @@ from ease_flwr.config.section import (
 from ease_flwr.config.standing import absolute, asked
 from ease_flwr.config.submission import Submission, decoded, encoded, from_run_config, said
 from ease_flwr.config.typed import spelled
-from ease_flwr.config.weights import architecture_beside
+from ease_flwr.config.weights import (
+    BASE_MODEL,
+    HUB,
+    LOCAL,
+    PUBLISHED,
+    Published,
+    base_content,
+    base_hash,
+    model_sha256,
+    published,
+    tensors,
+    weights_sha256,
+)
 
 __all__ = [
     "ADAPTERS",
     "APP",
+    "BASE_MODEL",
+    "HUB",
+    "LOCAL",
     "NAME",
+    "OPENAI",
     "PACKAGE",
     "PAIR_ID",
     "POSITION",
+    "PUBLISHED",
     "AuditConfig",
     "BackdoorConfig",
     "ConfigError",
@@ -65,6 +82,7 @@ __all__ = [
     "HistoryConfig",
     "LoraConfig",
     "ModelConfig",
+    "Published",
     "RunError",
     "Section",
     "Submission",
@@ -72,9 +90,10 @@ __all__ = [
     "Union",
     "absolute",
     "among",
-    "architecture_beside",
     "asked",
     "assign",
+    "base_content",
+    "base_hash",
     "choices",
     "chosen",
     "code_hash",
@@ -88,18 +107,23 @@ __all__ = [
     "halves",
     "load",
     "meant",
+    "model_sha256",
     "named_file",
     "named_file_sha256",
     "operational",
     "own",
     "parse_assignments",
     "parts",
+    "pictures",
+    "published",
     "read_yaml",
+    "remarks",
     "said",
     "searched",
     "settings",
     "spelled",
     "strategy_values",
+    "tensors",
     "told",
     "union",
     "validate",

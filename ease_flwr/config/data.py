@@ -85,7 +85,13 @@ class DataConfig(Section):
     mixed: float = Field(0.4, ge=0, le=1)
     """photographs, partition "label": share of every client's pairs that is shuffled among all clients."""
     image_size: int = Field(0, ge=0)
-    """photographs, folder: side in pixels to which images are resized and centre-cropped; 0 is 224, as most CLIPs have it."""
+    """photographs, folder: side in pixels of the squares that images become; 0 is what a published model's configuration says,
+    and where there is none 224, as most CLIPs have it."""
+    resize: Literal["", "shortest", "longest", "squash"] = ""
+    """photographs, folder: how. shortest: resized on the shorter side, and the centre is cut out. longest: on the longer side,
+    and filled up with black. squash: both sides. "" is what a published model's configuration says, else shortest."""
+    interpolation: Literal["", "bicubic", "bilinear"] = ""
+    """photographs, folder: by which numbers between pixels; "" is what a published model says, else bicubic."""
     cache: str = located("", "nothing")
     """Folder of a host (node config `cache`) where decoded images and what the frozen trunk makes of them are kept for the
     process of the next message; "" is nowhere."""

@@ -8,12 +8,9 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
-
-if TYPE_CHECKING:
-    from ease_flwr.config.model import ModelConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of ease_flwr itself."""
@@ -47,11 +44,6 @@ def named_file_sha256(file: str) -> str:
 def named_file(file: str) -> Path:
     """A file named by a setting: by its absolute path, or as ease_flwr/..., which is the package."""
     return PACKAGE.parent / file  # of an absolute path, that path
-
-
-def weights_sha256(model: ModelConfig) -> str:
-    """Of the base model's file; where there is none, of its name: all hosts must have the same."""
-    return named_file_sha256(model.weights) or hashlib.sha256(f"{model.name} {model.weights}".encode()).hexdigest()
 
 
 def code_hash() -> str:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ease_flwr.config.section import Section
+
+SHORTEST = 4
+"""Tokens that a caption needs."""
 
 
 class ModelConfig(Section):
     name: str = ""
-    """open_clip model name, e.g. ViT-B-32; "" when `weights` brings its own configuration."""
+    """open_clip model name, e.g. ViT-B-32; local-dir:FOLDER and hf-hub:OWNER/NAME are published models, which bring their
+    weights; "" when `weights` brings its own configuration."""
     weights: str = ""
-    """A base-model .json of `ease make-base`, a .safetensors file (with an open_clip config beside it under the same
-    name and .json when `name` is ""), an open_clip pretrained tag, or "" for seeded random weights."""
+    """A base-model .json of `ease make-base`; the folder of a published open_clip model (open_clip_config.json and
+    open_clip_model.safetensors); a .safetensors file (with an open_clip config beside it, under the same name and .json, when
+    `name` is ""); an open_clip pretrained tag; or "" for seeded random weights."""
+    quick_gelu: bool | None = None
+    """Whether the activations of a .safetensors file under a `name` are QuickGELU (OpenAI's are). It must be said where
+    open_clip has a name for either."""
     context: int = Field(0, ge=0)
-    """Tokens of text the model looks at; 0 is the model's own number. Fewer are faster; longer captions are cut."""
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Per-channel mean of the image normalisation (0..1 scale); the default is OpenAI's. A base-model .json brings its own."""
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    """Per-channel standard deviation of the image normalisation."""
+    """Tokens of text the model looks at, 4 or more; 0 is the model's own number. Fewer are faster; longer captions are cut."""
+    mean: tuple[float, ...] = ()
+    """Per-channel mean of the image normalisation (0..1 scale). () is what the model says, and where it says nothing what
+    OpenAI's have. A base-model .json always brings its own."""
+    std: tuple[float, ...] = ()
+    """Per-channel standard deviation of the image normalisation, the same way."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the towers run (node config `device` says it for one host); auto: on a GPU if the process was given one."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -30,6 +40,19 @@ class ModelConfig(Section):
     micro_batch: int = Field(0, ge=0)
     """Pairs that go through the towers at once in training; 0: all of a batch. With fewer, memory is that of so many pairs
     whatever the batch is, for a third more work; the loss is of the whole batch."""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> ModelConfig:
+        if 0 < self.context < SHORTEST:
+            raise ValueError(f"context={self.context}: a caption has a start, an end and words: {SHORTEST} or more, or 0")
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if (
+                len(numbers) not in (0, 3)
+                or not all(map(isfinite, numbers))
+                or (name == "std" and min(numbers, default=1) <= 0)
+            ):
+                raise ValueError(f"{name}={','.join(map(str, numbers))}: expected three numbers, one for each colour")
+        return self
 
 
 class LoraConfig(Section):

@@ -15,11 +15,10 @@ from ease_flwr.config.identity import PACKAGE
 from ease_flwr.config.reading import load, parse_assignments
 from ease_flwr.config.section import ConfigError, leaves
 from ease_flwr.config.typed import shown
+from ease_flwr.config.weights import LOCAL
 
 FILES = {".safetensors", ".json", ".pt", ".pth", ".bin"}
 """Endings of a base model's files; what has none of them is the tag of pretrained weights."""
-LOCAL = "local-dir:"
-"""Begins the name of a model that is a folder, by open_clip."""
 
 
 def asked(experiment: str, assignments: Iterable[str], **more: Any) -> tuple[Experiment, dict[str, Any]]:

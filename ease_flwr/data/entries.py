@@ -84,10 +84,10 @@ class Entry:
         there = os.path.isfile(self.file)  # unlike Path.is_file it survives names that are too long
         return "" if there else f"{self.file} is named in {self.where} but is not there"
 
-    def image(self, side: int) -> np.ndarray:
-        """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises DataError at an unreadable file."""
+    def image(self, side: int, resize: str = "", interpolation: str = "") -> np.ndarray:
+        """uint8 (side, side, 3), see DataConfig for how. Raises DataError at an unreadable file."""
         try:
-            return pictures.decoded(pictures.read(self.file, self.start, self.size), side)
+            return pictures.decoded(pictures.read(self.file, self.start, self.size), side, resize, interpolation)
         except DataError as error:
             raise DataError(self._unreadable(error)) from None
 

@@ -20,13 +20,14 @@ from ease_flwr.data.entries import SPLITS, Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
+from ease_flwr.model import fitting
 from ease_flwr.store import cache
 from ease_flwr.store.files import home
 from ease_flwr.store.tombstones import salted
 
 IDS = 1.0
 """GiB that the kept ids of pairs may fill."""
-DECODER = file_sha256(Path(pictures.__file__))
+DECODER = digest([file_sha256(Path(code.__file__)) for code in (pictures, fitting)])
 """What makes pixels of a file: other code makes others."""
 
 
@@ -105,16 +106,17 @@ class Photographs:
         except OSError:  # of a folder that cannot be written: nothing is remembered
             cache.kept(cache.Place("", ""), len(entries), some)
 
-    def _images(self, entries: list[Entry], limit: float = 0, **how: Any) -> tuple[np.ndarray, str]:
-        """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, how: see cache.Place and cache.kept."""
-        side = self.config.image_size or 224
-        key = digest("images", DECODER, side, [e.identity for e in entries]) if self.config.cache else ""
+    def _images(self, entries: list[Entry], limit: float = 0, **more: Any) -> tuple[np.ndarray, str]:
+        """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, more: see cache.Place and cache.kept."""
+        c = self.config
+        how = (c.image_size or 224, c.resize, c.interpolation)
+        key = digest("images", DECODER, how, [e.identity for e in entries]) if c.cache else ""
 
         def some(start: int, stop: int) -> np.ndarray:
             with ThreadPoolExecutor() as pool:
-                return np.stack(list(pool.map(lambda e: e.image(side), entries[start:stop])))
+                return np.stack(list(pool.map(lambda e: e.image(*how), entries[start:stop])))
 
-        return cache.kept(cache.Place(self.config.cache, key, limit), len(entries), some, **how), key
+        return cache.kept(cache.Place(c.cache, key, limit), len(entries), some, **more), key
 
     @lru_cache(maxsize=64)  # noqa: B019  (worlds live as long as the process)
     def client(self, name: str) -> PhotographsClient:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ease_flwr.config import DataError
+from ease_flwr.model.fitting import fitted
 
 PIXELS = 80_000_000
 """Of a picture, at most."""
@@ -26,8 +27,6 @@ BYTES = 2**29
 """Of its file, at most."""
 LARGE = 16_000_000
 """Pixels of a picture that others wait for: threads decode one such at a time."""
-LONGEST = 8
-"""Times as long as wide is what is resized of a strip: all of a picture of 1 x 20000 would fill the memory."""
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 """Kinds of files, as Pillow calls them."""
 ENDINGS = {"jpg", "jpeg", "jpe", "mpo", "png", "webp", "tif", "tiff", "bmp", "gif", "avif", "jp2", "ppm", "pgm", "pbm", "pnm"}
@@ -55,14 +54,9 @@ warnings.filterwarnings("ignore", module=r"PIL\b")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def decoded(content: bytes, side: int) -> NDArray[np.uint8]:
-    """uint8 (side, side, 3): shorter side resized (bicubic), centre cropped. Raises DataError, see `opened`."""
-    image = opened(content)
-    longest = LONGEST * min(image.size)
-    image = _centre(image, min(longest, image.width), min(longest, image.height))
-    scale = side / min(image.size)
-    width, height = (max(side, round(length * scale)) for length in image.size)
-    return np.asarray(_centre(image.resize((width, height), Image.Resampling.BICUBIC), side, side))
+def decoded(content: bytes, side: int, resize: str = "", interpolation: str = "") -> NDArray[np.uint8]:
+    """uint8 (side, side, 3). resize, interpolation: see DataConfig. Raises DataError, see `opened`."""
+    return np.asarray(fitted(opened(content), side, resize, interpolation))
 
 
 def opened(content: bytes) -> Image.Image:
@@ -116,11 +110,6 @@ def grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     light -= low
     light *= 255 / (high - low)
     return np.clip(np.rint(light, out=light), 0, 255, out=light).astype(np.uint8)
-
-
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def shown(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from ease_flwr.config import Experiment, ForgetSet, code_hash, weights_sha256
+from ease_flwr.config import Experiment, ForgetSet, code_hash, model_sha256
 from ease_flwr.exchange.answers import Present, read
 from ease_flwr.exchange.messages import Hello, as_told, message
 from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, printable, reason
@@ -206,7 +206,7 @@ def _problem(said: Present, node: Node, experiment: Experiment, wanted: Wanted) 
         return f"it says that it has {said.pairs} training pairs, federation.sizes states {most}: ask its owner, and mend that"
     if said.code != code_hash():
         return f"{name} runs other code than the server: install the same version on both"
-    if said.base != weights_sha256(experiment.model):
+    if said.base != model_sha256(experiment.model):
         return f"{name} has another base model than the server: model.weights must be the same file on both"
     return ""
 

@@ -14,7 +14,18 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ease_flwr.config import PACKAGE, ConfigError, Experiment, ModelConfig, Section, among, halves, named_file, validate
+from ease_flwr.config import (
+    PACKAGE,
+    PUBLISHED,
+    ConfigError,
+    Experiment,
+    ModelConfig,
+    Section,
+    among,
+    halves,
+    named_file,
+    validate,
+)
 from ease_flwr.exchange.fitting import ANSWERED
 from ease_flwr.exchange.messages import Audit, Evaluate, Forget, Learn
 from ease_flwr.hosts.settings import read
@@ -161,9 +172,10 @@ def own_paths(experiment: Experiment, node: Mapping[str, Any], gpu: bool = True)
         raise RefusedError(f"host {host} refuses: data.labels and data.parts name files, and only its owner does that")
     weights, device = str(node.get("base-model", "")), str(node.get("device", "")) if gpu else "cpu"
     if not weights and not _ours(experiment.model):
-        raise RefusedError(
-            f"host {host} refuses: model.weights names a file, and only its owner does that: base-model in node.toml"
-        )
+        what = "model.name" if experiment.model.name.startswith(PUBLISHED) else "model.weights"
+        raise RefusedError(f"host {host} refuses: {what} names a file, and only its owner does that: base-model in node.toml")
+    if weights and experiment.model.name.startswith(PUBLISHED):
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"name": ""})})
     data = {"root": str(node.get("data-root", "")), "cache": str(node.get("cache", ""))}
     model = {name: value for name, value in (("weights", weights), ("device", device)) if value}
     own = validate(ModelConfig, experiment.model.model_dump() | model, "node config")
@@ -172,4 +184,6 @@ def own_paths(experiment: Experiment, node: Mapping[str, Any], gpu: bool = True)
 
 def _ours(model: ModelConfig) -> bool:
     """Whether a base model comes with this program, or by its name from where open_clip finds it."""
+    if model.name.startswith(PUBLISHED):
+        return False
     return TAG.fullmatch(model.weights) is not None or named_file(model.weights).resolve().is_relative_to(PACKAGE)

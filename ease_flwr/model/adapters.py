@@ -11,11 +11,9 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import peft
@@ -27,13 +25,10 @@ from safetensors.numpy import save_file
 from torch.utils.checkpoint import checkpoint
 
 from ease_flwr.config import ADAPTERS, ConfigError, LoraConfig, ModelConfig
-from ease_flwr.model import backbone, towers
+from ease_flwr.model import backbone, targets, towers
 from ease_flwr.model.lora import LAYERS
 
-ADAPTABLE = (torch.nn.MultiheadAttention, torch.nn.Linear, torch.nn.Conv2d)
-NUMBERED = ("resblocks", "layer")
-"""What the transformer blocks of a tower are called in open_clip and in Hugging Face models; their number comes next."""
-Tower = Literal["visual", "text"]
+Tower = targets.Tower
 Vector = NDArray[np.float32]
 
 
@@ -167,27 +162,6 @@ def _key(block: Block) -> str:
     return "base_model.model." + block.name.replace(".default", "")
 
 
-def target_modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
-    """Full names of the modules that get an adapter. Raises ConfigError if a tower has none, or one of another class."""
-    found: dict[Tower, list[str]] = {"visual": [], "text": []}
-    for name, module in model.named_modules():
-        if not any(name == t or name.endswith(f".{t}") for t in lora.targets):
-            continue
-        tower: Tower = "visual" if name.startswith("visual.") else "text"
-        parts = name.split(".")
-        first = lora.visual_from if tower == "visual" else lora.text_from
-        if any(before in NUMBERED and int(number) < first for before, number in pairwise(parts) if number.isdecimal()):
-            continue
-        if not isinstance(module, ADAPTABLE):
-            kinds = ", ".join(f"nn.{kind.__name__}" for kind in ADAPTABLE)
-            raise ConfigError(f"lora.targets: {name} is of class {type(module).__name__}; adapters go on {kinds}: name others")
-        found[tower].append(name)
-    empty = [tower for tower, names in found.items() if not names]
-    if empty:
-        raise ConfigError(f"lora.targets: nothing called {', '.join(lora.targets)} to adapt in the {empty[0]} tower")
-    return found["visual"] + found["text"]
-
-
 def device_of(config: ModelConfig) -> torch.device:
     """Where the towers run in this process. Raises ConfigError where a GPU is asked for and there is none."""
     there = torch.cuda.is_available()
@@ -211,7 +185,9 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
     base.model.to(device)
     if how.checkpointing:
         base.model.set_grad_checkpointing(True)
-    exactly = "|".join(re.escape(n) for n in target_modules(base.model, lora))  # a list would match by suffix
+    kinds: tuple[Tower, ...] = ("visual", "text")
+    there = {tower: targets.adaptable(base.model, tower) for tower in kinds}
+    exactly = "|".join(re.escape(n) for n in targets.modules(base.model, lora))  # a list would match by suffix
     config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, bias="none", target_modules=exactly)
     config._register_custom_module(LAYERS)
     model = peft.get_peft_model(base.model, config)
@@ -231,7 +207,37 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
     cuts, trunk = towers.shorten(base), towers.cut_trunk(base)
     parameters, scale = tuple(named[n] for n in order), base.model.logit_scale.exp()
     half, micro = how.precision == "bfloat16", how.micro_batch
-    return AdaptedModel(base, model, tuple(blocks), parameters, initial, theta, trunk, scale, device, half, micro, cuts)
+    found = AdaptedModel(base, model, tuple(blocks), parameters, initial, theta, trunk, scale, device, half, micro, cuts)
+    _try_out(found, there)
+    return found
+
+
+def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
+    """One step backwards, away from B = 0. Raises ConfigError where the model cannot be run, or an adapter gets no gradient: it
+    would travel, and change nothing."""
+    draw = torch.Generator().manual_seed(0)
+    away = torch.randn(adapted.size, generator=draw) / 32
+    pictures, tokens = towers.made_up(adapted.base)
+    adapted.theta.add_(away.to(adapted.device))
+    try:
+        exact = replace(adapted, half=False, micro=0, cuts=False)
+        with torch.no_grad():
+            images = adapted.trunk(pictures.to(adapted.device))
+        f, g = exact.embed_images(images), exact.embed_texts(tokens)
+        wanted = torch.randn(2, *f.shape, generator=draw).to(adapted.device)
+        gradients = torch.autograd.grad((f * wanted[0]).sum() + (g * wanted[1]).sum(), adapted.parameters, allow_unused=True)
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(
+            f"model: its towers cannot be run on a picture and a caption ({why}): mend model or lora.targets"
+        ) from None
+    finally:
+        adapted.set(adapted.initial)
+    if not bool(torch.isfinite(f).all() & torch.isfinite(g).all()):
+        raise ConfigError("model: its embeddings are not finite numbers: see whether these are its weights")
+    dead = [b.name for b, g in zip(adapted.blocks, gradients, strict=True) if g is None or not bool(g.any())]
+    if dead:
+        raise ConfigError(targets.without_effect(dead, there))
 
 
 def _drawn(blocks: Sequence[Block], seed: int) -> Vector:

@@ -1,4 +1,5 @@
-"""LoRA that is exact, y = W x + b + (alpha / rank) B A x (arXiv 2106.09685, eq. 3), in linear and in attention layers.
+"""LoRA that is exact, y = W x + b + (alpha / rank) B A x (arXiv 2106.09685, eq. 3), in linear, attention and
+convolutional layers.
 
 peft's own attention layer (0.21) applies the adapter of out_proj twice and trains it through one of the two; docs/upstream.md
 shows it. These layers go in by peft's door for custom modules. Their tensors have the names of peft's, and a frozen weight is
@@ -150,5 +151,24 @@ class LoraAttention(stock.MultiheadAttention):
         """peft registers its weights anew where a forward pass took them away; ours takes nothing away."""
 
 
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.MultiheadAttention: LoraAttention, nn.Linear: LoraLinear}
-"""What is adapted, and by what; the rest is peft's own."""
+class LoraConv2d(stock.Conv2d):
+    """nn.Conv2d with one adapter in use: y = W * x + b + (alpha / rank) B * (A * x). A is laid over the picture as W is,
+    with its stride, padding and dilation; B is of one pixel."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(n, c, h, w) to (n, o, h', w')."""
+        base: Any = self.get_base_layer()
+        out: Tensor = base(x)
+        if self.disable_adapters or self.merged:
+            return out
+        (name,) = self.active_adapters
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return out + F.conv2d(base._conv_forward(x, a, None), b) * self.scaling[name]
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MultiheadAttention: LoraAttention,
+    nn.Linear: LoraLinear,
+    nn.Conv2d: LoraConv2d,
+}
+"""What is adapted, and by what."""

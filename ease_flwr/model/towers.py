@@ -6,6 +6,7 @@ Each shortcut is tried on random input where it is put in. Where a tower is not 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ease_flwr.config import ConfigError
+
 if TYPE_CHECKING:
-    from ease_flwr.model.backbone import Backbone
+    from ease_flwr.model.encoder import Backbone
 
 
 def through(transformer: Transformer, x: Tensor, mask: Tensor | None, pick: Tensor) -> Tensor:
@@ -63,7 +66,8 @@ def encode_text(model: Any, text: Tensor, normalize: bool = False) -> Tensor:
 
 def without_padding(text: Tensor) -> Tensor:
     """Rows of tokens (n, length) without the padding (0) that all of them end with. It reads them: they are on the CPU."""
-    return text[:, : int(text.any(0).nonzero().max()) + 1]
+    longest = text.any(0).nonzero()
+    return text[:, : int(longest.max()) + 1 if len(longest) else 1]
 
 
 def _plain(transformer: Any) -> bool:
@@ -86,6 +90,30 @@ def _pools_highest(model: Any) -> bool:
     return pools and tower.attn_mask is not None and _plain(tower.transformer)
 
 
+def made_up(backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Two pictures, and two rows of tokens: one as long as can be, one short with padding."""
+    model, draw = backbone.model, torch.Generator().manual_seed(0)
+    tower = getattr(model, "text", model)
+    pictures = torch.randn(2, 3, backbone.image_size, backbone.image_size, generator=draw)
+    of_bert = isinstance(tower, HFTextEncoder)
+    words = tower.vocab_size if of_bert else tower.token_embedding.num_embeddings
+    length = context_of(model, backbone.architecture)
+    tokens, short = torch.randint(1, words - 1, (2, length), generator=draw), min(4, length)
+    end = getattr(tower, "eos_id", getattr(tower, "text_eos_id", 0)) if pooled(tower) == "eos" else words - 1
+    tokens[0, -1], tokens[1, short - 1], tokens[1, short:] = end, end, (tower.config.pad_token_id or 0) if of_bert else 0
+    return pictures, tokens
+
+
+def context_of(model: Any, architecture: dict[str, Any]) -> int:
+    """Tokens of text that a model looks at; 77 is open_clip's own number."""
+    return int(architecture.get("text_cfg", {}).get("context_length") or min(77, model.context_length))
+
+
+def pooled(tower: Any) -> str:
+    """Which token a text tower of open_clip takes; "" of others."""
+    return str(getattr(tower, "text_pool_type", "") or getattr(tower, "pool_type", ""))
+
+
 @torch.no_grad()
 def shorten(backbone: Backbone) -> bool:
     """Let the model's encoders leave out what does not count. True where captions may come without their padding."""
@@ -101,9 +129,9 @@ def shorten(backbone: Backbone) -> bool:
         words, shorter = tower.vocab_size, type(model).encode_text
     else:
         return False
-    tokens = torch.randint(1, words - 1, (2, model.context_length), generator=draw)
-    tokens[:, 3], tokens[:, 4:] = words - 1, 0
-    return _replace(model, "encode_text", shorter, tokens.to(device), tokens[:, :4].to(device))
+    tokens, short = torch.randint(1, words - 1, (2, model.context_length), generator=draw), min(4, model.context_length)
+    tokens[:, short - 1], tokens[:, short:] = words - 1, 0
+    return _replace(model, "encode_text", shorter, tokens.to(device), tokens[:, :short].to(device))
 
 
 def _replace(model: Any, name: str, shorter: Callable[..., Tensor], given: Tensor, enough: Tensor) -> bool:
@@ -112,6 +140,31 @@ def _replace(model: Any, name: str, shorter: Callable[..., Tensor], given: Tenso
     if same := torch.allclose(shorter(model, enough), before, rtol=1e-4, atol=1e-5):
         setattr(model, name, MethodType(shorter, model))
     return same
+
+
+def shorten_context(model: Any, architecture: dict[str, Any], length: int) -> dict[str, Any]:
+    """The same open_clip model for captions of at most `length` tokens; the architecture of it.
+
+    Exact where what a caption becomes depends on its tokens alone: the text tower is causal, padding comes last and is not
+    pooled, or it is a Hugging Face one, which masks its padding. Raises ConfigError for others.
+    """
+    own = context_of(model, architecture)
+    if length >= own:
+        return architecture
+    tower = getattr(model, "text", model)
+    if not isinstance(tower, HFTextEncoder):
+        causal = tower.attn_mask is not None and getattr(tower, "cls_emb", None) is None
+        if not causal or pooled(tower) not in ("argmax", "eos", "first"):
+            raise ConfigError(
+                f"model.context={length}: this text tower looks at its padding too, so that captions of {length} tokens would "
+                f"mean something else than the same with {own}: leave model.context at 0"
+            )
+        tower.positional_embedding = nn.Parameter(tower.positional_embedding[:length].clone(), requires_grad=False)
+        tower.attn_mask = tower.attn_mask[:length, :length]
+    tower.context_length = model.context_length = length
+    shorter = copy.deepcopy(architecture)
+    shorter["text_cfg"]["context_length"] = length
+    return shorter
 
 
 class Skip(nn.Module):

@@ -52,7 +52,7 @@ class Own:
 def gallery(folder: Path, own: Own) -> Gallery:
     """Test pairs of all clients whose data are on this machine, each once. Raises ConfigError where it owns none."""
     experiment, _ = config.from_run_config(read_run_config(folder))
-    settings = experiment.data.model_copy(update={"root": own.root} if own.root else {})
+    settings = config.pictures(experiment).model_copy(update={"root": own.root} if own.root else {})
     world = data.load(settings, experiment.seed)
     if own.root and settings.kind == "personas":
         raise ConfigError(f"--data {own.root}: this run's pairs are drawn, and need no folder: leave it out")

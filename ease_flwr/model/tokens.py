@@ -1,0 +1,94 @@
+"""How captions become tokens: the tokenizer that a model came with, or our small one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+from ease_flwr.config import ConfigError, DataError
+from ease_flwr.model.hub import at_once_or_not, line
+
+FILES = ("tokenizer.json", "tokenizer_config.json")
+CONTEXT = 77
+"""Tokens that open_clip looks at where a configuration says no number."""
+
+
+class Tokenizer(Protocol):
+    """Sentences to token ids, int64 (n, length)."""
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class WordTokenizer:
+    """One token a word. The last two entries of the vocabulary are the start and the end; the first is the padding."""
+
+    vocabulary: tuple[str, ...]
+    context_length: int
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids, int64 (n, context_length). Raises DataError at a word that is not in the vocabulary."""
+        index = {w: i for i, w in enumerate(self.vocabulary)}
+        out = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            words = text.split()
+            unknown = [w for w in words if w not in index]
+            if unknown or len(words) + 2 > self.context_length:
+                raise DataError(f"tokenizer: {text!r} has unknown words {unknown} or more than {self.context_length - 2}")
+            ids = [len(index) - 2, *(index[w] for w in words), len(index) - 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class NamingTokenizer:
+    """A tokenizer of others; where it cannot read a caption, or makes nothing of it, the caption is named."""
+
+    inner: Tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids, int64 (n, context_length). Raises DataError with the caption that cannot be read."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"caption {text!r} is no text: it has half a character (a lone surrogate)") from None
+        try:
+            return self.inner(list(texts))
+        except Exception as error:  # whatever a tokenizer of others raises
+            if len(texts) == 1:
+                why = " ".join(str(error).split())[:200]
+                raise DataError(f"caption {texts[0]!r}: the tokenizer cannot read it ({why})") from None
+            return torch.cat([self([text]) for text in texts])
+
+
+def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
+    """That of a model, for as many tokens as it looks at. Raises ConfigError where it cannot be read, or is another model's."""
+    text = architecture["text_cfg"]
+    source, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", CONTEXT)
+    try:
+        if source:
+            with nullcontext() if Path(source).is_dir() else at_once_or_not():
+                inner: Any = HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options)
+            words = len(inner.tokenizer)
+        else:
+            inner = SimpleTokenizer(context_length=length, **options)
+            words = inner.vocab_size
+        shape = tuple(inner(["a caption"]).shape)
+    except Exception as error:  # whatever a tokenizer of others raises
+        where = f"{', '.join(FILES)} of {source} into the model's folder, or name a folder as text_cfg.hf_tokenizer_name"
+        fetch = f"fetch {where}" if source else "mend text_cfg.tokenizer_kwargs"
+        raise ConfigError(f"model: its tokenizer {source or ''} cannot be read ({line(error)}): {fetch}") from None
+    if shape != (1, length) or (vocabulary and words > vocabulary):
+        raise ConfigError(
+            f"model: its tokenizer {source or 'of open_clip'} has {words} words and gives {shape[-1]} tokens, its text tower "
+            f"knows {vocabulary} and looks at {length}: it is that of another model"
+        )
+    return NamingTokenizer(inner)
