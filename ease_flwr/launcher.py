@@ -57,7 +57,7 @@ def run(new: NewRun, where: Where) -> int:
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
         config.architecture_beside(checked.model)
     folder = (new.folder or default_folder(checked, new.strategy)).absolute()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
     settings = {
         "experiment": new.experiment,
@@ -76,7 +76,9 @@ def run(new: NewRun, where: Where) -> int:
 
 
 def check_place(experiment: config.Experiment, where: Where) -> None:
-    """Raises ConfigError where a run of hosts would be simulated, or names hosts that the SuperLink does not know."""
+    """Raises ConfigError where a run of hosts would be simulated, or is for a SuperLink or for hosts that are not known."""
+    if where.superlink:
+        connected.check(where.superlink)
     if experiment.data.kind != "folder":
         return
     if not where.superlink:

@@ -158,6 +158,23 @@ def align(
     print(f"R@1 {found:.1f} % on the test photographs, which it has not seen")
 
 
+def make_base(
+    path: Annotated[Path, typer.Option(help="File to write.")] = config.PACKAGE / "data" / "personas-base.json",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+) -> None:
+    """Train the base model of the built-in world on drawn scenes and write it as one JSON file (about five
+    minutes on one core)."""
+    if not path.parent.is_dir():
+        print(f"ease make-base: no folder {path.parent}", file=sys.stderr)
+        raise typer.Exit(2)
+    from ease_flwr.data.make_base import make_base as train
+
+    recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
+    print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")
+
+
 def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
     """An experiment with photographs, and its world. Raises ConfigError for another one."""
     found = config.load(experiment, {"seed": seed, **config.parse_assignments(set or [])})

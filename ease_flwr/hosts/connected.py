@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ease_flwr.config import ConfigError
+from ease_flwr.hosts import surroundings
 
 SERVED = ("server.pem", "ca.crt")
 """Certificates in the server's folder: its own, and of the authority that signed it."""
@@ -50,12 +51,20 @@ def _asked(superlink: str) -> Iterator[None]:
     """flwr's own words for what goes wrong, in one line; what it prints on the way is left out."""
     import click
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with surroundings.past_proxies(), contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
-        except click.ClickException as error:
-            said = " ".join(error.message.split())
+        except (click.ClickException, RuntimeError, OSError) as error:  # of a home folder that is not there, or is not ours
+            said = " ".join((error.message if isinstance(error, click.ClickException) else str(error)).split())
             raise ConfigError(f"--superlink {superlink}: {said}") from None
+
+
+def check(superlink: str) -> None:
+    """Raises ConfigError where the flwr CLI knows no connection of this name."""
+    from flwr.cli.flower_config import read_superlink_connection
+
+    with _asked(superlink):
+        read_superlink_connection(superlink)
 
 
 def nodes(superlink: str) -> list[Node]:

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ease_flwr.hosts import app, processes
+from ease_flwr.config import ConfigError
+from ease_flwr.hosts import app, surroundings
 from ease_flwr.store import queue
 
 
@@ -17,9 +18,9 @@ class Link:
     """A SuperLink as the flwr CLI knows it by name."""
 
     def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
-        """environment: of the flwr CLI; by default `processes.environment()`, with the user's own connections."""
+        """environment: of the flwr CLI; by default `surroundings.environment()`, with the user's own connections."""
         self.name = name
-        self.environment = environment or processes.environment()
+        self.environment = environment or surroundings.environment()
 
     def alive(self) -> bool:
         """Whether it is still there; of one that is not ours we do not know."""
@@ -30,18 +31,19 @@ class Link:
         return f"see `flwr log {run_id}` and the logs of the SuperLink {self.name}"
 
     def submit(self, settings: dict[str, Any], nodes: str = "") -> str:
-        """Hand the app over; returns the id of Flower's run. Raises RuntimeError where Flower refuses it."""
+        """Hand the app over; returns the id of Flower's run. Raises ConfigError where Flower refuses it."""
         asked = queue.requests(queue.read(Path(settings["run-dir"]))) if settings.get("resume") else []
         methods = {settings["strategy"], *(r.strategy for r in asked)}
         pairs = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
         federation = ("--federation-config", nodes) if nodes else ()
         said = self._flwr("run", str(app.folder(methods)), self.name, "--format", "json", "--run-config", pairs, *federation)
         try:
-            answer = json.loads(said[said.index("{") :])
-            if not answer["success"]:
-                raise ValueError
-        except (ValueError, KeyError):
-            raise RuntimeError(f"flwr run refused the app: {' '.join(said.split())}") from None
+            answer: dict[str, Any] = json.loads(said[said.index("{") :])
+        except ValueError:
+            answer = {"error-message": said}
+        if not answer.get("success"):
+            why = " ".join(str(answer.get("error-message")).split())
+            raise ConfigError(f"flwr run refused the app: {why}")
         return str(answer["run-id"])
 
     def follow(self, run_id: str, folder: Path, position: int = 0) -> int:
@@ -78,14 +80,16 @@ class Link:
             return f"unknown: {' '.join(said.split())[:200]}"
 
     def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(["flwr", *arguments], env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["flwr", *arguments], env=self.environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         return done.stdout + done.stderr
 
 
 def read_state(folder: Path) -> dict[str, str]:
     """What state.json of a run says: `status` and `error`; both are empty where there is none yet."""
     try:
-        state: dict[str, str] = json.loads((folder / "state.json").read_text())
+        state: dict[str, str] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"status": "", "error": ""}
     return state
