@@ -6,12 +6,13 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from ease_flwr import launcher
-from ease_flwr.cli import app, terminal
+from ease_flwr import WINDOWS, config, launcher
+from ease_flwr.cli import app
 from ease_flwr.config import APP, ConfigError
 from ease_flwr.hosts import doctor
 from ease_flwr.hosts import simulation as simulations
@@ -117,10 +118,17 @@ def test_nothing_is_written_into_a_file_that_got_the_number_of_a_closed_stream(t
     assert (tmp_path / "precious").read_text() == ""
 
 
-def test_on_windows_one_line_says_where_it_does_run(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
-    said = CliRunner().invoke(app, ["--version"])
-    assert (said.exit_code, said.output) == (2, terminal.WINDOWS + "\n")
+WITHOUT = "import signal, sys; sys.modules['fcntl'] = sys.modules['resource'] = None; del signal.SIGHUP; import ease_flwr.cli\n"
+WITHOUT += "sys.platform = 'win32'\n"
+"""What Python has on Windows."""
+
+
+@pytest.mark.parametrize("use", ["ease_flwr.cli.app(['doctor'])", "ease_flwr.run"])
+def test_on_windows_one_line_says_where_it_does_run(use):
+    done = subprocess.run([sys.executable, "-c", WITHOUT + use], capture_output=True, text=True, env={"PYTHONPATH": str(APP)})
+    assert done.returncode == (2 if "cli" in use else 1)
+    assert done.stderr.splitlines()[-1].endswith(f": {WINDOWS}")
+    assert "Traceback" not in done.stderr or "cli" not in use
 
 
 @pytest.mark.parametrize(
@@ -151,8 +159,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused_before_anything_is_started(
 
 
 def test_a_folder_is_looked_at_and_left_as_it_was(tmp_path):
-    files.check_writable(tmp_path / "a" / "b")
-    files.check_writable(tmp_path)
+    assert files.unwritable(tmp_path / "a" / "b") == files.unwritable(tmp_path) == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -198,6 +205,30 @@ def test_a_request_for_a_superlink_that_nobody_knows_is_not_on_the_agenda(learnt
     assert said.exit_code == 2
     assert said.output.startswith("ease forget: --superlink nope: ")
     assert (learnt / "queue.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
+def test_a_seed_of_an_experiment_is_one_for_all_that_draw(seed, monkeypatch):
+    import torch
+
+    from ease_flwr.data import topics
+
+    assert config.load("personas", {"seed": seed}).seed == seed
+    torch.Generator().manual_seed(seed)
+    captions = {"a": [1.0, 0.0], "b": [1.0, 0.1], "c": [0.0, 1.0]}
+    model = SimpleNamespace(encode_text=lambda tokens, normalize: torch.tensor(tokens), to=lambda device: None)
+    tokenize = lambda texts: SimpleNamespace(to=lambda device: [captions[t] for t in texts])  # noqa: E731
+    monkeypatch.setattr(topics.backbone, "load", lambda model_config: SimpleNamespace(model=model, tokenize=tokenize))
+    entries = [SimpleNamespace(name=f"{c}.jpg", captions=[c]) for c in captions]
+    found = topics.topics(entries, config.ModelConfig(), 2, seed)
+    assert found["a.jpg"] == found["b.jpg"] != found["c.jpg"]
+
+
+def test_a_larger_seed_is_refused_at_once():
+    with pytest.raises(
+        ConfigError, match=r"^experiment personas: seed=18446744073709551616: [^\n]*less than 18446744073709551616"
+    ):
+        config.load("personas", {"seed": 2**64})
 
 
 def test_the_doctor_finds_all_well_here_without_importing_it(place):

@@ -104,13 +104,9 @@ def test_temporary_folders_that_cannot_be_written_are_passed_over(alone, tmp_pat
     alone.setenv("RAY_TMPDIR", str(file))
     alone.setenv("TMPDIR", "/proc/1")
     assert surroundings.temporary() == Path("/tmp")
-    alone.setattr(surroundings, "check_writable", lambda folder: _refused(folder))
+    alone.setattr(surroundings, "unwritable", lambda folder: f"{folder}: no")
     with pytest.raises(ConfigError, match=r"^no folder for temporary files: .*/tmp: no; .*: set TMPDIR to a short one"):
         processes.Family()
-
-
-def _refused(folder):
-    raise ConfigError(f"{folder}: no")
 
 
 def test_a_superlink_that_nobody_knows_is_refused_where_flwr_reads_its_file(alone, tmp_path):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machine.")
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
+LAST = 2**64 - 1
+"""The largest seed that torch takes."""
 SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0)]
 
 
@@ -145,7 +147,7 @@ def align(
     width: Annotated[int, typer.Option(help="Dimension of the embeddings.", min=2)] = 256,
     context: Annotated[int, typer.Option(help="Tokens of a caption, at most.", min=4)] = 32,
     epochs: Annotated[int, typer.Option(min=1)] = 30,
-    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the projections at the start and all orders.", min=0, max=LAST)] = 0,
 ) -> None:
     """Make a base model of two pretrained towers: both stay frozen, a linear projection behind each is trained."""
     with mistakes("align"):
@@ -160,7 +162,7 @@ def align(
 
 def make_base(
     path: Annotated[Path, typer.Option(help="File to write.")] = config.PACKAGE / "data" / "personas-base.json",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST)] = 0,
     scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
 ) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import click
 from typer.core import TyperGroup
 
+from ease_flwr import WINDOWS
+
 PANELS = RUNS, FORGETTING, JUDGING, HOSTS, DATA = (
     *("Run and compare", "Forget and go on", "Audit and report"),
     *("Deploy and hosts", "Data and models"),
 )
 """Groups of commands, in the order that `ease --help` shows."""
-WINDOWS = "ease does not run on Windows itself: it needs locks and signals of Linux or macOS; in WSL 2 it does"
 
 
 class Commands(TyperGroup):
@@ -30,14 +31,18 @@ class Commands(TyperGroup):
         """Do a command; ends the process, as all programs of click."""
         open_streams()
         if sys.platform == "win32":
-            print(WINDOWS, file=sys.stderr)
+            print(f"ease: {WINDOWS}", file=sys.stderr)
             sys.exit(2)
+        status: Any = 0
         try:
-            return super().main(*words, **how)
-        except (OSError, ImportError) as error:  # of commands that have not told themselves
-            _end(said("", error))
-        finally:
-            _flush()
+            super().main(*words, **how)
+        except SystemExit as ended:
+            status = ended.code
+        except (OSError, ImportError) as error:  # of commands that have not told it themselves
+            status = _failed(error)
+        if (error := _unwritten()) and not status:
+            status = _failed(error)
+        sys.exit(status)
 
 
 def open_streams() -> None:
@@ -66,18 +71,18 @@ def said(command: str, error: OSError | ImportError) -> str:
     return f"{name}: {where}{error.strerror or ' '.join(str(error).split()) or type(error).__name__}"
 
 
-def _flush() -> None:
-    """Write what is left; where nobody reads it, leave it."""
+def _unwritten() -> OSError | None:
+    """Write what is left; why that could not be, but where nobody reads it."""
     try:
         sys.stdout.flush()
     except OSError as error:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries it again at its end
-        if not isinstance(error, BrokenPipeError):
-            _end(said("", error))
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
 
 
-def _end(line: str) -> None:
+def _failed(error: OSError | ImportError) -> int:
     with suppress(OSError):
-        print(line, file=sys.stderr)
-    sys.exit(1)
+        print(said("", error), file=sys.stderr)
+    return 1

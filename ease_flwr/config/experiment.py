@@ -97,7 +97,7 @@ class AuditConfig(Section):
 class Experiment(Section):
     name: str = afterwards("personas")
     """Name of the experiment, with its variants: conf/experiment/NAME.yaml and conf/variant/."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Decides the world, the partition, the adapters at the start and every order of data."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

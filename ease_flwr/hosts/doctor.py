@@ -11,18 +11,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 from packaging.requirements import Requirement
 
-from ease_flwr import __version__
 from ease_flwr.config import APP, ConfigError, code_hash
 from ease_flwr.hosts import processes, surroundings
-from ease_flwr.store.files import check_writable, home
+from ease_flwr.store.files import home, unwritable
 
 SHOWN = ("flwr", "ray", "torch", "torchvision", "open_clip_torch", "peft")
 """Packages that are named wherever all is well with them, too."""
@@ -54,7 +55,7 @@ class Finding:
 def examine(gpu: bool = False) -> list[Finding]:
     """All findings.  gpu: ask torch for GPUs as well, which takes some ten seconds."""
     found = [Finding("system", f"{platform.system()} {platform.release()} {platform.machine()}"), _python()]
-    found += [Finding(OURS, f"{__version__}, code {code_hash()[:12]}"), *_packages(), *_programs(), *_machine()]
+    found += [Finding(OURS, f"{_project()['version']}, code {code_hash()[:12]}"), *_packages(), *_programs(), *_machine()]
     found += [_gpu(), *([_torch()] if gpu else []), _port(), *_folders(), _files(), *_proxies(), *_others_ray()]
     return found
 
@@ -83,11 +84,15 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, there)
 
 
+def _project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((APP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
 def _wishes() -> dict[str, list[tuple[str, Requirement]]]:
     """By package, who wants which versions of it: this project, and the packages that it names itself."""
-    project = tomllib.loads((APP / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wishes: dict[str, list[tuple[str, Requirement]]] = {}
-    for wish in map(Requirement, project["dependencies"]):
+    for wish in map(Requirement, _project()["dependencies"]):
         wishes.setdefault(wish.name, []).append((OURS, wish))
         try:
             theirs, named = requires(wish.name) or [], f"{wish.name} {version(wish.name)}"
@@ -151,7 +156,9 @@ def _port() -> Finding:
 
 def _folders() -> Iterator[Finding]:
     try:
-        check_writable(runs := home())
+        runs = home()
+        if why := unwritable(runs):
+            raise ConfigError(why)
         there = next(p for p in (runs, *runs.parents) if p.is_dir())
         free = shutil.disk_usage(there).free / 2**30
         advice = "" if free >= DISK else f"a run needs {DISK:g} GiB: make room, or set EASE_FLWR_HOME"
@@ -162,12 +169,11 @@ def _folders() -> Iterator[Finding]:
         yield Finding("temporary files", str(surroundings.temporary()))
     except ConfigError as error:
         yield Finding("temporary files", str(error), False, "set TMPDIR")
-    try:
-        flower = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
-        check_writable(flower)
-        yield Finding("Flower's folder", str(flower))
-    except (ConfigError, RuntimeError) as error:
-        yield Finding("Flower's folder", str(error), advice="--superlink and `flwr run` need one: set FLWR_HOME")
+    flower = Path(os.environ.get("FLWR_HOME") or "~/.flwr")
+    with suppress(RuntimeError):  # of a user without a home
+        flower = flower.expanduser()
+    why = unwritable(flower)
+    yield Finding("Flower's folder", why or str(flower), advice="for --superlink and `flwr run`: set FLWR_HOME" if why else "")
 
 
 def _files() -> Finding:

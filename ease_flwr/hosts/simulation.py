@@ -14,7 +14,7 @@ from typing import Any
 from ease_flwr import config, data
 from ease_flwr.hosts import cluster, processes, surroundings
 from ease_flwr.hosts.link import Link, logged, read_state
-from ease_flwr.store.files import check_writable
+from ease_flwr.store.files import unwritable
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen."""
@@ -55,7 +55,8 @@ def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path
                 file=sys.stderr,
             )
             raise
-    check_writable(folder)
+    if why := unwritable(folder):
+        raise config.ConfigError(f"run-dir {why}: choose another (--run-dir), or another place for all runs (EASE_FLWR_HOME)")
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ease_flwr.config import ConfigError
-from ease_flwr.store.files import check_writable
+from ease_flwr.store.files import unwritable
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -103,12 +103,9 @@ def temporary() -> Path:
         if len(os.fsencode(folder + LONGEST)) > LIMIT:
             tried.append(f"{folder} is too long, sockets in it would have paths of more than {LIMIT} bytes")
             continue
-        try:
-            check_writable(Path(folder))
-        except ConfigError as error:
-            tried.append(str(error))
-        else:
+        if not (why := unwritable(Path(folder))):
             return Path(folder)
+        tried.append(why)
     raise ConfigError(f"no folder for temporary files: {'; '.join(tried)}: set TMPDIR to a short one that can be written")
 
 

@@ -39,17 +39,17 @@ def new_folder(folder: Path, why: str = "choose another, or remove it") -> None:
         raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
 
 
-def check_writable(folder: Path) -> None:
-    """Raises ConfigError where nothing can be written in a folder, or where it cannot be made. Leaves nothing behind."""
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written in a folder, or it cannot be made; "" where it can. Leaves nothing behind."""
     there = folder
     try:
         while not os.path.lexists(there):
             there = there.parent
         with tempfile.TemporaryDirectory(prefix=".ease-", dir=there):
-            pass
+            return ""
     except OSError as error:
         what = f"{folder} cannot be written" if there == folder else f"{folder} cannot be made in {there}"
-        raise ConfigError(f"{what}: {error.strerror}: choose another folder") from None
+        return f"{what}: {error.strerror}"
 
 
 def busy(file: Path) -> bool:
