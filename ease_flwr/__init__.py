@@ -10,6 +10,7 @@ and `RunError` are those of ease_flwr/api.py.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ease_flwr.config import RunError
 
 __version__ = "0.2.0"
+WINDOWS = "it needs file locks and signals that Windows does not have: use WSL 2, which is Linux"
 __all__ = ["Request", "Run", "RunError", "__version__", "open_run", "run"]
 
 _HERE = Path(__file__).resolve().parent
@@ -29,4 +31,6 @@ if not (_HERE / "strategies").is_dir():  # a checkout, or the app that Flower un
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ease_flwr' has no attribute {name!r}")
+    if sys.platform == "win32":
+        raise ImportError(f"ease_flwr: {WINDOWS}")
     return getattr(import_module("ease_flwr.api"), name)  # by its name: no other module depends on it

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from ease_flwr.config import APP, code_hash
-from ease_flwr.hosts import app, processes
+from ease_flwr.hosts import app, processes, surroundings
 from tests.small import TINY, hashes
 
 BRIDGE, ADDRESS = "ease-ray", "10.78.0.1:6379"
@@ -66,7 +66,7 @@ class Node:
         """`ray start` on this node, which says that it runs."""
         log = self.folder / "ray.said"
         common = ["--block", "--node-ip-address", self.address, "--num-cpus", "1", "--temp-dir", str(self.folder / "ray")]
-        family.start(self.there("ray", "start", *words, *common), log, processes.environment(threads=1))
+        family.start(self.there("ray", "start", *words, *common), log, surroundings.environment(threads=1))
         until(lambda: "Ray runtime started" in log.read_text(), log)
 
     def processes(self):

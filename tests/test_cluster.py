@@ -13,61 +13,23 @@ from typer.testing import CliRunner
 from ease_flwr import api
 from ease_flwr.cli.main import app
 from ease_flwr.config import APP, ConfigError
-from ease_flwr.hosts import cluster, processes
+from ease_flwr.hosts import cluster, processes, surroundings
 from ease_flwr.hosts.simulation import Where
-
-LONG = "/scratch/" + "x" * 40
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """Where this machine has its temporary files."""
-
-    def is_at(folder):
-        monkeypatch.setattr("tempfile.gettempdir", lambda: str(folder))
-
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    is_at("/tmp")
-    return is_at
 
 
 def test_another_clusters_variables_are_not_handed_on(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.1.1.1:6379")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.9")
-    found = {name: value for name, value in processes.environment().items() if name.startswith("RAY_")}
+    found = {name: value for name, value in surroundings.environment().items() if name.startswith("RAY_")}
     assert found == {"RAY_memory_usage_threshold": "0.9"}
 
 
-def test_a_ray_of_its_own_whatever_the_address_says(monkeypatch, temporary):
+def test_a_ray_of_its_own_whatever_the_address_says(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "10.1.1.1:6379")
-    assert cluster.variables() == {
-        "RAY_ADDRESS": "local",
-        "RAY_TMPDIR": "/tmp",
-    }  # not "": Ray would look for one on this machine
-    assert cluster.variables("10.0.0.1:6379") == {"RAY_ADDRESS": "10.0.0.1:6379"}
-
-
-def test_rays_folder_is_the_users_where_its_sockets_fit(monkeypatch, temporary):
-    writable = lambda folder, mode: folder != "/read-only"  # noqa: E731
-    monkeypatch.setattr("os.access", writable)
-    for folder, used in {"/scratch": "/scratch", LONG: "/tmp", "/read-only": "/tmp", "/" + "ü" * 20: "/tmp"}.items():
-        temporary(folder)
-        assert cluster.variables()["RAY_TMPDIR"] == used
-    temporary("/scratch")
-    monkeypatch.setenv("RAY_TMPDIR", LONG)
-    assert cluster.variables()["RAY_TMPDIR"] == "/scratch"
-    monkeypatch.setenv("RAY_TMPDIR", "/nvme")
-    assert cluster.variables()["RAY_TMPDIR"] == "/nvme"
-
-
-def test_the_longest_socket_just_fits(monkeypatch, temporary):
-    monkeypatch.setattr("os.access", lambda folder, mode: True)
-    room = 107 - len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
-    for length, fits in ((room, True), (room + 1, False)):
-        folder = "/" + "x" * (length - 1)
-        temporary(folder)
-        assert (cluster.variables()["RAY_TMPDIR"] == folder) == fits
+    own = {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(tmp_path)}  # not "": Ray would look for one on this machine
+    assert cluster.variables("", tmp_path) == own
+    assert cluster.variables("10.0.0.1:6379", tmp_path) == {"RAY_ADDRESS": "10.0.0.1:6379"}
 
 
 @pytest.mark.parametrize("address", ["head", "6379", ":6379", "head:", "head:no", "10.0.0.1:99999", "head:-1"])

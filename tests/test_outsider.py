@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from ease_flwr.hosts import app, certificates, connected, demo, deploy, processes, settings
+from ease_flwr.hosts import app, certificates, connected, demo, deploy, processes, settings, surroundings
 from ease_flwr.hosts.link import Link
 from tests.test_proxy import needs_nginx
 
@@ -31,7 +31,7 @@ class Outsider:
         (home / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "it"\n[superlink.it]\naddress = "{address}"\nroot-certificates = "{self.trusted}"\n'
         )
-        self.environment = processes.environment(home / "flwr", threads=1)
+        self.environment = surroundings.environment(home / "flwr", threads=1)
 
     def flwr(self, *words):
         """What flwr says."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,13 +196,22 @@ def test_families_within_families_end_with_the_outer_one(tmp_path):
     assert until(inner.gone)
 
 
-def test_the_environment_of_flwr(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", "/usr/bin")
-    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):  # a notebook's kernel sets these
-        monkeypatch.setenv(name, "1")
-    found = processes.environment(tmp_path, threads=2)
-    assert found["PATH"] == os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin"])
-    assert (found["FLWR_HOME"], found["OMP_NUM_THREADS"]) == (str(tmp_path), "2")
-    assert found["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert not {"FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"} & set(found)
-    assert not processes.listens(processes.free_port())
+def test_who_listens_at_a_port_may_be_another_process(tmp_path):
+    program = "import socket, time; s = socket.create_server(('127.0.0.1', {})); time.sleep(600)"
+    ours, theirs = processes.free_port(), processes.free_port()
+    with socket.create_server(("127.0.0.1", theirs)), Family() as family:
+        family.start([sys.executable, "-c", program.format(ours)], tmp_path / "log")
+        assert until(lambda: family.listens(ours))
+        assert processes.listens(theirs)
+        assert not family.listens(theirs)
+
+
+def test_who_reads_no_more_ends_all_and_is_told(tmp_path, capsys):
+    def print_it():
+        with Family(lambda: "`ease resume RUN` goes on") as family:
+            family.start(SLEEP, tmp_path / "log")
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        print_it()
+    assert capsys.readouterr().err == "ease: nobody reads what is said: 1 processes ended; `ease resume RUN` goes on\n"

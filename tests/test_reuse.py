@@ -270,7 +270,7 @@ def test_a_folder_that_was_claimed_and_not_used_is_given_back(tmp_path):
         files.claimed(tmp_path / "new" / "run")
 
 
-@pytest.mark.parametrize(("error", "line"), [(11, "is in use by another process"), (37, "no locks on its file system")])
+@pytest.mark.parametrize(("error", "line"), [(11, "is in use by another process"), (37, "cannot be locked")])
 def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch, error, line):
     def refuse(*_):
         raise OSError(error, os.strerror(error))

@@ -61,17 +61,35 @@ def test_ease_run_does_the_job_and_leaves_nothing_running(environment, tmp_path)
     assert json.loads((tmp_path / "again" / "results.json").read_text())["adapters_sha256"] == results["adapters_sha256"]
 
 
-def test_a_long_temporary_folder_and_somebody_elses_cluster_do_not_matter(environment, tmp_path):
-    """Paths of sockets end after 107 bytes; nobody listens at the address."""
+def test_what_is_set_around_it_does_not_matter(environment, tmp_path):
+    """Paths of sockets end after 107 bytes; nobody listens at the addresses; nothing can be written in /proc."""
     long = tmp_path / ("x" * 60)
     long.mkdir()
     around = {**environment, "TMPDIR": str(long), "RAY_ADDRESS": f"127.0.0.1:{processes.free_port()}"}
     around["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"working_dir": "gcs://gone.zip"}})
+    around |= {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5h://127.0.0.1:9", "no_proxy": "::1/128"}
+    around |= {"HOME": "/proc/nobody", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "TERM": "dumb"}
+    around.pop("FLWR_HOME", None)
     settings = {**TINY, "learn.rounds": 1, "strategy.rounds": 1, "continuation.rounds": 0}
-    done = ease_run(around, tmp_path / "run", settings)
+    done = ease_run(around, tmp_path / "run", settings, "--seed", str(2**63 - 1))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "finished"
     assert not list(long.glob("ray*"))
+    assert not left_running(environment)
+
+
+def test_a_run_whose_words_nobody_reads_ends_and_can_be_resumed(environment, tmp_path):
+    run = tmp_path / "run"
+    settings = [a for k, v in SMALL.items() for a in ("--set", f"{k}={v}")]
+    command = [sys.executable, "-m", "ease_flwr", "run", "--run-dir", str(run), *settings]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("starting Flower and Ray")
+        process.stdout.close()
+        assert process.wait(300) == 1
+        said = process.stderr.read()
+    assert said.startswith("ease: nobody reads what is said: "), said
+    assert said.endswith(f"processes ended; `ease resume {run}` goes on\n")
+    assert said.count("\n") == 1
     assert not left_running(environment)
 
 

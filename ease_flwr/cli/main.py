@@ -17,13 +17,15 @@ from ease_flwr.cli import data as cli_data
 from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import host as cli_host
 from ease_flwr.cli import operator as cli_operator
+from ease_flwr.cli.doctor import doctor
 from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes, own_files
+from ease_flwr.cli.terminal import DATA, HOSTS, JUDGING, RUNS, Commands
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.callback()(own_files)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def run(
     experiment: EXPERIMENT = "personas",
     strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
@@ -52,7 +54,7 @@ def run(
         print("" if until else ended.verdict())
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def audit(
     run: RUN,
     level: Annotated[
@@ -83,7 +85,7 @@ def audit(
         print(f"{federations.attack(run, shadows, _say)}\nin {run}")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a comparison.")],
     pictures: Annotated[bool, typer.Option(help="Show what searches find: with pictures of the run's own world.")] = True,
@@ -110,7 +112,7 @@ FOLDER = Annotated[
 JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def ablate(
     experiment: EXPERIMENT = "personas",
     seeds: SEEDS = "0,1,2",
@@ -135,7 +137,7 @@ def ablate(
     _finish(to, "ablation", {"md": ablation.table(found)}, {"": found})
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def compare(
     experiment: EXPERIMENT = "personas",
     strategies: STRATEGIES = "all",
@@ -164,7 +166,7 @@ def compare(
     _finish(to, "comparison", {"md": text, "csv": comparison.rows(tables)}, tables)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def tune(
     experiment: EXPERIMENT = "personas",
     strategies: STRATEGIES = "all",
@@ -185,7 +187,7 @@ def tune(
     _finish(to, "tuning", {"md": tuning.table(found, budget)}, {"": found})
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def methods(show: Annotated[str, typer.Option(help="Name of one, to print both of its halves.")] = "") -> None:
     """List the methods of unlearning: what each does, forgets, keeps on the server, and asks of whom it forgets."""
     from ease_flwr import methods as listed
@@ -231,25 +233,7 @@ def _finish(folder: Path, name: str, texts: dict[str, str], tables: dict[str, An
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
-def make_base(
-    path: Annotated[Path, typer.Option(help="File to write.")] = config.PACKAGE / "data" / "personas-base.json",
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1)] = 0,
-    scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-) -> None:
-    """Train the base model of the built-in world on drawn scenes and write it as one JSON file (about five
-    minutes on one core)."""
-    with mistakes("make-base"):
-        if not path.parent.is_dir():
-            raise config.ConfigError(f"no folder {path.parent}")
-    from ease_flwr.data.make_base import make_base as train
-
-    recall = train(path, seed, scenes, epochs, lambda line: print(line, flush=True))
-    print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")
-
-
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one experiment.")]) -> None:
     """Print several runs side by side as Markdown, with mean and spread of the gaps to the reference."""
     from ease_flwr.audit import summary as runs_summary
@@ -258,7 +242,7 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
         print(runs_summary.summary(runs), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=JUDGING)
 def noise(
     folders: Annotated[list[Path], typer.Argument(help="Finished runs of one experiment, or folders of them (a comparison).")],
     to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/NAME.json.")] = None,
@@ -272,7 +256,7 @@ def noise(
     print(f"cells: {found['cells']}, seeds: {', '.join(map(str, found['seeds']))}, in {file}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def bench(
     name: Annotated[str, typer.Argument(help="A file of benchmarks/, for example startup, step, cells, fuzz, mutants.")],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
@@ -292,8 +276,12 @@ def bench(
         raise typer.Exit(subprocess.call(command, cwd=config.APP))
 
 
-for name, command in cli_operator.COMMANDS.items():
-    app.command(name)(command)
-for name, group in {"deploy": cli_deploy.deploy, "data": cli_data.data, "host": cli_host.host}.items():
-    app.add_typer(group, name=name)
-app.command("align")(cli_data.align)
+app.command("doctor", rich_help_panel=RUNS)(doctor)
+for panel, commands in cli_operator.COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
+app.add_typer(cli_deploy.deploy, name="deploy", rich_help_panel=HOSTS)
+app.add_typer(cli_host.host, name="host", rich_help_panel=HOSTS)
+app.add_typer(cli_data.data, name="data", rich_help_panel=DATA)
+app.command("align", rich_help_panel=DATA)(cli_data.align)
+app.command("make-base", rich_help_panel=DATA)(cli_data.make_base)

@@ -12,6 +12,7 @@ import typer
 from ease_flwr import config
 from ease_flwr.cli.hosts import status
 from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes
+from ease_flwr.cli.terminal import DATA, FORGETTING, HOSTS, JUDGING
 
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
@@ -231,18 +232,16 @@ def app(folder: Annotated[Path, typer.Argument(help="New folder; letters, digits
         print(f"{folder}: `flwr build --app {folder}` packs it, `flwr app publish {folder}` publishes it")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "app": app,
-    "resume": resume,
-    "forget": forget,
-    "continue": continue_,
-    "withdraw": withdraw,
-    "join": join,
-    "reference": reference,
-    "open": open_,
-    "status": status,
-    "purge": purge,
-    "receipt": receipt,
-    "verify": verify,
-    "export": export,
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    FORGETTING: {
+        "forget": forget,
+        "continue": continue_,
+        "resume": resume,
+        "withdraw": withdraw,
+        "join": join,
+        "purge": purge,
+    },
+    JUDGING: {"open": open_, "reference": reference, "receipt": receipt, "verify": verify},
+    HOSTS: {"status": status, "app": app},
+    DATA: {"export": export},
 }

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ease_flwr import __version__, config
+from ease_flwr.cli.terminal import said
 
 CPUS = Annotated[int, typer.Option(help="Simulation: CPU cores of one client.", min=1)]
 GPUS = Annotated[float, typer.Option(help="Simulation: share of a GPU that Ray reserves for one client.", min=0)]
@@ -32,12 +33,18 @@ SUPERLINK = Annotated[str, typer.Option(help="Connection of the flwr CLI to a de
 
 @contextmanager
 def mistakes(command: str) -> Iterator[None]:
-    """One line and exit status 2 for a wrong setting; 1 where a run has stopped, which has said why."""
+    """One line and exit status 2 for a wrong setting; 1 where the machine refuses something, or a run has stopped, which has
+    said why."""
     try:
         yield
     except config.ConfigError as error:
         print(f"ease {command}: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except BrokenPipeError:  # nobody reads any more: as all programs end then
+        raise
+    except (OSError, ImportError) as error:
+        print(said(command, error), file=sys.stderr)
+        raise typer.Exit(1) from None
     except config.RunError:
         raise typer.Exit(1) from None
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from ease_flwr.config import ConfigError, ModelConfig, digest
+from ease_flwr.config import ConfigError, ModelConfig
 from ease_flwr.data.entries import Entry
 from ease_flwr.model import adapters, backbone
 
@@ -27,7 +27,7 @@ def topics(entries: list[Entry], model: ModelConfig, clusters: int, seed: int) -
         parts.append(base.model.encode_text(base.tokenize(captions[i : i + 256]).to(device), normalize=True).cpu().double())
     embedded, ends = torch.cat(parts).numpy(), np.cumsum([len(e.captions) for e in entries])
     means = np.stack([rows.mean(0) for rows in np.split(embedded, ends[:-1])])
-    state = seed if seed < 2**32 else int(digest(seed)[:8], 16)  # it takes 32 bits
-    found = KMeans(clusters, n_init=4, random_state=state).fit_predict(means / np.linalg.norm(means, axis=1, keepdims=True))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    found = KMeans(clusters, n_init=4, random_state=seed % 2**32).fit_predict(means)  # it takes no larger number
     width = len(str(clusters - 1))
     return {e.name: f"topic-{k:0{width}d}" for e, k in zip(entries, found, strict=True)}

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
 from ease_flwr.config import ConfigError
-from ease_flwr.hosts import processes
+from ease_flwr.hosts import surroundings
 
-LONGEST = "/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store"
-"""The longest path of a socket below Ray's folder."""
-LIMIT = 107
-"""Bytes that the system takes for such a path."""
 JOIN = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
 JOIN_SECONDS = 60.0
 
 
-def variables(cluster: str = "") -> dict[str, str]:
-    """Environment of a simulation on this cluster, or with a Ray of its own, whose folder is short enough for its sockets."""
-    if cluster:
-        return {"RAY_ADDRESS": cluster}
-    folders = filter(None, (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"))
-    short = (f for f in folders if len(os.fsencode(f + LONGEST)) <= LIMIT and os.access(f, os.W_OK))
-    return {"RAY_ADDRESS": "local", "RAY_TMPDIR": next(short, "/tmp")}
+def variables(cluster: str, folder: Path) -> dict[str, str]:
+    """Environment of a simulation on this cluster; where there is none, with a Ray of its own, whose files are in `folder`."""
+    return {"RAY_ADDRESS": cluster} if cluster else {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder)}
 
 
 def nodes(cluster: str) -> int:
@@ -40,7 +31,7 @@ def nodes(cluster: str) -> int:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConfigError(f"--ray {cluster}: {error}: start the head there, `ray start --head --port {port}`") from None
-    command, around = [sys.executable, "-P", "-c", JOIN, cluster], processes.environment()
+    command, around = [sys.executable, "-P", "-c", JOIN, cluster], surroundings.environment()
     try:
         joined = subprocess.run(command, env=around, capture_output=True, text=True, timeout=JOIN_SECONDS, check=False)
     except subprocess.TimeoutExpired:

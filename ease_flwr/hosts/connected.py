@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ease_flwr.config import ConfigError, Experiment, among
+from ease_flwr.hosts import surroundings
 
 SERVED = ("server.pem", "ca.crt")
 """Certificates in the server's folder: its own, and of the authority that signed it."""
@@ -51,11 +52,11 @@ def _asked(superlink: str) -> Iterator[None]:
     import click
 
     check(superlink)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with surroundings.past_proxies(), contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
-        except click.ClickException as error:
-            said = " ".join(error.message.split())
+        except (click.ClickException, RuntimeError, OSError) as error:  # of a home folder that is not there, or is not ours
+            said = " ".join((error.message if isinstance(error, click.ClickException) else str(error)).split())
             raise ConfigError(f"--superlink {superlink}: {said}") from None
 
 
@@ -66,7 +67,7 @@ def check(superlink: str) -> None:
 
     try:
         said, file = read_flower_config()
-    except (click.ClickException, OSError) as error:
+    except (click.ClickException, RuntimeError, OSError) as error:
         raise ConfigError(f"--superlink {superlink}: {getattr(error, 'message', error)}") from None
     known = sorted(name for name, about in said.get("superlink", {}).items() if isinstance(about, dict))
     if superlink not in known:

@@ -42,12 +42,12 @@ class Federation:
         """Where SuperNodes call: the SuperLink itself, until nginx is there."""
 
     def start_link(self) -> None:
-        """Start the SuperLink, and wait until it listens. Raises RuntimeError."""
+        """Start the SuperLink, and wait until it listens. Raises ConfigError."""
         command = watch.superlink(self.server, self.link_settings)
         self.link = self._listening(command, "superlink.out", self.port)
 
     def start_proxy(self) -> None:
-        """Start nginx before the SuperLink, and wait until it listens. Raises RuntimeError."""
+        """Start nginx before the SuperLink, and wait until it listens. Raises ConfigError."""
         command = [*deploy.proxy(self.server), "-g", "user root;"]  # of who starts this as root: its files are root's alone
         self.proxy = self._listening(command, "nginx.out", self.link_settings.proxy)
         self.reached = self.link_settings.door
@@ -64,19 +64,19 @@ class Federation:
         self.nodes[host] = self.family.start(supernode, home / "supernode.out", variables, home)
 
     def _listening(self, command: Sequence[str], out: str, port: int) -> subprocess.Popen[bytes]:
-        """A process of the server, once it listens. Raises RuntimeError."""
+        """A process of the server, once it listens. Raises ConfigError."""
         started = self.family.start(command, self.server / out, self.environment, self.server)
         limit = time.monotonic() + START_SECONDS
         while not processes.listens(port):
             if started.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError(f"{command[0]} did not start: see {self.server}/{out}")
+                raise config.ConfigError(f"{command[0]} did not start: see {self.server}/{out}")
             time.sleep(0.2)
         return started
 
 
 @contextmanager
 def federation(folder: Path, hosts: Sequence[str], say: Say = print) -> Iterator[Federation]:
-    """A new federation on loopback, for as long as the block. Raises RuntimeError where it does not start."""
+    """A new federation on loopback, for as long as the block. Raises ConfigError where it does not start."""
     ports = {"port": processes.free_port(), "loopback_port": processes.free_port()}
     deploy.init(folder, settings.Deployment(address="127.0.0.1", hosts=tuple(hosts), **ports))
     with processes.Family(lambda: f"logs and keys are in {folder}") as family:

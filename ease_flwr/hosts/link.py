@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr.config import ConfigError, encoded
-from ease_flwr.hosts import app, processes
+from ease_flwr.hosts import app, surroundings
 from ease_flwr.store import queue
 
 
@@ -19,9 +19,9 @@ class Link:
     """A SuperLink as the flwr CLI knows it by name."""
 
     def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
-        """environment: of the flwr CLI; by default `processes.environment()`, with the user's own connections."""
+        """environment: of the flwr CLI; by default `surroundings.environment()`, with the user's own connections."""
         self.name = name
-        self.environment = environment or processes.environment()
+        self.environment = environment or surroundings.environment()
 
     def alive(self) -> bool:
         """Whether it is still there; of one that is not ours we do not know."""
@@ -42,11 +42,12 @@ class Link:
             told = ("--format", "json", "--run-config", str(file), *federation)
             said = self._flwr("run", str(app.folder(methods)), self.name, *told)
         try:
-            answer = json.loads(said[said.index("{") :])
-            if not answer["success"]:
-                raise ValueError
-        except (ValueError, KeyError):
-            raise ConfigError(f"flwr run refused the app: {' '.join(said.split())}") from None
+            answer: dict[str, Any] = json.loads(said[said.index("{") :])
+        except ValueError:
+            answer = {"error-message": said}
+        if not answer.get("success"):
+            why = " ".join(str(answer.get("error-message")).split())
+            raise ConfigError(f"flwr run refused the app: {why}")
         return str(answer["run-id"])
 
     def follow(self, run_id: str, folder: Path, position: int = 0) -> int:
@@ -83,7 +84,9 @@ class Link:
             return f"unknown: {' '.join(said.split())[:200]}"
 
     def _flwr(self, *arguments: str) -> str:
-        done = subprocess.run(["flwr", *arguments], env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["flwr", *arguments], env=self.environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         return done.stdout + done.stderr
 
 

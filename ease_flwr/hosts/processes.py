@@ -1,4 +1,4 @@
-"""Processes that we start: their ports, their environment, and the end of all of them, whatever ends us.
+"""Processes that we start: their ports, and the end of all of them, whatever ends us.
 
 Without flwr and torch, as the guard imports it too.
 """
@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,11 +30,6 @@ GRACE = 10.0
 LAST = 5.0
 """Seconds for the system to do away with a process that was killed."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
 
 
 def free_port() -> int:
@@ -49,24 +43,6 @@ def listens(port: int) -> bool:
     """Whether somebody answers on this port of loopback."""
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
-
-
-COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
-"""Variables by which a notebook's kernel, or a CI, wants colours in what is not a terminal: flwr puts them into its JSON."""
-OTHERS_RAY = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
-"""Variables that send work to a Ray cluster, which may be there for other work: ours goes where it is told."""
-
-
-def environment(home: Path | None = None, threads: int = 0) -> dict[str, str]:
-    """Variables for flwr's commands: ours, the programs of this interpreter first, no telemetry, nothing installed, no Ray.
-
-    home: FLWR_HOME, by default the user's.  threads: of each process, by default its own choice.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    own = {"FLWR_HOME": str(home)} if home else {}
-    own |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    plain = {k: v for k, v in os.environ.items() if k not in COLOURS + OTHERS_RAY}
-    return {**plain, **QUIET, "PATH": path, **own}
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -157,9 +133,14 @@ class Family:
     """
 
     def __init__(self, advice: Callable[[], str] = str, grace: float = GRACE) -> None:
-        """advice: what to tell somebody who has stopped us, for example how to go on.  grace: as of `end`."""
+        """advice: what to tell somebody who has stopped us, for example how to go on.  grace: as of `end`.
+
+        Raises ConfigError where there is no folder for temporary files.
+        """
+        from ease_flwr.hosts.surroundings import temporary  # of no use to the guard, and slower than all the rest
+
         self.id = secrets.token_hex(8)
-        self.folder = Path(tempfile.gettempdir()) / f"ease-flwr-{self.id}"
+        self.folder = temporary() / f"ease-flwr-{self.id}"
         """A temporary folder, there in the block."""
         self.advice, self.grace = advice, grace
         self.ending = False
@@ -218,6 +199,14 @@ class Family:
         """Who is alive."""
         return members(self.id, self._known)
 
+    def listens(self, port: int) -> bool:
+        """Whether who listens at a port is one of us: another process of the machine may have taken it first."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp")):
+                    return True
+        return False
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._starting:
             self.ending = True
@@ -230,12 +219,13 @@ class Family:
         self._dismiss_guard()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._caught:
+        if self._caught or isinstance(error, BrokenPipeError):
             with contextlib.suppress(OSError):  # of a terminal that is gone
+                why = signal.Signals(self._caught).name if self._caught else "nobody reads what is said"
                 told = filter(None, [f"{count} processes ended", self.advice()])
-                print(f"ease: {signal.Signals(self._caught).name}: {'; '.join(told)}", file=sys.stderr, flush=True)
-            if error is None:
-                raise Stopped(self._caught)
+                print(f"ease: {why}: {'; '.join(told)}", file=sys.stderr, flush=True)
+        if self._caught and error is None:
+            raise Stopped(self._caught)
 
     def _caught_signal(self, number: int, frame: FrameType | None) -> None:
         """Raise Stopped, once: the clean-up that follows is not interrupted, neither is one that has just begun."""

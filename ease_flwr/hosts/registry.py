@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from ease_flwr.config import ConfigError
-from ease_flwr.hosts import certificates, processes
+from ease_flwr.hosts import certificates, surroundings
 from ease_flwr.hosts.deploy import CONNECTION, connection
 from ease_flwr.hosts.probe import probe, watcher
 from ease_flwr.hosts.settings import LINK, Server, read
@@ -111,7 +111,7 @@ class Registry:
     def _flwr(self, *words: str, refused: str = "") -> dict[str, Any]:
         """What `flwr supernode` answers; {} where it refuses with these words. Raises ConfigError."""
         command = ["flwr", "supernode", *words, "--format", "json"]
-        variables = processes.environment(self.folder / "flwr")
+        variables = surroundings.environment(self.folder / "flwr")
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
         try:

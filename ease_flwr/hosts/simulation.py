@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config, data
-from ease_flwr.hosts import cluster, processes
+from ease_flwr.hosts import cluster, processes, surroundings
 from ease_flwr.hosts.link import Link, logged, read_state
+from ease_flwr.store.files import unwritable
 
 START_SECONDS = 120.0
 """How long the SuperLink may take to listen."""
@@ -40,7 +41,7 @@ class Where:
 def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path, where: Where) -> int:
     """Run the app with these settings, and follow it to its end; the exit status, 0 if it finished.
 
-    Raises ConfigError where this machine cannot join the Ray cluster.
+    Raises ConfigError where the folder cannot be written, this machine cannot join the Ray cluster, or Flower refuses the app.
     """
     said = logged(folder)
     if where.superlink:
@@ -54,6 +55,8 @@ def submit(settings: dict[str, Any], experiment: config.Experiment, folder: Path
                 file=sys.stderr,
             )
             raise
+    if why := unwritable(folder):
+        raise config.ConfigError(f"run-dir {why}: choose another (--run-dir), or another place for all runs (EASE_FLWR_HOME)")
     clients = len(data.load(experiment.data, experiment.seed).clients)
     nodes = f"num-supernodes={clients} client-resources-num-cpus={where.client_cpus}"
     if where.client_gpus:
@@ -79,12 +82,14 @@ class SuperLink(Link):
     def __init__(self, family: processes.Family, threads: int, folder: Path | None = None, ray: str = "") -> None:
         """Starts it.  threads: of each client process.  folder: where it stands (default: that of the family).  ray: of Where.
 
-        Raises RuntimeError where it does not listen in time.
+        Raises ConfigError where it does not listen in time.
         """
         self.family = family
         self.home = home = family.folder
         self.port = processes.free_port()
-        variables = processes.environment(home, threads) | cluster.variables(ray) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        variables = (
+            surroundings.environment(home, threads) | cluster.variables(ray, home) | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        )
         super().__init__("ease", family.marked(variables))
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "ease"\n[superlink.ease]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
@@ -94,9 +99,9 @@ class SuperLink(Link):
         command += ["--log-file", str(home / "superlink.log"), "--disable-runtime-dependency-installation"]
         self.process = family.start(command, home / "superlink.out", variables, folder or home)
         limit = time.monotonic() + START_SECONDS
-        while not processes.listens(self.port):
+        while not processes.listens(self.port) or not family.listens(self.port):
             if not self.alive() or time.monotonic() > limit:
-                raise RuntimeError(f"the local SuperLink did not start: {self.last_words()}")
+                raise config.ConfigError(f"the local SuperLink did not start: {self.last_words()}: see `ease doctor`")
             time.sleep(0.2)
 
     def settle(self) -> None:

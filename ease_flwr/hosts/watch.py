@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from ease_flwr.config import ConfigError
-from ease_flwr.hosts import certificates, processes
+from ease_flwr.hosts import certificates, processes, surroundings
 from ease_flwr.hosts.policy import POLICY, read_policy
 from ease_flwr.hosts.probe import DOOR, RUNNING, began, busy, check_trust, probe, program, read_bytes
 from ease_flwr.hosts.settings import DOOR_KEY, INSIDE, LINK, NODE, Host, Server, read
@@ -133,7 +133,7 @@ def supernode(folder: Path, settings: Host) -> list[str]:
 
 def environment(folder: Path, threads: int = 0) -> dict[str, str]:
     """Variables of everything that runs for a folder: what Flower keeps is in flwr/, runs and the cache are in runs/."""
-    return processes.environment(folder / "flwr", threads) | {"EASE_FLWR_HOME": str(folder / "runs")}
+    return surroundings.environment(folder / "flwr", threads) | {"EASE_FLWR_HOME": str(folder / "runs")}
 
 
 def calls(process: psutil.Process, own: int) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ease_flwr.config import ConfigError, Experiment
 
@@ -19,8 +20,11 @@ CLAIM = '{"status": "submitted", "error": ""}\n'
 
 
 def home() -> Path:
-    """Where runs and the cache live: $EASE_FLWR_HOME, or ~/ease_flwr_runs."""
-    return Path(os.environ.get("EASE_FLWR_HOME", "~/ease_flwr_runs")).expanduser().absolute()
+    """Where runs and the cache live: $EASE_FLWR_HOME, or ~/ease_flwr_runs. Raises ConfigError where nobody's home is known."""
+    try:
+        return Path(os.environ.get("EASE_FLWR_HOME") or "~/ease_flwr_runs").expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError("this user has no home folder: set EASE_FLWR_HOME to the folder for runs") from None
 
 
 def default_folder(experiment: Experiment, strategy: str) -> Path:
@@ -78,13 +82,24 @@ def new_folder(folder: Path, why: str = "choose another, or remove it") -> None:
         raise ConfigError(f"{folder}: {error.strerror}: choose another folder") from None
 
 
-def busy(file: Path) -> bool:
-    """Whether another process has this lock."""
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written in a folder, or it cannot be made; "" where it can. Leaves nothing behind."""
+    there = folder
     try:
-        with locked(file):
-            return False
-    except ConfigError:
-        return True
+        while not os.path.lexists(there):
+            there = there.parent
+        with tempfile.TemporaryDirectory(prefix=".ease-", dir=there):
+            return ""
+    except OSError as error:
+        what = f"{folder} cannot be written" if there == folder else f"{folder} cannot be made in {there}"
+        return f"{what}: {error.strerror}"
+
+
+def busy(file: Path) -> bool:
+    """Whether another process has this lock, which may be another user's. Raises ConfigError where that cannot be known."""
+    with suppress(FileNotFoundError, PermissionError), file.open(encoding="utf-8") as f:
+        return not _taken(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,11 +117,18 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def locked(file: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock that ends with the process, however that ends. Raises ConfigError where another process has it."""
-    with file.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it") from None
-        except OSError as error:
-            raise ConfigError(f"{file.parent}: no locks on its file system ({error.strerror}): choose one on another") from None
+    with file.open("w", encoding="utf-8") as f:
+        if not _taken(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
+            raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it")
         yield
+
+
+def _taken(file: TextIO, how: int) -> bool:
+    """Whether a lock could be taken. Raises ConfigError where the file system knows no locks."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{file.name} cannot be locked: {error.strerror}: choose a folder on another file system") from None
+    return True
