@@ -13,10 +13,11 @@ retrieval sees is this margin.
 
 Which pairs, and how far. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
 trained on, under the model at the request (what is normal for what a model does not know; of one pair d is 0): a pair that
-is to be forgotten is *exclusive*, known from here alone, where an excision (`teacher`, an adapter vector) takes it a good part
-of the way there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as exclusive. Other pairs
-stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its neighbours along, and
-they have no margin term. They are the client's shared pairs if it leaves, and as many of the pairs it keeps if it stays.
+is to be forgotten is *exclusive*, known from here alone, where an excision (`teacher`, an adapter vector) takes it a good
+part of the way there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as
+exclusive. Other pairs stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its
+neighbours along, and they have no margin term. They are the client's shared pairs if it leaves, and as many of the pairs it
+keeps if it stays.
 `target` says where exclusive pairs go:
 
     excised    m_i = s^E_i, but between u - d and u; t_i is its cross-entropy under the teacher, but no more than that of the

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, RecordDict
+import pytest
+from flwr.app import Context, Message, RecordDict
 from PIL import Image
 
-from ease_flwr import data
-from ease_flwr.data import folder as hosts_data
 from tests.in_process_grid import InProcessGrid, submit
 from tests.small import RUN_CONFIG
 
@@ -80,6 +79,12 @@ class Shape:
             return ["l0"]
         return [f"c0/{_name('c0', 'train', i)}" for i in range(min(self.gone, self.pairs[0]))]
 
+    @property
+    def impossible(self) -> bool:
+        """Whether a request names nothing, or leaves nobody anything."""
+        kept = max(self.pairs) > 1 if self.labels > 1 else not self.labels
+        return self.scenario == "class" and (not self.labels or not kept)
+
     def rows(self, client: str, split: str, count: int) -> list[dict[str, Any]]:
         """Of an index."""
         out = []
@@ -116,10 +121,13 @@ def _write(root: Path, rows: list[dict[str, Any]]) -> None:
 
 
 class Nodes(InProcessGrid):
-    """Hosts with folders of their own."""
+    """Hosts with folders of their own, or the clients of a simulation; it hears what they judge."""
 
     def __init__(self, shape: Shape, root: Path, weights: Path, run_config: dict[str, Any]) -> None:
-        super().__init__(len(shape.pairs), run_config)
+        super().__init__(len(shape.pairs), run_config, tamper=self.heard)
+        self.judged: dict[str, Any] = {}
+        self.examined: dict[str, Any] = {}
+        """By client, what it answered last: in a judgement and in an audit."""
         for k, name in enumerate(shape.names if shape.hosts else ()):
             own = {"client-name": name, "data-root": str(root / name), "home": str(root / f"{name}-home")}
             own |= {"base-model": str(weights)}
@@ -127,9 +135,25 @@ class Nodes(InProcessGrid):
                 run_id=1, node_id=100 + k, node_config=own, state=RecordDict(), run_config=dict(run_config)
             )
 
+    def heard(self, client: str, reply: Message) -> Message:
+        if not reply.has_error() and "answer" in reply.content:
+            said = json.loads(str(reply.content.config_records["answer"]["json"]))
+            if isinstance(said, dict) and all(isinstance(of, dict) and "sets" in of for of in said.values()):
+                kept = self.examined if any("samples" in of for of in said.values()) else self.judged
+                kept[client] = said
+        return reply
 
-def play(shape: Shape, folder: Path, weights: Path, **more: Any) -> Path:
-    """Learn, forget, continue, audit, as a run does; its folder."""
+
+@dataclass(frozen=True)
+class Played:
+    """A finished run, and what its clients said."""
+
+    run: Path
+    nodes: Nodes
+
+
+def play(shape: Shape, folder: Path, weights: Path, **more: Any) -> Played:
+    """Learn, forget, continue, audit, as a run does. The folder must be new: worlds are kept by the path of their data."""
     write(shape, folder / "data")
     said = SETTINGS | {
         **{"data.kind": "folder" if shape.hosts else "photographs", "data.names": ",".join(shape.names)},
@@ -146,10 +170,9 @@ def play(shape: Shape, folder: Path, weights: Path, **more: Any) -> Path:
         **{"data.root": "" if shape.hosts else str(folder / "data"), "set": " ".join(f"{k}={v}" for k, v in said.items())},
         "model.weights": str(weights),
     }
-    for module in (data, hosts_data):
-        module.load.cache_clear()
-    submit(run_config, Nodes(shape, folder / "data", weights, run_config))
-    return folder / "run"
+    nodes = Nodes(shape, folder / "data", weights, run_config)
+    submit(run_config, nodes)
+    return Played(folder / "run", nodes)
 
 
 # ---- what must hold of every number ----------------------------------------------------------------------------------------
@@ -172,10 +195,11 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text(), parse_constant=refuse)
 
 
-def check(run: Path, shape: Shape) -> None:
+def check(played: Played, shape: Shape) -> None:
     """Every number of a finished run, and every page about it."""
     from ease_flwr.audit import report, summary
 
+    run = played.run
     results, audit = read(run / "results.json"), read(run / "audit.json")
     for model, sets in results["models"].items():
         assert {"forget", "retain", "test"} - set(sets) <= set(results["left_out"])
@@ -186,8 +210,15 @@ def check(run: Path, shape: Shape) -> None:
             assert all(0 <= r <= 100 for r in (*both, found["r1"])), (model, found)
     for key in (k for k in results if k.startswith("gaps")):
         assert all(g is None or abs(g) <= 100 for k, g in results[key].items() if k != "forget_normalised")
-        assert results[key].get("forget_normalised", 0) is not None or key != "gaps" or "forget_normalised" in results["left_out"]
+        assert (
+            results[key].get("forget_normalised", 0) is not None or key != "gaps" or "forget_normalised" in results["left_out"]
+        )
+    for model, sets in results["models"].items():
+        said = [of[model]["sets"] for of in played.nodes.judged.values()]
+        assert {s: found["n"] for s, found in sets.items()} == _sums(said, lambda found: found["images"])
     numbers, left_out = audit["numbers"], audit["left_out"]
+    for model, found in numbers.items():
+        _counted(found, [of[model] for of in played.nodes.examined.values()])
     for found in numbers.values():
         for key, m in found.items():
             _number(key, m)
@@ -206,6 +237,24 @@ def check(run: Path, shape: Shape) -> None:
     for name in (n for n in left_out if not n.startswith("interval of ")):
         assert name in pages["audit.md"]
         assert name in pages["report.html"]
+
+
+def _sums(said: list[dict[str, Any]], count: Any) -> dict[str, Any]:
+    """By set, the sum of what clients counted."""
+    return {s: sum(count(of[s]) for of in said if s in of) for s in {s for of in said for s in of}}
+
+
+def _counted(found: dict[str, dict[str, float]], said: list[dict[str, Any]]) -> None:
+    """Every recall of an audit by hand: hits of all clients among queries of all clients, either way, and the mean of both."""
+    for s, of in _sums([of["sets"] for of in said], lambda f: np.array([len(f["i2t"]), len(f["t2i"])])).items():
+        hits = _sums([of["sets"] for of in said], lambda f: np.array([sum(r <= 1 for r in f[w]) for w in ("i2t", "t2i")]))[s]
+        assert found[f"r1.{s}"]["value"] == pytest.approx(100 * (hits / of).mean(), abs=1e-5), s
+    for stop, steps in enumerate((0, 1, 5, 15, 40)):
+        members = [m for of in said for m in of["relearn"]]
+        if members:
+            hits = np.sum([[order[stop] for order in m["hits"]] for m in members], axis=0).mean(0)
+            share = hits / np.sum([m["of"] for m in members], axis=0)
+            assert found[f"relearn.{steps}"]["value"] == pytest.approx(100 * share.mean(), abs=1e-5), steps
 
 
 def _number(key: str, m: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from ease_flwr.clients.audit import FORGET_SETS
 from ease_flwr.exchange.examined import STEPS
 from ease_flwr.exchange.judgement import KS, PARTS
 
+
 def estimates(answers: Answers) -> dict[str, Estimate]:
     """Every number that one model has by itself:
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ease_flwr import data
-from ease_flwr.audit import references as asking
 from ease_flwr.audit import omitted, retrieval
+from ease_flwr.audit import references as asking
 from ease_flwr.audit.summary import PAIRS, cost_line, read_results
 from ease_flwr.config import ConfigError, Experiment, described, union
 from ease_flwr.exchange.evaluation import judge
