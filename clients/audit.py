@@ -27,10 +27,10 @@ from ease_flwr.clients.probing import (
 from numpy.typing import NDArray
 
 from ease_flwr.data.backdoor import Marked
-from ease_flwr.data.pairs import EvaluationSet, Pairs
+from ease_flwr.data.pairs import EvaluationSet, Pairs, with_queries
 from ease_flwr.exchange import messages
 from ease_flwr.exchange.answers import as_json
-from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS, MOST, STEPS, Examination, ExaminedSet, MemberHits
+from ease_flwr.exchange.examined import BATCH_SEEDS, CROSS_STEPS, MOST, STEPS, TWO, Examination, ExaminedSet, MemberHits
 from ease_flwr.model.retrieval import partner_losses
 
 if TYPE_CHECKING:
@@ -80,20 +80,21 @@ class Audit(Contrastive):
         forgotten = self._forgotten(self.named(asked.forget)) if any(s in sets for s in FORGET_SETS) else None
         if forgotten is not None:
             sets["neighbours"] = self._neighbours(sets, forgotten)
-        samples = self._samples(sets, asked.split) if SAMPLES in asked.probes else {}
+        samples = with_queries(self._samples(sets, asked.split)) if SAMPLES in asked.probes else {}
+        judged = with_queries(sets)
         said: dict[str, Examination] = {}
         for name, theta in models.items():
             self.model.set(theta)
-            found: Found = {"sets": {s: self.examined(chosen, theta) for s, chosen in sets.items()}}
+            found: Found = {"sets": {s: self.examined(chosen, theta) for s, chosen in judged.items()}}
             found["samples"] = {s: self.examined(chosen, theta) for s, chosen in samples.items()}
-            if isinstance(self.world, Marked):
+            if isinstance(self.world, Marked) and "test" in judged:
                 found["backdoor"] = self._backdoor(self.world, sets["test"], theta)
             if forgotten is not None:
                 subject = Subject(forgotten, sets, asked, models.get("retrain"), lock)
                 for probe in (p for p in asked.probes if p != SAMPLES):
                     found |= getattr(self, probe)(theta, subject)
             said[name] = Examination.model_validate(found)
-        return 0.0, sum(len(s.query) for s in sets.values()), {"answer": as_json(said)}
+        return 0.0, sum(len(s.query) for s in judged.values()), {"answer": as_json(said)}
 
     def examined(self, chosen: EvaluationSet, theta: NDArray[np.float32]) -> ExaminedSet:
         """Ranks and similarities on a set, query by query."""
@@ -116,14 +117,18 @@ class Audit(Contrastive):
         return labels | {k: self._features(pairs, theta, subject.asked.train.batch).tolist() for k, pairs in both.items()}
 
     def linear_probe(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Cross-validated scores of a linear classifier on frozen embeddings (image and text side by side)."""
+        """Cross-validated scores of a linear classifier on frozen embeddings (image and text side by side), of TWO or more."""
         *both, labels = self._both_sides(subject)
+        if min(map(len, both)) < TWO:
+            return labels
         inside, outside = (torch.cat(self._first(pairs, theta), 1).cpu() for pairs in both)
         return labels | {"probe": [side.tolist() for side in separating(inside, outside)]}
 
     def relearning(self, theta: NDArray[np.float32], subject: Subject) -> Found:
         """Hits on what is forgotten before, and after some steps of, learning it again, and how far the first step leads along
-        locked directions."""
+        locked directions. Pairs are learnt from each other: of fewer than TWO nothing is."""
+        if len(subject.forgotten) < TWO:
+            return {}
         asked = enough(self._asked(subject.sets))
         before = self._hits(asked, theta)
         hits, regained = [], list[float]()
@@ -135,7 +140,9 @@ class Audit(Contrastive):
         return {"relearn": by_member(asked, np.array(hits)), "regained": regained}
 
     def cross_modal(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Hits after learning the forgotten pairs again with one tower while the other stays as it is."""
+        """Hits after learning the forgotten pairs again with one tower while the other stays as it is; see `relearning`."""
+        if len(subject.forgotten) < TWO:
+            return {}
         asked = enough(self._asked(subject.sets))
         out: dict[str, list[MemberHits]] = {}
         for tower in ("visual", "text"):
@@ -153,13 +160,14 @@ class Audit(Contrastive):
         return {"swap": {tower: by_member(asked, self._hits(asked, *mixed)[None, None]) for tower, mixed in both.items()}}
 
     def alignment(self, theta: NDArray[np.float32], subject: Subject) -> Found:
-        """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs."""
-        out: dict[str, list[float]] = {}
+        """Linear CKA of embeddings to the retrained model's, on forgotten and on public pairs, where they differ."""
+        out: dict[str, list[float | None]] = {}
         if subject.reference is None:
             return {}
         for name, pairs in (("forget", some(subject.forgotten, 2)), ("public", self.world.unseen())):
             ours, theirs = self._first(pairs, theta), self._first(pairs, subject.reference)
-            out[name] = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
+            both = [linear_cka(a, b) for a, b in zip(ours, theirs, strict=True)]
+            out |= {} if None in both else {name: both}
         return {"cka": out}
 
     def _forgotten(self, gone: NDArray[np.bool_]) -> Pairs:

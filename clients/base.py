@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ease_flwr import config
 from ease_flwr.config import ConfigError, DataError, Union
-from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown
+from ease_flwr.data.pairs import ClientData, EvaluationSet, Pairs, World, unknown, with_queries
 from ease_flwr.exchange.answers import LABELS, as_json
 from ease_flwr.exchange.judgement import Evaluation
 from ease_flwr.exchange.messages import Evaluate, Forget, Learn, Training, read_instruction, seed_name
@@ -156,7 +156,7 @@ class LoraClient(NumPyClient):
         theta = parameters[0]
         self.model.set(theta)
         sets, there = {}, self.data.evaluation(instruction.split, instruction.forget)
-        for name, chosen in ((n, s) for n, s in there.items() if len(s.query)):
+        for name, chosen in with_queries(there).items():
             i2t, t2i, similarity = self.judged(chosen, theta)
             sets[name] = counts(i2t, t2i, len(chosen.gallery.pairs), similarity if instruction.similarity else None)
         found = Evaluation.model_validate({"sets": sets})

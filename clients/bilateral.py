@@ -12,11 +12,12 @@ of the partner among the batch and as many public pairs: similarities are fixed 
 retrieval sees is this margin.
 
 Which pairs, and how far. With u and d the mean and standard deviation of the similarity of public pairs that nobody was
-trained on, under the model at the request (what is normal for what a model does not know): a pair that is to be forgotten is
-*exclusive*, known from here alone, where an excision (`teacher`, an adapter vector) takes it a good part of the way
-there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as exclusive. Other pairs
-stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its neighbours along, and
-they have no margin term. They are the client's shared pairs if it leaves, and as many of the pairs it keeps if it stays.
+trained on, under the model at the request (what is normal for what a model does not know; of one pair d is 0): a pair that
+is to be forgotten is *exclusive*, known from here alone, where an excision (`teacher`, an adapter vector) takes it a good
+part of the way there, s°_i - s^E_i > evidence (s°_i - u). Without a teacher all pairs that are to be forgotten count as
+exclusive. Other pairs stay: m_i = s°_i, their squares are two-sided ([.]^2 for [.]_+^2), for what is pushed away drags its
+neighbours along, and they have no margin term. They are the client's shared pairs if it leaves, and as many of the pairs it
+keeps if it stays.
 `target` says where exclusive pairs go:
 
     excised    m_i = s^E_i, but between u - d and u; t_i is its cross-entropy under the teacher, but no more than that of the
@@ -113,7 +114,8 @@ class Bilateral(Forgetting):
         drawn = loss[torch.from_numpy(self.mates.integers(len(loss), size=int(exclusive.sum())))]
         match self.options.target:
             case "excised" if teacher is not None:
-                aim = after.clamp(unseen.mean() - unseen.std(), unseen.mean())
+                spread = unseen.std() if unseen.numel() > 1 else 0.0
+                aim = after.clamp(unseen.mean() - spread, unseen.mean())
                 known = self._losses((f1, g1), (f, g))[exclusive]
                 drawn = torch.empty_like(drawn).scatter(0, known.argsort(), drawn.sort().values).minimum(known)
             case "zero-shot":

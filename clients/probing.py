@@ -111,7 +111,11 @@ def separating(a: Tensor, b: Tensor, folds: int = 4, ridge: float = 1.0) -> tupl
     return score[: len(a)], score[len(a) :]
 
 
-def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Linear centred kernel alignment of (n, d) and (n, e), 0 to 1 (Kornblith et al., arXiv 1905.00414, eq. 5)."""
-    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+def linear_cka(a: Tensor, b: Tensor) -> float | None:
+    """Linear centred kernel alignment of (n, d) and (n, e), 0 to 1 (Kornblith et al., arXiv 1905.00414, eq. 5); None where the
+    rows of one of them are all the same, as one row is."""
+    a, b = (x.double() - x.double()[:1] for x in (a, b))
+    if not (a.any() and b.any()):
+        return None
+    a, b = (x - x.mean(0) for x in (a, b))
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))

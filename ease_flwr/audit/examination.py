@@ -61,12 +61,16 @@ class Answers:
     stranger: Numbers = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
     sides: tuple[Numbers, Numbers] = (np.zeros(0), np.zeros(0))
     """Labels of member and stranger."""
+    looked_at: tuple[int, ...] = ()
+    """By client that has some: forgotten pairs that its probes look at."""
     relearn: Probed | None = None
     cross: dict[str, Probed] = field(default_factory=dict)
     swap: dict[str, Probed] = field(default_factory=dict)
     regained: Numbers = field(default_factory=lambda: np.zeros(0))
     """Mean over the clients, by order of batches."""
     probe: tuple[Numbers, Numbers] | None = None
+    probe_sides: tuple[Numbers, Numbers] = (np.zeros(0), np.zeros(0))
+    """Labels of these: clients with one such pair have no probe."""
     cka: dict[str, Numbers] = field(default_factory=dict)
     samples: dict[str, dict[str, Numbers]] = field(default_factory=dict)
     """As `sets`: "forget", "retain" and "strangers"."""
@@ -91,7 +95,7 @@ def examine(
     lock: Packed = Packed(),
 ) -> dict[str, Answers]:
     """Ask every client; answers by model."""
-    probes = (PROBES if "retrain" in models else ALONE)[level]
+    probes = asked(level, "retrain" not in models)
     question = Audit(forget=forget, split=split, probes=probes, train=federation.experiment.learn)
     requests = {n: Request(question) for n in federation.clients}
     if "relearning" in question.probes:
@@ -99,6 +103,11 @@ def examine(
         requests |= {n: locked for n in requests if n in lock.to}
     said, _ = evaluation.examine(federation, models, requests)
     return {name: together(list(by_client.values())) for name, by_client in said.items()}
+
+
+def asked(level: Level, alone: bool) -> tuple[str, ...]:
+    """The probes of an audit. alone: whether no retrained model is there."""
+    return (ALONE if alone else PROBES)[level]
 
 
 def together(said: Sequence[Examination]) -> Answers:
@@ -116,12 +125,15 @@ def together(said: Sequence[Examination]) -> Answers:
         if sampled := [a.samples[name] for a in said if name in a.samples]:
             out.samples[name] = _whole(sampled)
     if members := [a for a in said if a.member]:
-        both = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
-        out.member, out.stranger = (rows.reshape(-1, len(FEATURES)) for rows in both)
+        rows = (_joined([getattr(a, key) for a in members]) for key in ("member", "stranger"))
+        out.member, out.stranger = (side.reshape(-1, len(FEATURES)) for side in rows)
     if sided := [a for a in said if a.member_labels]:
-        out.sides = _joined([a.member_labels for a in sided]), _joined([a.stranger_labels for a in sided])
-    if probed := [a.probe for a in said if a.probe]:
-        out.probe = _joined([inside for inside, _ in probed]), _joined([outside for _, outside in probed])
+        out.looked_at = tuple(len(a.member_labels) for a in sided)
+        out.sides = _sides(sided)
+    if probed := [a for a in said if a.probe]:
+        both = [a.probe for a in probed if a.probe]
+        out.probe = _joined([inside for inside, _ in both]), _joined([outside for _, outside in both])
+        out.probe_sides = _sides(probed)
     if relearnt := [a.relearn for a in said if a.relearn]:
         out.relearn = Probed.of_clients(relearnt)
     if first := [a.regained for a in said if a.regained]:
@@ -139,6 +151,10 @@ def together(said: Sequence[Examination]) -> Answers:
 
 def _whole(found: Sequence[ExaminedSet]) -> dict[str, Numbers]:
     return {key: _joined([getattr(s, key) for s in found]) for key in ExaminedSet.model_fields}
+
+
+def _sides(said: Sequence[Examination]) -> tuple[Numbers, Numbers]:
+    return _joined([a.member_labels for a in said]), _joined([a.stranger_labels for a in said])
 
 
 def _joined(rows: Sequence[Sequence[Any]]) -> Numbers:

@@ -84,6 +84,28 @@ def averaged(found: Sequence[Estimate]) -> Estimate:
     return replace(found[0], value=mean, query=query, draws=np.mean(draws, axis=0) if len(draws) == len(found) else None)
 
 
+POSSIBLE = {
+    ("r1", "r5", "r10", "people", "backdoor", "relearn", "cross", "swap"): (0.0, 100.0),
+    ("membership", "probe", "chance"): (0.0, 1.0),
+    ("similarity", "correlation"): (-1.0, 1.0),
+    ("wording",): (0.0, 50.0),
+    ("distance",): (0.0, 2.0),
+    ("median_rank",): (1.0, math.inf),
+}
+"""Between which ends numbers lie: shares in percent, AUCs, cosines, and so on."""
+
+
+def possible(key: str, m: Measure) -> Measure:
+    """The same with intervals that end where there is nothing beyond; key: the name of the number."""
+    least, most = next((ends for kinds, ends in POSSIBLE.items() if key.partition(".")[0] in kinds), (-math.inf, math.inf))
+    wide = most - least
+    gap_low, gap_high = max(m.gap_low, min(-wide, m.gap)), min(m.gap_high, max(wide, m.gap))
+    if key == "relearn.area":  # it is a gap itself
+        return replace(m, low=gap_low, high=gap_high, gap_low=gap_low, gap_high=gap_high)
+    low, high = max(m.low, min(least, m.value)), min(m.high, max(most, m.value))
+    return replace(m, low=low, high=high, gap_low=gap_low, gap_high=gap_high)
+
+
 def between(one: Estimate, other: Estimate) -> Estimate:
     """The difference of two numbers about different members, which are drawn by themselves; as sure as the fewer are."""
     draws = one.draws - other.draws if one.draws is not None and other.draws is not None else None
@@ -94,7 +116,7 @@ def _ends(value: float, draws: Numbers | None, units: int) -> tuple[float, float
     if draws is None:
         return NAN, NAN
     low, high = (value + _stretch(units) * (float(q) - value) for q in np.nanpercentile(draws, [2.5, 97.5]))
-    return low, high
+    return min(low, value), max(high, value)
 
 
 def _stretch(units: int) -> float:

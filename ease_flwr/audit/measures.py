@@ -18,9 +18,6 @@ from ease_flwr.clients.audit import FORGET_SETS
 from ease_flwr.exchange.examined import STEPS
 from ease_flwr.exchange.judgement import KS, PARTS
 
-RANGE = {("r1", "r5", "r10", "people", "backdoor", "relearn", "cross", "swap"): 100.0, ("membership", "probe"): 1.0}
-"""Numbers that lie between 0 and this: shares in percent, and AUCs."""
-
 
 def estimates(answers: Answers) -> dict[str, Estimate]:
     """Every number that one model has by itself:
@@ -48,7 +45,7 @@ def estimates(answers: Answers) -> dict[str, Estimate]:
     if answers.backdoor.size:
         out["backdoor"] = intervals.share_of([answers.backdoor], [np.arange(len(answers.backdoor))])
     if answers.probe:
-        out["probe"] = intervals.auc(*answers.probe, answers.sides)
+        out["probe"] = intervals.auc(*answers.probe, answers.probe_sides)
     for name, values in answers.cka.items():
         out |= {f"cka.{name}.{t}": Estimate(float(v)) for t, v in zip(("visual", "text"), values, strict=True)}
     if answers.relearn:
@@ -72,7 +69,7 @@ def numbers(
     people.SET                                                  R@1 of whom the two differ most for
     relearn.area                                                mean gap of the curve of relearning
     """
-    out = {key: compared(e, [theirs[key] for _, theirs in references]) for key, e in own.items()}
+    out = {key: compared(e, [theirs[key] for _, theirs in references if key in theirs]) for key, e in own.items()}
     if not references:
         return out
     for name in (s for s in (*FORGET_SETS, "retain") if s in answers.sets):
@@ -81,7 +78,8 @@ def numbers(
         distances = np.mean([np.abs(s - r["similarity"]) for r in theirs], axis=0)
         out[f"distance.{name}"] = compared(intervals.mean(distances, member))
         agreement = [intervals.correlation(s, r["similarity"], member) for r in theirs]
-        out[f"correlation.{name}"] = compared(intervals.averaged(agreement))
+        if not np.isnan([e.value for e in agreement]).any():
+            out[f"correlation.{name}"] = compared(intervals.averaged(agreement))
         out[f"ks.{name}"] = Measure(float(np.mean([intervals.kolmogorov_smirnov(s, r["similarity"]) for r in theirs])))
         if name in FORGET_SETS and (worst := _worst(found, theirs)):
             out[f"people.{name}"] = worst
@@ -165,8 +163,6 @@ def plain(measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
     """For JSON, without what does not apply; an interval ends where there is nothing beyond."""
     out = {}
     for key, m in measures.items():
-        most = next((most for kinds, most in RANGE.items() if key.split(".")[0] in kinds), np.inf)
-        ends = {} if np.isinf(most) or key == "relearn.area" else {"low": max(m.low, 0.0), "high": min(m.high, most)}
-        found = {f: round(v, 6) for f, v in (asdict(m) | ends).items() if not np.isnan(v)}
+        found = {f: round(v, 6) for f, v in asdict(intervals.possible(key, m)).items() if not np.isnan(v)}
         out[key] = {f: v for f, v in found.items() if f != "cells" or v}
     return out

@@ -165,6 +165,14 @@ for (const [i, th] of document.querySelectorAll("#sortable th").entries()) {
 <tbody>{% for name, cells in numbers.items() %}<tr><td>{{ name }}</td>{% for c in cells %}<td>{{ c }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% endif %}
+{% if left_out %}
+<h2>Left out</h2>
+<ul>
+{% for line in left_out %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+{% endif %}
 </main>
 </body>
 </html>

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ease_flwr import config
-from ease_flwr.audit import anchors, figures, opening, strangers
+from ease_flwr.audit import anchors, figures, omitted, opening, strangers
 from ease_flwr.audit.drawing import Drawing
 from ease_flwr.audit.page import BEFORE_TABLES, PAGE
 from ease_flwr.audit.references import of_others
@@ -84,6 +84,7 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
         "sets": sets,
         "models": {m: [found.get(s, {}).get("r1") for s in sets] for m, found in results["models"].items()},
         "numbers": _numbers(audit["numbers"]),
+        "left_out": omitted.lines({**results.get("left_out", {}), **audit.get("left_out", {})}),
         "asked": list(audit["numbers"]),
         "cost": cost_line(results).partition(": ")[2] if "retrain" in results["cost"] else "",
         "cards": cards,
@@ -143,7 +144,7 @@ def write(folder: Path, page: dict[str, Any], drawings: list[Drawing]) -> Path:
     environment.globals |= {"shown": shown, "head": HEAD, "anchors_head": anchors.HEAD, "before_tables": BEFORE_TABLES}
     template = environment.from_string(PAGE)
     empty: dict[str, Any] = {"verdict": [], "models": {}, "numbers": {}, "cards": [], "pictures": [], "sortable": None}
-    empty |= {"strangers": {}, "asked": []}
+    empty |= {"strangers": {}, "asked": [], "left_out": []}
     empty |= {"forgotten": "", "cost": "", "sets": [], "anchors": [], "costs": {}, "decided": [], "sentence": [], "first": []}
     text = template.render({**empty, **page}, drawings=drawings)
     out = folder / "report.html"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ease_flwr.audit import intervals
 from ease_flwr.audit.examination import Answers
-from ease_flwr.audit.intervals import NAN, Estimate, Measure, between, compared, members
+from ease_flwr.audit.intervals import NAN, Estimate, Measure, between, compared, members, possible
 from ease_flwr.audit.verdict import STILL, UNKNOWN, Row
 from ease_flwr.config import AuditConfig
 
@@ -46,7 +46,7 @@ def samples(answers: Answers) -> dict[str, Estimate]:
 
 def view(found: Mapping[str, Estimates]) -> dict[str, Any]:
     """{"models": model -> number -> measure, "way": model -> kind -> measure, or why not}. found: `samples` of each."""
-    models = {m: {key: _plain(compared(e), key.startswith("r1")) for key, e in own.items()} for m, own in found.items() if own}
+    models = {m: {key: _plain(possible(key, compared(e))) for key, e in own.items()} for m, own in found.items() if own}
     ways = {m: {kind: _way(found, m, kind) for kind in KINDS} for m in JUDGED if f"r1.{SAMPLES[0]}" in found.get(m, {})}
     return {"models": models, "way": ways}
 
@@ -87,6 +87,7 @@ def rows(own: Mapping[str, Estimates], found: Mapping[str, Estimates], limits: A
 
 def row(asked: tuple[str, str], of: tuple[str, str], found: Measure, limit: float) -> Row:
     """The answer for one number; only above is worse. asked: question and number.  of: the model, and what it is set beside."""
+    found = possible(asked[1], found)
     low, high = found.gap_low, found.gap_high
     if high < -limit:
         answer = "like strangers, even less known"
@@ -133,10 +134,9 @@ def _way(found: Mapping[str, Estimates], model: str, kind: str) -> dict[str, Any
     return {"why": "original had it with the strangers, as far as can be told"} if share is None else _plain(share)
 
 
-def _plain(m: Measure, percent: bool = False) -> dict[str, float]:
-    """For JSON, which knows no NaN. percent: whether an interval ends at 0 and 100."""
-    low, high = (min(max(end, 0.0), 100.0) if percent and end == end else end for end in (m.low, m.high))
-    values = {"value": m.value, "low": low, "high": high}
+def _plain(m: Measure) -> dict[str, float]:
+    """For JSON, which knows no NaN."""
+    values = {"value": m.value, "low": m.low, "high": m.high}
     return {k: round(v, 6) for k, v in values.items() if not np.isnan(v)}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from ease_flwr.audit.examination import ALONE, PROBES
-from ease_flwr.audit.intervals import NORMAL, Measure
+from ease_flwr.audit import examination
+from ease_flwr.audit.intervals import NORMAL, Measure, possible
 from ease_flwr.config import AuditConfig
 
 
@@ -96,7 +97,7 @@ def forgetting(limits: AuditConfig) -> dict[str, float]:
 def row(asked: tuple[str, str], beside: Beside, limit: float, two_sided: bool, level: str = "full") -> Row:
     """The answer for one number. asked: question and number. Without an interval no answer is sure."""
     question, key = asked
-    found = beside.numbers[key]
+    found = possible(key, beside.numbers[key])
     gap, low, high = found.gap, found.gap_low, found.gap_high
     if key.startswith("distance"):  # a distance has no side: it is its own gap
         gap, low, high = found.value, found.low, found.high
@@ -147,9 +148,9 @@ def asked_of(level: str, source: str, alone: bool = False) -> str:
     return f"{level} audit; " + (f"not asked: {missing}; " if missing else "") + source
 
 
-def unasked(level: str, alone: bool = False) -> str:
+def unasked(level: Any, alone: bool = False) -> str:
     """Probes that an audit leaves out, in words. alone: whether no retrained model is there."""
-    return ", ".join(words for probe, words in NAMES.items() if probe not in (ALONE if alone else PROBES)[level])
+    return ", ".join(words for probe, words in NAMES.items() if probe not in examination.asked(level, alone))
 
 
 def headline(question: str, rows: Sequence[Row], asked: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -94,6 +94,11 @@ class EvaluationSet:
     query: NDArray[np.intp]
     apart: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     """Pairs of the gallery that another split judges."""
+
+
+def with_queries(sets: Mapping[str, EvaluationSet]) -> dict[str, EvaluationSet]:
+    """Those of these sets that have a query: a set without one is not judged."""
+    return {name: chosen for name, chosen in sets.items() if len(chosen.query)}
 
 
 class ClientData(Protocol):

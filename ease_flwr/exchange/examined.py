@@ -19,6 +19,8 @@ CROSS_STEPS = 2
 """Of relearning with one tower alone."""
 Score = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
 """Of a classifier, or a loss: a bound that no sum of them leaves the numbers by."""
+TWO = 2
+"""Forgotten pairs of a client that CKA, linear probe and learning again need, at least."""
 MOST = 200
 """Pairs that a probe looks at, at most, on either side."""
 Scores = Annotated[tuple[Score, ...], Field(max_length=MOST)]
@@ -32,7 +34,7 @@ Two = tuple[NonNegativeInt, NonNegativeInt]
 class ExaminedSet(Section):
     """One client's queries in a set, one by one."""
 
-    i2t: tuple[PositiveInt, ...]
+    i2t: tuple[PositiveInt, ...] = Field(min_length=1)
     """Rank of the partner, from 1, of each image query."""
     t2i: tuple[PositiveInt, ...]
     """The same of each text query, picture by picture."""

@@ -102,12 +102,13 @@ def _counted(answer: Evaluation) -> dict[str, Any]:
 
 
 def _shape(answer: Examination) -> dict[str, Any]:
-    """What of an answer must be the same for every model: how much was judged, and what it is about."""
+    """What of an answer must be the same for every model: how much was judged, and what it is about. CKA is none of it: where
+    all embeddings of a model are the same, it has none."""
     shape: dict[str, Any] = {name: _of(found) for name, found in answer.sets.items()}
     shape |= {f"samples.{name}": _of(found) for name, found in answer.samples.items()}
     shape |= {"member": len(answer.member), "stranger": len(answer.stranger), "backdoor": len(answer.backdoor)}
     shape |= {"labels": (answer.member_labels, answer.stranger_labels), "regained": len(answer.regained)}
-    shape |= {"probe": [len(side) for side in answer.probe or ()], "cka": sorted(answer.cka)}
+    shape |= {"probe": [len(side) for side in answer.probe or ()]}
     shape |= {"relearn": _about(answer.relearn)}
     for probe in ("cross", "swap"):
         shape |= {f"{probe}.{tower}": _about(found) for tower, found in getattr(answer, probe).items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp import Grid
 
 from ease_flwr import data
-from ease_flwr.audit import anchors, examination, measures, noise, strangers, verdict
+from ease_flwr.audit import anchors, examination, measures, noise, omitted, strangers, verdict
 from ease_flwr.audit import references as asking
 from ease_flwr.audit.intervals import Measure
 from ease_flwr.audit.references import name_of
@@ -103,6 +103,9 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     continued = ("continued", "retrain_continued")
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
     plain = {m: measures.plain(f) for m, f in found.items()}
+    left_out: dict[str, str] = {}
+    for model, numbers in raw.items():
+        left_out |= omitted.of_audit(answers[model], numbers, examination.asked(level, alone), bool(reference[model]))
     anchored = {
         "modality": anchors.modality(plain),
         "subspace": anchors.subspace(lock, {m: theta - initial for m, theta in thetas.items()}, answers),
@@ -117,6 +120,7 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
         "trained": list(about.trained),
         "reference": reference,
         "numbers": plain,
+        "left_out": left_out,
         "drift": drift,
         "anchors": anchored,
         "strangers": three,
@@ -128,6 +132,7 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     text = f"{verdict.table(rows, asked)}\n{anchors.table(anchors.lines(anchored, level))}"
     if alone:
         text = f"{text}\n{strangers.table(three)}\n{strangers.CANNOT} {about.price}\n"
+    text = f"{text}\n{omitted.table(left_out)}" if left_out else text
     if not any(m.sets.keys() & set(FORGET_SETS) for m in answers.values()):
         text = f"{strangers.nobody(sorted(about.holders | about.departed))}\n{text}"
     write_text(run.folder / "audit.md", text)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ease_flwr import data
+from ease_flwr.audit import omitted, retrieval
 from ease_flwr.audit import references as asking
-from ease_flwr.audit import retrieval
 from ease_flwr.audit.summary import PAIRS, cost_line, read_results
 from ease_flwr.config import ConfigError, Experiment, described, union
 from ease_flwr.exchange.evaluation import judge
@@ -50,7 +50,9 @@ def conclude(server: Server, state: FederationState) -> FederationState:
         text += f"\n{cost_line(results)}\n"
     elif state.served:
         text += f"\n{asking.standing(server.run.folder, state.forgotten)}\n"
+    results["left_out"] = omitted.of_results(found, results["gaps"], bool(state.served))
     text += "".join(f"\n{remark}\n" for remark in state.remarks)
+    text += "".join(f"\n{omitted.HEAD}: {line}.\n" for line in omitted.lines(results["left_out"]))
     _save(server, state, list(found))
     server.run.write("results.json", results)
     write_text(server.run.layout.table, text)
@@ -94,6 +96,7 @@ def _results(server: Server, state: FederationState, found: dict[str, Judgement]
         "clients": {m: j.clients for m, j in found.items()},
         "limits": server.experiment.audit.model_dump(mode="json", include={"recall", "retained"}),
         "gaps": {},
+        "left_out": {},
         "cost": {phase: asdict(cost) for phase, cost in state.costs.items()},
         "failures": list(state.failures),
         "remarks": list(state.remarks),

@@ -109,6 +109,16 @@ def left_out(roll_call: RollCall, requests: Sequence[ForgetRequest]) -> dict[str
     }
 
 
+def single(roll_call: RollCall, served: Collection[str]) -> list[str]:
+    """What is to be said of who has one pair, and of requests about one pair of a client. served: ids of what is done."""
+    why = "pairs are learnt from each other, so it teaches nothing"
+    out = [f"{n} has one training pair: {why}" for n, count in roll_call.pairs.items() if count == 1]
+    for request in (r for r in roll_call.requests if r.id not in served):
+        if few := [n for n in roll_call.pairs if roll_call.concerned(n, request) == 1]:
+            out.append(f"request {request.id} concerns one pair of {', '.join(few)}: the audit leaves out there what needs two")
+    return out
+
+
 def check(request: ForgetRequest, roll_call: RollCall) -> None:
     """Raises ConfigError where a request concerns nobody, or would leave nobody, or nobody who may train."""
     until = roll_call.requests[: roll_call.position(request) + 1]

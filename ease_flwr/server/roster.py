@@ -113,6 +113,8 @@ def ask_about(federation: Federation, at_work: Run, steps: list[Step]) -> tuple[
         _say_heavy(at_work, federation)
         for name in (n for n, count in found.sizes.items() if 0 < count < answers.limit(n)):
             at_work.event(f"[roll call] {name} has {found.sizes[name]} pairs and does not train: {answers.owner_says(name)}")
+        for line in parties.single(answers, {r.id for r in served}):
+            at_work.event(f"[roll call] {line}")
         for name, count in found.barred.items():
             if count:
                 at_work.event(f"[roll call] {name} leaves out {count} pairs that were withdrawn before: nobody trains on them")
