@@ -18,6 +18,7 @@ from ease_flwr.config import ConfigError, ForgetConfig, ForgetRequest
 from ease_flwr.hosts import app, connected
 from ease_flwr.hosts.link import read_state
 from ease_flwr.hosts.simulation import Where, submit
+from ease_flwr.model import checking
 from ease_flwr.server import admission, phase, submission
 from ease_flwr.store import queue
 from ease_flwr.store.files import busy, claimed, default_folder, given_back, locked, write_json
@@ -84,7 +85,8 @@ def ready(new: NewRun, where: Where) -> Ready:
     connected.check_place(checked, where.superlink)
     admission.check_names(checked.data.client_names, checked.data)
     if not where.superlink:  # the files of a deployed federation are on its server and hosts
-        check_model(checked)
+        for remark in checking.check(checked):
+            print(f"note: {remark}", flush=True)
     if not new.until and (note := misleading(checked, new.strategy)):
         print(f"note: {note}", flush=True)
     folder = Path(config.absolute(str(new.folder), "run-dir")) if new.folder else default_folder(checked, new.strategy)
@@ -100,21 +102,6 @@ def ready(new: NewRun, where: Where) -> Ready:
         "own": config.own.spelled(config.parts(new.experiment)),
     }
     return Ready(settings | ({"until": new.until} if new.until else {}), checked, folder)
-
-
-def check_model(experiment: config.Experiment) -> None:
-    """Say where pictures are prepared in another way than the base model says. Raises ConfigError where its files, its
-    tokenizer or what is to be adapted are not as they should be. The built-in model is read without torch."""
-    model = experiment.model
-    config.published(model)
-    if model.weights.endswith(".json"):
-        return
-    from ease_flwr.model import published, targets
-
-    base = published.opened(model, empty=True)
-    targets.modules(base.model, experiment.lora)
-    for remark in config.remarks(model, config.pictures(experiment), base.said, base.image_size):
-        print(f"note: {remark}", flush=True)
 
 
 def pictured(run: Path, status: int, pictures: bool) -> int:
