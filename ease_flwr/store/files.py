@@ -80,6 +80,8 @@ def new_folder(folder: Path, why: str = "choose another, or remove it") -> None:
 
 def busy(file: Path) -> bool:
     """Whether another process has this lock."""
+    if not file.exists():
+        return False
     try:
         with locked(file):
             return False
@@ -102,7 +104,11 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def locked(file: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock that ends with the process, however that ends. Raises ConfigError where another process has it."""
-    with file.open("w") as f:
+    try:
+        f = file.open("w")
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}: whoever works in this folder must be able to write there") from None
+    with f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
