@@ -137,7 +137,7 @@ def test_benchmarks_are_named(tmp_path):
     assert said.exit_code == 2
     assert re.search(
         r"ease bench: no benchmark 'rounds' in .*: "
-        r"there are caching, cells, frameworks, fuzz, gsd, large, mutants, round, startup, step, swap$",
+        r"there are caching, cells, frameworks, fuzz, gsd, large, mutants, round, startup, step, swap: did you mean round\?$",
         said.output.strip(),
     )
     said = CliRunner().invoke(app, ["bench", "gsd", "--to", str(tmp_path / "nowhere" / "x.json")])

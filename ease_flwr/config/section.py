@@ -16,15 +16,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What can name a client, and so a folder."""
 
 
-BREAKS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-"""What ends a line, or does other things to a terminal."""
+BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+"""What ends a line."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""What does other things to a terminal."""
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used. The message is one line, whatever it quotes: what, where, what to do."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(BREAKS.sub(lambda found: repr(found[0])[1:-1], str(message)))
+        super().__init__(CONTROL.sub(lambda found: repr(found[0])[1:-1], BREAKS.sub(" ", str(message))))
 
 
 class DataError(ConfigError):

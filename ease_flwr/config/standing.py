@@ -71,5 +71,8 @@ def _value(model: BaseModel, key: str) -> str:
 
 def _is_file(weights: str) -> bool:
     """Whether these are a file, or meant to be one: not a tag, and not a file of ours."""
-    ours = weights.startswith(f"{PACKAGE.name}/") and (PACKAGE.parent / weights).is_file()
-    return not ours and (Path(weights).suffix in FILES or "/" in weights or Path(weights).is_file())
+    try:
+        ours = weights.startswith(f"{PACKAGE.name}/") and (PACKAGE.parent / weights).is_file()
+        return not ours and (Path(weights).suffix in FILES or "/" in weights or Path(weights).is_file())
+    except OSError:  # of a name that no file can have, nor any tag
+        return True

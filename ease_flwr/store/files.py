@@ -117,7 +117,11 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def locked(file: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock that ends with the process, however that ends. Raises ConfigError where another process has it."""
-    with file.open("w", encoding="utf-8") as f:
+    try:
+        f = file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}: whoever works in this folder must be able to write there") from None
+    with f:
         if not _taken(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise ConfigError(f"{file.parent} is in use by another process: wait until that has ended, or end it")
         yield
