@@ -74,7 +74,7 @@ def test_merged_is_unmerged_and_every_adapter_has_an_effect(architectures, row):
 
 @ROW
 def test_gradients_are_those_of_the_function(architectures, row):
-    """gradcheck in double precision, along a random direction of the adapters, in four parts, of three sums of the embeddings."""
+    """gradcheck in double precision, of sums of the embeddings, along random directions of the adapters."""
     _, adapted = attached(architectures, row)
     draw = torch.Generator().manual_seed(1)
     names = {n: p for n, p in adapted.model.named_parameters() if "lora_" in n}
