@@ -44,6 +44,7 @@ SUPPORTED = {  # as docs/models.md names them: the architecture, and targets of 
             TEXT | {"embed_cls": True, "output_tokens": True},
             custom_text=True,
             multimodal_cfg=DECODER,
+            embed_dim=24,
         ),
         ("attn", "c_fc", "c_proj"),
     ),

@@ -75,7 +75,7 @@ HOW = {"resize": st.sampled_from(["shortest", "longest", "squash"]), "by": st.sa
 
 
 @FEW
-@given(SHAPES, **HOW)
+@given(shape=SHAPES, **HOW)
 def test_pictures_are_prepared_to_the_pixel_as_open_clip_does_it(shape, resize, by):
     width, height, side, seed = shape
     if resize == "longest" and max(width, height) > side * min(width, height):
@@ -90,7 +90,15 @@ def test_pictures_are_prepared_to_the_pixel_as_open_clip_does_it(shape, resize, 
 
 def told(root, **changes):
     return config.load(
-        "flickr8k", {"data.root": str(root), "data.image_size": 0, "data.clients": 2, "model.context": 0, **changes}
+        "flickr8k",
+        {
+            "data.root": str(root),
+            "data.image_size": 0,
+            "data.clients": 2,
+            "forget.targets": "client-1",
+            "model.context": 0,
+            **changes,
+        },
     )
 
 
@@ -195,6 +203,56 @@ def test_settings_that_say_another_model_than_the_folder_are_refused(folder):
         published.opened(ModelConfig(**told, name="ViT-L-14"))
     with pytest.raises(ConfigError, match=r"^model.weights=openai: local-dir:.* has its own weights: leave one of the two"):
         published.opened(ModelConfig(name=f"local-dir:{folder}", weights="openai"))
+
+
+SAID = [  # of the configuration, and what is answered
+    ("text_cfg", {"layers": 7**30}, r"says text_cfg.layers=\d+, open_clip_model.safetensors has 60 tensors"),
+    ("vision_cfg", {"width": 7**30}, r"cannot be built \(\w+: .*\): mend its settings"),
+    ("vision_cfg", {"image_size": "x"}, r"cannot be built \(\w+: .*\): mend its settings"),
+    (
+        "vision_cfg",
+        {"pool_type": "none"},
+        r"^model: its embeddings of two pictures are of shape \(2, 5, 16\), of captions \(2, 16\)",
+    ),
+    (
+        "text_cfg",
+        {"tokenizer_kwargs": {"clean": "x"}},
+        r"^model: its tokenizer  cannot be read \(.*\): mend text_cfg.tokenizer_kw",
+    ),
+    ("text_cfg", {"hf_tokenizer_name": 3}, r"text_cfg.hf_tokenizer_name=3 is no name"),
+]
+
+
+@pytest.mark.parametrize(("part", "change", "said"), SAID)
+def test_a_configuration_that_cannot_be_is_one_line(folder, part, change, said):
+    there = json.loads((folder / CONFIG).read_text())
+    there["model_cfg"][part] |= change
+    (folder / CONFIG).write_text(json.dumps(there))
+    with pytest.raises(ConfigError, match=said) as error:
+        adapters.load.__wrapped__(ModelConfig(weights=str(folder)), config.LoraConfig(), 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_model_of_right_hash_and_wrong_content_is_one_line(tmp_path):
+    content = {"format": config.BASE_MODEL, "config": {"embed_dim": 3}}
+    file = tmp_path / "base.json"
+    file.write_text(json.dumps({**content, "sha256": config.base_hash(content)}))
+    with pytest.raises(ConfigError, match=r"base.json is not a base model \(TypeError: .*\): write one with `ease make-base`"):
+        backbone.load.__wrapped__(ModelConfig(weights=str(file)))
+
+
+@pytest.mark.parametrize(
+    "path", ["/" + "a" * 5000, "/a\0b", "/dev/null", "/proc/self/mem/x.safetensors", "/" + "a" * 300 + ".bin"]
+)
+def test_what_can_be_no_file_is_one_line(path):
+    for told in (
+        {"weights": path},
+        {"name": f"local-dir:{path}"},
+        {"weights": f"{path}.json"},
+        {"weights": f"{path}.safetensors"},
+    ):
+        with pytest.raises(ConfigError, match=r"^model\.(weights|name): [^\n]*$"):
+            config.published(ModelConfig(**told))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ease_flwr.config import APP
+from ease_flwr.config import APP, BASE_MODEL, base_hash
 from ease_flwr.hosts import processes
 from ease_flwr.hosts.simulation import own_superlink
 from tests.small import SMALL, TINY
@@ -104,7 +104,8 @@ def test_where_ray_cannot_start_one_line_says_why(environment, tmp_path):
 
 def test_failing_run_has_a_failing_exit_status(environment, tmp_path):
     broken = {**ONE_ROUND, "model.weights": str(tmp_path / "broken.json")}
-    (tmp_path / "broken.json").write_text("{}")
+    content = {"format": BASE_MODEL}  # its hash is right, so that it is found out when it is read
+    (tmp_path / "broken.json").write_text(json.dumps({**content, "sha256": base_hash(content)}))
     done = ease_run(environment, tmp_path / "run", broken)
     assert done.returncode == 1
     assert "ease run: ConfigError: model.weights:" in done.stderr

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 from dataclasses import dataclass, field
+from os.path import isdir, isfile  # which take what can be no path for one that is not there
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,13 @@ def published(model: ModelConfig) -> Published | None:
     if said.endswith(".json"):
         base_content(path)
         return None
-    if said and path.is_dir():
+    if said and isdir(path):
         return _folder(model, path)
     if said.endswith(PICKLED):
         raise ConfigError(f"model.weights: {path} is {HEADS[bytes([128])]}")
     if not said.endswith(".safetensors"):
-        if "/" in said or (said and path.is_file()):
-            what = "not a .safetensors or .json file" if path.exists() else "neither a file nor a folder"
+        if "/" in said or (said and isfile(path)):
+            what = "not a .safetensors or .json file" if isfile(path) else "neither a file nor a folder"
             raise ConfigError(f"model.weights: {path} is {what}: give the absolute path of one")
         return None
     own = _metadata(path)
@@ -85,7 +86,7 @@ def named_folder(model: ModelConfig) -> Path | None:
     if model.name.startswith(LOCAL):
         return named_file(model.name.removeprefix(LOCAL))
     if not model.name.startswith(HUB):
-        return named_file(model.weights) if model.weights and named_file(model.weights).is_dir() else None
+        return named_file(model.weights) if model.weights and isdir(named_file(model.weights)) else None
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -98,11 +99,11 @@ def named_folder(model: ModelConfig) -> Path | None:
 def _folder(model: ModelConfig, folder: Path) -> Published:
     """A folder as open_clip publishes it. Raises ConfigError where a part is missing."""
     what = "model.name" if model.name.startswith(PUBLISHED) else "model.weights"
-    if not folder.is_dir():
+    if not isdir(folder):
         raise ConfigError(f"{what}: no folder {folder}")
-    if not (folder / CONFIG).is_file():
+    if not isfile(folder / CONFIG):
         raise ConfigError(f"{what}: {folder} has no {CONFIG}: give the folder of a published open_clip model")
-    if not (folder / WEIGHTS).is_file():
+    if not isfile(folder / WEIGHTS):
         others = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLED))) or "no weights"
         raise ConfigError(f"{what}: {folder} has no {WEIGHTS}, but {others}: fetch that file")
     return _of_file(model, folder / WEIGHTS, _metadata(folder / WEIGHTS))
@@ -116,9 +117,9 @@ def _of_file(model: ModelConfig, path: Path, metadata: dict[str, str]) -> Publis
     beside, at_home = path.with_suffix(".json"), path.with_name(CONFIG)
     if model.name and not model.name.startswith(PUBLISHED) and path.name != WEIGHTS:
         return Published(path, preprocess=own)
-    found = at_home if path.name == WEIGHTS and at_home.is_file() else beside
-    found = at_home if not found.is_file() and at_home.is_file() else found
-    if not found.is_file():
+    found = at_home if path.name == WEIGHTS and isfile(at_home) else beside
+    found = at_home if not isfile(found) and isfile(at_home) else found
+    if not isfile(found):
         if model.name:
             return Published(path, preprocess=own)
         raise ConfigError(f"model.weights: {path.name} needs its open_clip config {beside} beside it, or model.name")
@@ -183,7 +184,7 @@ def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _metadata(file: Path) -> dict[str, str]:
     """What a .safetensors file says of itself. Raises ConfigError where it is none, or has no tensors."""
-    if not file.is_file():
+    if not isfile(file):
         raise ConfigError(f"model.weights: no file {file}: give the absolute path of a .safetensors or .json file")
     if not tensors(file):
         raise ConfigError(f"model.weights: {file} has no tensors: give the weights of a whole CLIP model")

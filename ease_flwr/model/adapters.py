@@ -224,8 +224,8 @@ def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
         with torch.no_grad():
             images = adapted.trunk(pictures.to(adapted.device))
         f, g = exact.embed_images(images), exact.embed_texts(tokens)
-        wanted = torch.randn(2, *f.shape, generator=draw).to(adapted.device)
-        gradients = torch.autograd.grad((f * wanted[0]).sum() + (g * wanted[1]).sum(), adapted.parameters, allow_unused=True)
+        total = sum((x * torch.randn(x.shape, generator=draw).to(adapted.device)).sum() for x in (f, g))
+        gradients = torch.autograd.grad(total, adapted.parameters, allow_unused=True)
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ConfigError(
@@ -233,6 +233,8 @@ def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
         ) from None
     finally:
         adapted.set(adapted.initial)
+    if f.shape != g.shape or f.ndim != 2:
+        raise ConfigError(f"model: its embeddings of two pictures are of shape {tuple(f.shape)}, of captions {tuple(g.shape)}")
     if not bool(torch.isfinite(f).all() & torch.isfinite(g).all()):
         raise ConfigError("model: its embeddings are not finite numbers: see whether these are its weights")
     dead = [b.name for b, g in zip(adapted.blocks, gradients, strict=True) if g is None or not bool(g.any())]

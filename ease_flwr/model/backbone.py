@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from open_clip.model import CLIP
 
-from ease_flwr.config import BASE_MODEL, ModelConfig, base_content, base_hash, named_file
+from ease_flwr.config import BASE_MODEL, ConfigError, ModelConfig, base_content, base_hash, named_file
 from ease_flwr.model import published
 from ease_flwr.model.encoder import Backbone
+from ease_flwr.model.hub import line
 from ease_flwr.model.tokens import Tokenizer, WordTokenizer
 
 __all__ = ["Backbone", "Tokenizer", "WordTokenizer", "dequantise", "load", "quantise", "read_base", "write_base"]
@@ -68,11 +69,15 @@ def write_base(path: Path, model: CLIP, config: dict[str, Any], vocabulary: Sequ
 def read_base(path: Path) -> Backbone:
     """Read a file of `write_base`. Raises ConfigError if it is not one, or if its content does not fit its hash."""
     content = base_content(path)
-    model = CLIP(**copy.deepcopy(content["config"]))
-    model.load_state_dict(dequantise(content["tensors"]))
-    image = content["image"]
-    tokenizer = WordTokenizer(tuple(content["vocabulary"]), content["config"]["text_cfg"]["context_length"])
-    return Backbone(model, tokenizer, image["size"], tuple(image["mean"]), tuple(image["std"]), content["config"])
+    try:
+        model = CLIP(**copy.deepcopy(content["config"]))
+        model.load_state_dict(dequantise(content["tensors"]))
+        image = content["image"]
+        tokenizer = WordTokenizer(tuple(content["vocabulary"]), content["config"]["text_cfg"]["context_length"])
+        return Backbone(model, tokenizer, image["size"], tuple(image["mean"]), tuple(image["std"]), content["config"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {line(error)}"
+        raise ConfigError(f"model.weights: {path} is not a base model ({why}): write one with `ease make-base`") from None
 
 
 @lru_cache(maxsize=1)

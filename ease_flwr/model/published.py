@@ -25,6 +25,8 @@ from ease_flwr.model.hub import at_once_or_not, fetch, line
 
 POSITION_IDS = "text.transformer.embeddings.position_ids"
 """Numbers 0, 1, 2, ... that older text towers kept among their weights."""
+LARGEST = 4096
+"""Pixels of the side of a picture."""
 PARTS = ("vision_cfg", "text_cfg")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -41,6 +43,7 @@ def opened(config: ModelConfig, empty: bool = False) -> Backbone:
     if found.config:
         _agree(config, found)
         _find_towers(found, architecture)
+        _count_layers(found, architecture)
     with torch.device("meta") if empty else nullcontext():
         model = built(architecture, str(found.config or config.name))
         _fill(model, found, config, empty)
@@ -157,6 +160,15 @@ def _find_towers(found: Published, architecture: dict[str, Any]) -> None:
             text[key] = str(home)
 
 
+def _count_layers(found: Published, architecture: dict[str, Any]) -> None:
+    """Raises ConfigError where there are more layers than tensors: nobody could wait until they are built."""
+    most = len(tensors(found.file))
+    for part in (*PARTS, "multimodal_cfg"):
+        said = (architecture.get(part) or {}).get("layers")
+        if any(isinstance(n, int) and n > most for n in (said if isinstance(said, list) else [said])):
+            raise ConfigError(f"model.weights: {found.config} says {part}.layers={said}, {found.file.name} has {most} tensors")
+
+
 def built(architecture: dict[str, Any], where: str) -> Any:
     """An open_clip model of random weights. Raises ConfigError where there is none of this architecture."""
     parts = copy.deepcopy(architecture)
@@ -195,7 +207,10 @@ def _fill(model: Any, found: Published, config: ModelConfig, empty: bool) -> Non
     used = [] if empty else [n for n in state if targets.tower_of(model, n) or "." not in n]
     if broken := [n for n in used if not bool(torch.isfinite(state[n]).all())]:
         raise ConfigError(f"{where}: {broken[0]} has numbers that are not finite: fetch it again")
-    state = convert_state_dict(model, state)
+    try:
+        state = convert_state_dict(model, state)
+    except Exception as error:  # it looks like weights of others that open_clip knows to convert, and is none
+        raise ConfigError(f"{where} cannot be converted ({type(error).__name__}: {line(error)}): fetch them again") from None
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
     wanted = model.state_dict()
@@ -224,6 +239,10 @@ def _ready(config: ModelConfig, model: Any, architecture: dict[str, Any], said: 
     """A model with what comes before it. Raises ConfigError where it wants what this program has not."""
     size = model.visual.image_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    if not all(isinstance(n, int) and 0 < n <= LARGEST for n in (height, width)):
+        raise ConfigError(
+            f"model: its pictures are {height} x {width} pixels, expected 1 to {LARGEST}: mend vision_cfg.image_size"
+        )
     if height != width:
         raise ConfigError(f"model: its pictures are {height} x {width} pixels, only squares are supported: take another model")
     said = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}

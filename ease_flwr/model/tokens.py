@@ -15,6 +15,8 @@ from ease_flwr.config import ConfigError, DataError
 from ease_flwr.model.hub import at_once_or_not, line
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
+LONGEST = 65536
+"""Tokens of text that a model can look at."""
 CONTEXT = 77
 """Tokens that open_clip looks at where a configuration says no number."""
 
@@ -71,9 +73,11 @@ class NamingTokenizer:
 def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
     """That of a model, for as many tokens as it looks at. Raises ConfigError where it cannot be read, or is another model's."""
     text = architecture["text_cfg"]
-    source, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
-    length = text.get("context_length", CONTEXT)
+    source, length = text.get("hf_tokenizer_name"), text.get("context_length", CONTEXT)
+    if not isinstance(length, int) or not 0 < length <= LONGEST:
+        raise ConfigError(f"model: it looks at {length} tokens, expected 1 to {LONGEST}: mend text_cfg.context_length")
     try:
+        options = dict(text.get("tokenizer_kwargs") or {})
         if source:
             with nullcontext() if Path(source).is_dir() else at_once_or_not():
                 inner: Any = HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options)
