@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def folder(methods: Collection[str] = ()) -> Path:
     to = home() / "apps" / digest({name: file_sha256(file) for name, file in files.items()})[:16]
     if not to.is_dir():
         _laid_out(to, files)
-    os.utime(to)
+    with suppress(PermissionError):  # another user's, who has the same folder for runs
+        os.utime(to)
     for other in to.parent.iterdir():
         if time.time() - other.stat().st_mtime > KEPT:
             shutil.rmtree(other, ignore_errors=True)

@@ -112,7 +112,7 @@ def logged(folder: Path) -> int:
 def _print_new(log: Path, position: int) -> int:
     """Print what was appended since, and return the new position."""
     if log.is_file():
-        with log.open(encoding="utf-8") as f:
+        with log.open(encoding="utf-8", errors="replace") as f:
             f.seek(position)
             print(f.read(), end="", flush=True)
             return f.tell()
