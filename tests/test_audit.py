@@ -44,6 +44,8 @@ def test_alignment_and_separability_laws():
     turn = torch.linalg.qr(torch.randn(6, 6, generator=rng))[0]
     assert linear_cka(a, 3 * a @ turn + 1) == pytest.approx(1)  # a rotation, a scale, a shift change nothing
     assert linear_cka(a, torch.randn(80, 6, generator=rng)) < 0.3
+    for same in (a[:1], a[:1].expand(7, 6)):  # one pair, or the same one again and again, is aligned with nothing
+        assert linear_cka(same, same + 1) is None
 
     def separability(inside, outside):
         scores = [side.numpy() for side in separating(inside, outside)]
