@@ -44,6 +44,8 @@ def test_alignment_and_separability_laws():
     turn = torch.linalg.qr(torch.randn(6, 6, generator=rng))[0]
     assert linear_cka(a, 3 * a @ turn + 1) == pytest.approx(1)  # a rotation, a scale, a shift change nothing
     assert linear_cka(a, torch.randn(80, 6, generator=rng)) < 0.3
+    for same in (a[:1], a[:1].expand(7, 6)):  # one pair, or the same one again and again, is aligned with nothing
+        assert linear_cka(same, same + 1) is None
 
     def separability(inside, outside):
         scores = [side.numpy() for side in separating(inside, outside)]
@@ -237,9 +239,18 @@ def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
     assert set(asked[0][1]) == set(RUN_CONFIG["set"].split())
     assert "| ulira | original | 1.000 | 0.500 (chance) | +0.500 ! (+0.500 to +0.500) | - | 0.05 | too little" in text
     assert json.loads((tmp_path / "run" / "ulira.json").read_text())["shadows"] == 4
-    (tmp_path / "run" / "audit.json").unlink()
-    with pytest.raises(ConfigError, match=r"audit.json: .*: shadows need the quick audit of a run"):
-        shadows.attack(tmp_path / "run", 4, print)
+    for left, why in (
+        ({"unlearned": {"member_partner_loss": []}}, "nobody judged what was forgotten: shadows are told from it"),
+        ({"unlearned": {"member_partner_loss": [1.0]}}, "'retrain': shadows need the quick audit of a run"),
+        (None, "shadows need the quick audit of a run"),
+    ):
+        if left is None:
+            (tmp_path / "run" / "audit.json").unlink()
+        else:
+            (tmp_path / "run" / "audit.json").write_text(json.dumps({"scores": left}))
+        with pytest.raises(ConfigError, match=rf"audit.json: .*{why}"):
+            shadows.attack(tmp_path / "run", 4, print)
+    assert len(asked) == 4  # before anything is trained
 
 
 # ---- pages without a run ---------------------------------------------------------------------------------------------------

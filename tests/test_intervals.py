@@ -128,6 +128,27 @@ def test_one_member_has_no_interval_and_zero_width_is_no_certainty():
     assert (wide.gap_low, wide.gap_high) == (-40, 40)
 
 
+def test_intervals_end_where_there_is_nothing_beyond():
+    far = {"low": -400.0, "high": 400.0, "gap": 2.0, "gap_low": -400.0, "gap_high": 400.0}
+    for key, ends, most in (
+        ("r1.forget", (0, 100), 100),
+        ("membership.cosine", (0, 1), 2),
+        ("correlation.retain", (-1, 1), 2),
+        ("wording.test", (0, 50), 50),
+        ("distance.forget", (0, 2), 2),
+        ("median_rank.test", (1, 400), 400),
+        ("drift", (-400, 400), 400),
+    ):
+        value = sum(ends) / 2
+        found = intervals.possible(key, Measure(value, **far))
+        assert (found.value, found.low, found.high) == (value, *ends), key
+        assert (found.gap_low, found.gap_high) == (-most, most), key
+    area = intervals.possible("relearn.area", Measure(-3, -150, 120, -3, -150, 120))
+    assert (area.low, area.high, area.gap_low, area.gap_high) == (-100, 100, -100, 100)
+    none = intervals.possible("r1.forget", Measure(50))
+    assert np.isnan([none.low, none.high, none.gap_low, none.gap_high]).all()
+
+
 def test_more_hits_than_queries_are_refused():
     with pytest.raises(ValueError, match="7 hits of 5 queries: more than 100 %"):
         intervals.shares([np.array([1.0, 7])], [np.array([5.0, 5])])

@@ -116,7 +116,7 @@ def _ends(value: float, draws: Numbers | None, units: int) -> tuple[float, float
     if draws is None:
         return NAN, NAN
     low, high = (value + _stretch(units) * (float(q) - value) for q in np.nanpercentile(draws, [2.5, 97.5]))
-    return min(low, value), max(high, value)
+    return low, high
 
 
 def _stretch(units: int) -> float:

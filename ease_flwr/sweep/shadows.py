@@ -38,6 +38,7 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
         raise config.ConfigError(f"--shadows {count}: an attacker needs at least 3")
     results = read_results(run)
     ran = read_run_config(run)
+    ours = {m: confidence(run, m)[None] for m in ("unlearned", "retrain")}  # what is missing there is said at once
     apart = ("experiment", "strategy", "run-dir", "fresh", "audit", "seed", "set", "own", "until", "resume")
     said = {k: v for k, v in ran.items() if k not in apart and v != ""} | config.said(ran)
     settings = [f"{k}={config.spelled(v)}" for k, v in said.items() if k != "seed"]
@@ -58,10 +59,7 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
     beside = [verdict.Beside(m, ("chance",), {"ulira": found}) for m, found in measures.items()]
     rows = [verdict.row((verdict.FORGOTTEN, "ulira"), b, limit, two_sided=True) for b in beside]
     asked = f"{count} shadows, each in its own order of data"
-    own = {
-        m: float((ratio(confidence(run, m)[None], shadows["unlearned"], shadows["retrain"]) > 0).mean())
-        for m in ("unlearned", "retrain")
-    }
+    own = {m: float((ratio(scores, shadows["unlearned"], shadows["retrain"]) > 0).mean()) for m, scores in ours.items()}
     text = verdict.table(rows, asked) + (
         f"\nOf this run's forgotten pairs the attack takes {own['unlearned']:.0%} for once known under the unlearned model, "
         f"and {own['retrain']:.0%} under the retrained one.\n"
@@ -74,12 +72,14 @@ def attack(run: Path, count: int, say: Callable[[str], None], jobs: int = 1) -> 
 def confidence(folder: Path, model: str) -> Numbers:
     """log(p / (1 - p)) of every forgotten training pair, p the probability of its partner among public pairs, (n,).
 
-    Raises ConfigError where the run's quick audit is missing.
+    Raises ConfigError where the run's quick audit is missing, or nobody judged them.
     """
     try:
         levels = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["scores"][model]["member_partner_loss"]
     except (OSError, ValueError, KeyError) as error:
         raise config.ConfigError(f"{folder}/audit.json: {error}: shadows need the quick audit of a run") from None
+    if not levels:
+        raise config.ConfigError(f"{folder}/audit.json: nobody judged what was forgotten: shadows are told from it")
     p = np.exp(-np.clip(np.asarray(levels, dtype=np.float64), 1e-6, None))
     return np.asarray(np.log(p) - np.log1p(-p))
 
