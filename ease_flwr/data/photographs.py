@@ -27,7 +27,7 @@ from ease_flwr.store.tombstones import salted
 
 IDS = 1.0
 """GiB that the kept ids of pairs may fill."""
-DECODER = digest([file_sha256(Path(code.__file__)) for code in (pictures, fitting)])
+DECODER = digest([file_sha256(Path(str(code.__file__))) for code in (pictures, fitting)])
 """What makes pixels of a file: other code makes others."""
 
 

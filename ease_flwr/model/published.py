@@ -251,5 +251,5 @@ def _ready(config: ModelConfig, model: Any, architecture: dict[str, Any], said: 
     tokenize = tokens.of_model(architecture, getattr(model, "vocab_size", 0) or getattr(model.text, "vocab_size", 0))
     known = OPENAI | {key: value for key, value in said.items() if value}
     colours = (tuple(config.mean or known["mean"]), tuple(config.std or known["std"]))
-    how = (known["resize_mode"], known["interpolation"], said)
-    return Backbone(model, tokenize, int(height), *colours, architecture, *how)
+    resize, interpolation = known["resize_mode"], known["interpolation"]
+    return Backbone(model, tokenize, int(height), *colours, architecture, resize, interpolation, said)

@@ -49,10 +49,10 @@ def modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         raise ConfigError(
             f"lora.targets: nothing called {', '.join(lora.targets)} to adapt in the {tower} tower; there are {there}{why}"
         )
-    for tower, first in (("visual", lora.visual_from), ("text", lora.text_from)):
-        if first and not any(n in NUMBERED and k.isdecimal() for name in found[tower] for n, k in pairwise(name.split("."))):
+    for part, first in (("visual", lora.visual_from), ("text", lora.text_from)):
+        if first and not any(n in NUMBERED and k.isdecimal() for name in found[part] for n, k in pairwise(name.split("."))):
             raise ConfigError(
-                f"lora.{tower}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
+                f"lora.{part}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
             )
     return chosen
 
