@@ -49,7 +49,8 @@ def modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         raise ConfigError(
             f"lora.targets: nothing called {', '.join(lora.targets)} to adapt in the {tower} tower; there are {there}{why}"
         )
-    for part, first in (("visual", lora.visual_from), ("text", lora.text_from)):
+    firsts: dict[Tower, int] = {"visual": lora.visual_from, "text": lora.text_from}
+    for part, first in firsts.items():
         if first and not any(n in NUMBERED and k.isdecimal() for name in found[part] for n, k in pairwise(name.split("."))):
             raise ConfigError(
                 f"lora.{part}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
