@@ -62,7 +62,8 @@ def start(run: Ready, where: Where) -> int:
     try:
         status = followed(run.settings, run.experiment, run.folder, where)
     finally:
-        given_back(run.folder)  # where nothing was begun
+        if not where.superlink:
+            given_back(run.folder)  # where nothing was begun
     return pictured(run.folder, status, not where.superlink)
 
 
@@ -90,7 +91,8 @@ def ready(new: NewRun, where: Where) -> Ready:
     if not new.until and (note := misleading(checked, new.strategy)):
         print(f"note: {note}", flush=True)
     folder = Path(config.absolute(str(new.folder), "run-dir")) if new.folder else default_folder(checked, new.strategy)
-    if new.folder and not claimed(folder):
+    there = folder.is_dir() and any(folder.iterdir()) if where.superlink else not claimed(folder)
+    if there:  # of a deployed federation its server makes it, perhaps as another user
         raise ConfigError(f"run-dir {folder} is not empty: choose another, or remove it")
     settings = {
         "experiment": new.experiment,

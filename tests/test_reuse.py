@@ -248,11 +248,15 @@ def test_other_files_under_the_same_names_are_other_data(tmp_path):
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path))
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
-    with ThreadPoolExecutor(8) as pool:
-        found = [*pool.map(lambda _: files.default_folder(Experiment(), "ease"), range(24))]
+    found = [files.default_folder(Experiment(), "ease") for _ in range(24)]
     assert len(set(found)) == 24
     assert {p.parent for p in found} == {tmp_path}
-    assert all(files.only_claimed(p) for p in found)
+
+
+def test_one_of_several_gets_a_folder_that_was_named(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda _: files.claimed(tmp_path / "run"), range(24))) == 1
+    assert files.only_claimed(tmp_path / "run")
 
 
 def test_a_folder_that_was_claimed_and_not_used_is_given_back(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,13 +28,9 @@ def home() -> Path:
 
 
 def default_folder(experiment: Experiment, strategy: str) -> Path:
-    """A folder for a new run, which is its own from now on: what it is, and when it began. Raises ConfigError."""
-    name = f"{experiment.name[:100]}-{strategy[:100]}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in count(1):  # others may begin in the same second
-        folder = home() / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists() and claimed(folder):
-            break
-    return folder
+    """A new folder name for a run: what it is, when it began, and a number that no other of the same second has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return home() / f"{experiment.name[:100]}-{strategy[:100]}-seed{experiment.seed}-{stamp}-{secrets.token_hex(3)}"
 
 
 def claimed(folder: Path) -> bool:
@@ -65,7 +61,7 @@ def only_claimed(folder: Path) -> bool:
 
 def given_back(folder: Path) -> None:
     """Leave the folder of a run that has not been started as it was."""
-    if only_claimed(folder):
+    if folder.is_dir() and only_claimed(folder):
         for name in ("state.json", "run.lock"):
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):
