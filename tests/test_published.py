@@ -139,9 +139,9 @@ def test_settings_that_say_otherwise_are_remarked(tmp_path, nothing_starts, caps
     run(tmp_path, f"model.weights={folder}", "model.std=", "data.resize=longest", "lora.targets=attn")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("note: model", "note: data"))]
     assert lines == [
-        "note: model.mean=0.5,0.5,0.5 is not what the model says, which is 0.5,0.4,0.3: leave it empty to take that",
-        "note: data.resize=longest is not what the model says, which is squash: leave it empty to take that",
-        "note: data.image_size=128 is not what the model says, which is 32: leave it empty to take that",
+        "note: model.mean=0.5,0.5,0.5 is not what the model says: to take that, say --set model.mean=0.5,0.4,0.3",
+        "note: data.resize=longest is not what the model says: to take that, say --set data.resize=squash",
+        "note: data.image_size=128 is not what the model says: to take that, say --set data.image_size=32",
     ]
     assert len(nothing_starts) == 2
 

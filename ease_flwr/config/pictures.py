@@ -46,7 +46,7 @@ def remarks(model: ModelConfig, data: DataConfig | None, said: dict[str, Any], s
         wanted |= {"data.resize": said.get("resize_mode"), "data.image_size": size}
         wanted |= {"data.interpolation": said.get("interpolation")}
     return [
-        f"{key}={_spelled(value)} is not what the model says, which is {_spelled(wanted[key])}: leave it empty to take that"
+        f"{key}={_spelled(value)} is not what the model says: to take that, say --set {key}={_spelled(wanted[key])}"
         for key, value in chosen.items()
         if value and wanted[key] and _spelled(value) != _spelled(wanted[key])
     ]
