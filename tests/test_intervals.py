@@ -129,10 +129,10 @@ def test_one_member_has_no_interval_and_zero_width_is_no_certainty():
 
 
 def test_intervals_end_where_there_is_nothing_beyond():
-    far = {"low": -400.0, "high": 400.0, "gap": 2.0, "gap_low": -400.0, "gap_high": 400.0}
+    far = {"low": -400.0, "high": 400.0, "gap": 0.0, "gap_low": -400.0, "gap_high": 400.0}
     for key, ends, most in (
         ("r1.forget", (0, 100), 100),
-        ("membership.cosine", (0, 1), 2),
+        ("membership.cosine", (0, 1), 1),
         ("correlation.retain", (-1, 1), 2),
         ("wording.test", (0, 50), 50),
         ("distance.forget", (0, 2), 2),
