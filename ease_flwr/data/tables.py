@@ -59,15 +59,12 @@ class Gathered:
     """What the lines about one picture say together."""
 
     place: str
-    captions: dict[str, str] = field(default_factory=dict)
-    """The place of each."""
+    captions: list[str] = field(default_factory=list)
+    blank: list[str] = field(default_factory=list)
+    """Places of lines without a caption."""
     said: dict[str, tuple[str, str]] = field(default_factory=dict)
     """label, split, client and folder: the value, and the place of the line that says it."""
     contradicts: list[str] = field(default_factory=list)
-    rows: int = 0
-
-    def about(self) -> About:
-        return About(**{key: value for key, (value, _) in self.said.items()})
 
 
 def gather(file: Path, index: Index, lines: Iterable[Line]) -> None:
@@ -80,23 +77,22 @@ def gather(file: Path, index: Index, lines: Iterable[Line]) -> None:
             if before != value:
                 known.contradicts.append(f"{place} has another {key} for {name} than {where} ({value!r}, {before!r})")
         caption = " ".join(caption.split())
-        if caption in known.captions and caption:
+        if not caption:
+            known.blank.append(place)
+        elif caption in known.captions:
             index.left.append(Row(file, place, "the same line again"))
-            continue
-        known.rows += 1
-        known.captions.setdefault(caption, place)
+        else:
+            known.captions.append(caption)
     for name, of in found.items():
-        blank = of.captions.pop("", "")
-        blanks = of.rows - len(of.captions)
-        if blank and of.captions:
-            index.left.append(Row(file, blank, "a blank caption among others", blanks))
-            of.rows -= blanks
+        if of.captions:
+            index.left += [Row(file, place, "a blank caption among others") for place in of.blank]
+        rows = len(of.captions) or len(of.blank)
         if of.contradicts:
             index.named.add(index.file(name))
-            index.wrong.append(Row(file, "", "; ".join(of.contradicts), of.rows))
+            index.wrong.append(Row(file, "", "; ".join(of.contradicts), rows))
             continue
-        with index.row(file, of.place, of.rows):
-            index.add(file, of.place, name, list(of.captions), of.about(), of.rows)
+        with index.row(file, of.place, rows):
+            index.add(file, of.place, name, of.captions, About(**{key: value for key, (value, _) in of.said.items()}), rows)
 
 
 def _rows(text: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
