@@ -1,6 +1,6 @@
 """Base models as people bring them, damaged or odd: read as they are, or refused in one line.
 
-Targets of benchmarks/fuzz.py: each writes a model folder of its own, tries it, and says what it tried.
+Targets of benchmarks.fuzz: each writes a model folder of its own, tries it, and says what it tried.
 """
 
 from __future__ import annotations

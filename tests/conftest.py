@@ -51,6 +51,16 @@ def in_process(monkeypatch):
     monkeypatch.setattr(launcher, "submit", submitted)
 
 
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """The launcher submits nothing; one entry for each time it would have."""
+    from ease_flwr import launcher
+
+    would: list[int] = []
+    monkeypatch.setattr(launcher, "submit", lambda *_: would.append(1) or 1)
+    return would
+
+
 @pytest.fixture(scope="module")
 def still():
     """The clock of roll calls and exchanges stands still, but where they wait themselves."""

@@ -6,8 +6,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ease_flwr import launcher
+from ease_flwr.hosts.simulation import Where
 from ease_flwr.model import published
+from tests.photographs import write_photographs
 
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 VISION = {"image_size": 32, "layers": 2, "width": 16, "patch_size": 16, "head_width": 8}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
@@ -85,7 +89,20 @@ def write_weights(file: Path, architecture: dict, metadata: dict[str, str] | Non
 def write_folder(folder: Path, architecture: dict, preprocess: dict | None = None) -> Path:
     """A folder as open_clip publishes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder / "open_clip_model.safetensors", architecture)
+    write_weights(folder / WEIGHTS, architecture)
     said = {"model_cfg": architecture} | ({} if preprocess is None else {"preprocess_cfg": preprocess})
-    (folder / "open_clip_config.json").write_text(json.dumps(said))
+    (folder / CONFIG).write_text(json.dumps(said))
     return folder
+
+
+def ways(folder):
+    """All ways to give a published folder."""
+    return [{"weights": str(folder)}, {"weights": str(folder / WEIGHTS)}, {"name": f"local-dir:{folder}"}]
+
+
+def run(tmp_path, *assignments):
+    """`ease run flickr8k` with a few photographs. The exit status."""
+    if not (tmp_path / "data").exists():
+        write_photographs(tmp_path / "data", train=8, val=2, test=2)
+    said = [f"data.root={tmp_path / 'data'}", "data.clients=2", "forget.targets=client-1", "model.context=0", *assignments]
+    return launcher.run(launcher.NewRun("flickr8k", folder=tmp_path / "run", assignments=said), Where())

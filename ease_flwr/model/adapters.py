@@ -224,8 +224,8 @@ def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
         with torch.no_grad():
             images = adapted.trunk(pictures.to(adapted.device))
         f, g = exact.embed_images(images), exact.embed_texts(tokens)
-        total = torch.stack([(x * torch.randn(x.shape, generator=draw).to(adapted.device)).sum() for x in (f, g)]).sum()
-        gradients = torch.autograd.grad(total, adapted.parameters, allow_unused=True)
+        total = [(x * torch.randn(x.shape, generator=draw).to(adapted.device)).sum() for x in (f, g)]
+        gradients = torch.autograd.grad(torch.stack(total).sum(), adapted.parameters, allow_unused=True)
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ConfigError(
