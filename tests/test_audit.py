@@ -239,15 +239,9 @@ def test_shadows_are_the_run_again_in_another_order(tmp_path, monkeypatch):
     assert set(asked[0][1]) == set(RUN_CONFIG["set"].split())
     assert "| ulira | original | 1.000 | 0.500 (chance) | +0.500 ! (+0.500 to +0.500) | - | 0.05 | too little" in text
     assert json.loads((tmp_path / "run" / "ulira.json").read_text())["shadows"] == 4
-    for left, why in (
-        ({"unlearned": {"member_partner_loss": []}}, "nobody judged what was forgotten: shadows are told from it"),
-        ({"unlearned": {"member_partner_loss": [1.0]}}, "'retrain': shadows need the quick audit of a run"),
-        (None, "shadows need the quick audit of a run"),
-    ):
-        if left is None:
-            (tmp_path / "run" / "audit.json").unlink()
-        else:
-            (tmp_path / "run" / "audit.json").write_text(json.dumps({"scores": left}))
+    nobody, one = ({"unlearned": {"member_partner_loss": of}} for of in ([], [1.0]))
+    for left, why in ((nobody, "nobody judged what was forgotten"), (one, "'retrain': shadows need the quick audit of a run")):
+        (tmp_path / "run" / "audit.json").write_text(json.dumps({"scores": left}))
         with pytest.raises(ConfigError, match=rf"audit.json: .*{why}"):
             shadows.attack(tmp_path / "run", 4, print)
     assert len(asked) == 4  # before anything is trained
