@@ -76,6 +76,11 @@ CHECKS = {
         ("-m", "pytest", "-q", "-m", "long", "tests/test_paper_scale.py"),
         (*RUN, "ease_flwr.data.photographs", *halves("ease", "bilateral")),
     ),
+    "fuzz": Check(
+        "ten minutes of settings, requests, indexes, pictures and models that are made up",
+        ("-m", "benchmarks.fuzz", "FOLDER/fuzz.json", "--minutes", "10"),
+        ("ease_flwr.config.submission", "ease_flwr.data.photographs", "ease_flwr.model.published"),
+    ),
     "hosts": Check(
         "a federation of separate hosts, in namespaces: from `ease deploy init` to a verified receipt",
         ("-m", "benchmarks.hosts", "FOLDER/hosts.json"),

@@ -40,8 +40,8 @@ class Commands(TyperGroup):
             status = ended.code
         except (OSError, ImportError) as error:  # of commands that have not told it themselves
             status = _failed(error)
-        if (unwritten := _unwritten()) and not status:
-            status = _failed(unwritten)
+        if (left := _unwritten()) and not status:
+            status = _failed(left)
         sys.exit(status)
 
 
