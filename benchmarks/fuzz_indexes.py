@@ -1,4 +1,4 @@
-"""Folders of pictures and captions made up at random, for benchmarks/fuzz.py and tests/test_reading.py.
+"""Folders of pictures and captions made up at random, for the fuzz driver and tests/test_reading.py.
 
 Each target writes a folder and brings it, see `bring`: what `ease data check` accepts is decoded as training does, and what it
 does not accept is refused at the start of a run, in one line.

@@ -213,7 +213,9 @@ def test_paths_are_the_owners_whether_or_not_a_policy_is_there(host):
 def test_what_a_host_says_of_a_mistake_quotes_no_data(host, theta, monkeypatch, capsys):
     name, caption = "JaneDoe1958.png", "Jane Doe, born 1958"
     host.rename(host.train[0], name)
-    (host.root / "images" / name).write_bytes(b"no picture")
+    picture = host.root / "images" / name
+    good = picture.read_bytes()
+    picture.write_bytes(b"no picture")
     asked = Hello(forget=(ForgetSet(scenario="sample", targets=("north/id:" + "0" * 24,)),))
     heard = [ask(host, asked), ask(host, learn(), {"adapters": theta})]
     assert re.fullmatch(r"DataError \(entries\.py, line \d+, image\)", told(heard[-1]))
@@ -225,6 +227,7 @@ def test_what_a_host_says_of_a_mistake_quotes_no_data(host, theta, monkeypatch, 
     assert re.fullmatch(r"DataError \(formats\.py, line \d+, read_index\)", told(heard[-1]))
     host.rows.pop()
     host.write()
+    picture.write_bytes(good)
     hosts_data.load.cache_clear()
     data.load.cache_clear()
     monkeypatch.setattr(hosts_data.Hosts, "client", lambda *_: (_ for _ in ()).throw(ValueError(f"cannot encode {caption!r}")))
