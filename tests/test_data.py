@@ -225,7 +225,7 @@ def test_decoding_goes_on_where_it_was_ended_and_mends_what_is_damaged(tmp_path,
     chosen = config(tmp_path / "set", cache=str(tmp_path / "cache"), partition="iid")
     read = []
     real = formats.Entry.image
-    monkeypatch.setattr(formats.Entry, "image", lambda entry, side: (read.append(entry.name), real(entry, side))[1])
+    monkeypatch.setattr(formats.Entry, "image", lambda entry, *how: (read.append(entry.name), real(entry, *how))[1])
 
     def prepared(stop_after=99):
         read.clear()

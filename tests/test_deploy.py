@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from ease_flwr import cli
 from ease_flwr.client_app import on_host
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
+from ease_flwr.data import entries, formats
 from ease_flwr.data import folder as hosts_data
-from ease_flwr.data import formats
 from ease_flwr.hosts import demo, deploy, processes, settings
 from ease_flwr.hosts.settings import Deployment
 from tests.photographs import write_photographs
@@ -198,8 +198,8 @@ def test_three_kinds_of_index_say_the_same(tmp_path):
 
 
 def test_an_index_without_splits_is_split_by_name():
-    splits = [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
-    assert splits == [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    splits = [entries.drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    assert splits == [entries.drawn_split(f"image-{i}.jpg") for i in range(1000)]
     assert 60 < splits.count("val") < 140
     assert 60 < splits.count("test") < 140
 
@@ -226,7 +226,10 @@ def test_data_check_names_everything_that_is_wrong(tmp_path):
     write_photographs(tmp_path, train=8, val=3, test=4)
     good = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)])
     assert good.exit_code == 0
-    assert good.output.strip().endswith("15 images, 30 captions, 3 labels, 8 train, 3 val, 4 test")
+    assert good.output.splitlines()[-2:] == [
+        "15 images, 30 captions, 3 labels, 8 train, 3 val, 4 test",
+        "rows: 15 read, 15 used, 0 left out, 0 wrong",
+    ]
     index = json.loads((tmp_path / "dataset.json").read_text())
     index["images"][0]["filename"] = "gone.png"
     index["images"][1]["sentences"] = []

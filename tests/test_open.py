@@ -266,7 +266,7 @@ def test_the_command(tmp_path):
 
     done = ease_open(str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == f"ease open: {tmp_path}: no run there: give the folder of one, at work or finished\n"
+    assert done.stderr == f"ease open: {tmp_path}: no run there: give the folder of one\n"
     write(tmp_path, "running")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

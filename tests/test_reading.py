@@ -44,7 +44,7 @@ def test_training_decodes_what_check_accepts(target):
 def test_one_function_decodes(tmp_path, monkeypatch, layout):
     write_layout(layout, tmp_path / "set")
     real, sides = pictures.decoded, []
-    monkeypatch.setattr(pictures, "decoded", lambda content, side: (sides.append(side), real(content, side))[1])
+    monkeypatch.setattr(pictures, "decoded", lambda content, side, *how: (sides.append(side), real(content, side, *how))[1])
     found = formats.check(str(tmp_path / "set"))
     assert sides == [formats.SIDE] * found.counts["images"]
     config = DataConfig(kind="photographs", root=str(tmp_path / "set"), image_size=8, clients=2, partition="iid")
@@ -58,7 +58,7 @@ def test_what_was_decoded_is_remembered_until_it_changes(tmp_path, monkeypatch):
     write_layout("json", tmp_path / "set")
     read = []
     real = formats.Entry.image
-    monkeypatch.setattr(formats.Entry, "image", lambda entry, side: (read.append(entry.name), real(entry, side))[1])
+    monkeypatch.setattr(formats.Entry, "image", lambda entry, *how: (read.append(entry.name), real(entry, *how))[1])
 
     def proved(home):
         read.clear()

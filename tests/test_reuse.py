@@ -217,11 +217,12 @@ def test_what_a_killed_process_left_is_swept_away_after_a_day(tmp_path, monkeypa
 
 
 def test_other_files_under_the_same_names_are_other_data(tmp_path):
-    """Captions, pictures, labels, weights: whatever the settings name, they are not taken for what was there before."""
+    """Captions, pictures, labels: whatever the settings name, they are not taken for what was there before."""
     write_photographs(tmp_path / "set", train=6, val=2, test=2)
-    (tmp_path / "w.safetensors").write_bytes(b"1")
+    index, labels = tmp_path / "set" / "dataset.json", tmp_path / "labels.json"
+    labels.write_text(json.dumps({image["filename"]: "sea" for image in json.loads(index.read_text())["images"]}))
     told = {"data.root": str(tmp_path / "set"), "data.clients": 2, "forget.targets": "client-0"}
-    experiment = config.load("flickr8k", {**told, "model.weights": str(tmp_path / "w.safetensors")})
+    experiment = config.load("flickr8k", {**told, "data.labels": str(labels)})
 
     def now():
         photographs.load.cache_clear()
@@ -230,9 +231,8 @@ def test_other_files_under_the_same_names_are_other_data(tmp_path):
     seen = [now()]
     assert now() == seen[0]
     picture = sorted((tmp_path / "set").rglob("*.png"))[0]
-    index = next(p for p in (tmp_path / "set").glob("*.json"))
     changes = (
-        lambda: (tmp_path / "w.safetensors").write_bytes(b"2"),
+        lambda: labels.write_text(labels.read_text().replace("sea", "sky")),
         lambda: os.utime(picture, ns=(1, 1)),
         lambda: index.write_text(index.read_text().replace(" one", " uno")),
     )

@@ -111,7 +111,7 @@ def test_temporary_folders_that_cannot_be_written_are_passed_over(alone, tmp_pat
 
 def test_a_superlink_that_nobody_knows_is_refused_where_flwr_reads_its_file(alone, tmp_path):
     alone.setenv("FLWR_HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^--superlink nope: .*SuperLink connection 'nope' not found in the Flower"):
+    with pytest.raises(ConfigError, match=r"^--superlink nope: .*no connection of that name in .*config.toml: there are "):
         connected.check("nope")
     alone.setenv("FLWR_HOME", "/proc/1/nothing")
     with pytest.raises(ConfigError, match=r"^--superlink nope: "):

@@ -66,7 +66,8 @@ def check(superlink: str) -> None:
     from flwr.cli.flower_config import read_flower_config
 
     try:
-        said, file = read_flower_config()
+        with contextlib.redirect_stdout(io.StringIO()):  # where it has no file it writes one, and says so
+            said, file = read_flower_config()
     except (click.ClickException, RuntimeError, OSError) as error:
         raise ConfigError(f"--superlink {superlink}: {getattr(error, 'message', error)}") from None
     known = sorted(name for name, about in said.get("superlink", {}).items() if isinstance(about, dict))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-LONGEST = 8
+LONGEST = 128
 """Times as long as wide is what is resized of a strip: all of a picture of 1 x 20000 would fill the memory."""
 
 
