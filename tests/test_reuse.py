@@ -220,7 +220,8 @@ def test_other_files_under_the_same_names_are_other_data(tmp_path):
     """Captions, pictures, labels: whatever the settings name, they are not taken for what was there before."""
     write_photographs(tmp_path / "set", train=6, val=2, test=2)
     index, labels = tmp_path / "set" / "dataset.json", tmp_path / "labels.json"
-    labels.write_text(json.dumps({image["filename"]: "sea" for image in json.loads(index.read_text())["images"]}))
+    names = {image["filename"]: "sea" for image in json.loads(index.read_text())["images"]}
+    labels.write_text(json.dumps({"names": names}))
     told = {"data.root": str(tmp_path / "set"), "data.clients": 2, "forget.targets": "client-0"}
     experiment = config.load("flickr8k", {**told, "data.labels": str(labels)})
 
