@@ -66,10 +66,10 @@ CHECKS = {
         ("-m", "tests.kill_9", "FOLDER", "20"),
         (*RUN, *halves("ease", "bilateral")),
     ),
-    "towers": Check(
-        "a base model of two real pretrained towers finds photographs that it has not seen",
-        ("-m", "pytest", "-q", "-m", "long", "tests/test_align.py"),
-        ("ease_flwr.data.align",),
+    "photographs": Check(
+        "real photographs: learn, forget, continue, audit; and a base model of two real pretrained towers",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_align.py", "tests/test_photographs.py"),
+        (*RUN, "ease_flwr.data.photographs", "ease_flwr.data.align", *halves("ease", "bilateral")),
     ),
     "paper-scale": Check(
         "ViT-B/32 in half precision: learn, forget, continue, audit",

@@ -214,10 +214,10 @@ def test_a_model_that_memorised_its_pairs_fails_membership(run):
 def test_another_retraining_is_like_retraining(run):
     """Intervals are of 95 %: one answer in twenty may be wrong."""
     answers = []
-    for order in (7, 8, 9):
+    for order in (7, 8):
         answers += [row.answer for row in audited(run, again=retrained_again(run, order))["again"].values()]
     wrong = [a for a in answers if not a.startswith(("like retraining", "kept", "not sure", "above"))]
-    assert len(answers) > 40
+    assert len(answers) > 26
     assert len(wrong) <= len(answers) / 20, wrong
 
 

@@ -149,6 +149,6 @@ def test_a_phase_that_was_begun_after_an_upgrade_goes_on(learnt, whole, tmp_path
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments(tmp_path):
-    command = [sys.executable, "-m", "tests.kill_9", str(tmp_path), "5"]
+    command = [sys.executable, "-m", "tests.kill_9", str(tmp_path), "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=config.APP)
     assert done.stdout.endswith("every run as without\n"), done.stdout + done.stderr

@@ -14,7 +14,7 @@ SHARED = Path(os.environ.get("EASE_SHARED", APP.parent / "shared")).absolute() /
 ROOT, WEIGHTS = SHARED / "flickr8k", SHARED / "weights" / "mnv2-flickr8k.safetensors"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         not ROOT.is_dir(), reason=f"no photographs in {SHARED}: set EASE_SHARED to a folder that has data/flickr8k"
     ),
