@@ -162,7 +162,8 @@ class LoraConv2d(stock.Conv2d):
         if self.disable_adapters or self.merged:
             return out
         (name,) = self.active_adapters
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        a: Any = self.lora_A[name].weight
+        b: Any = self.lora_B[name].weight
         return out + F.conv2d(base._conv_forward(x, a, None), b) * self.scaling[name]
 
 
