@@ -112,8 +112,8 @@ def _folder(model: ModelConfig, folder: Path) -> Published:
 def _of_file(model: ModelConfig, path: Path, metadata: dict[str, str]) -> Published:
     own: dict[str, Any] = {key: value for key in COLOURS if (value := _numbers(metadata.get(f"image_{key}", "")))}
     for key, known, said in (("resize_mode", RESIZE_MODES, "resize"), ("interpolation", INTERPOLATIONS, "interpolation")):
-        if (told := metadata.get(f"image_{said}", "")) in known:
-            own[key] = told
+        if (name := metadata.get(f"image_{said}", "")) in known:
+            own[key] = name
     beside, at_home = path.with_suffix(".json"), path.with_name(CONFIG)
     if model.name and not model.name.startswith(PUBLISHED) and path.name != WEIGHTS:
         return Published(path, preprocess=own)

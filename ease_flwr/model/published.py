@@ -250,6 +250,6 @@ def _ready(config: ModelConfig, model: Any, architecture: dict[str, Any], said: 
         architecture = towers.shorten_context(model, architecture, config.context)
     tokenize = tokens.of_model(architecture, getattr(model, "vocab_size", 0) or getattr(model.text, "vocab_size", 0))
     known = OPENAI | {key: value for key, value in said.items() if value}
-    colours = (tuple(config.mean or known["mean"]), tuple(config.std or known["std"]))
-    resize, interpolation = known["resize_mode"], known["interpolation"]
-    return Backbone(model, tokenize, int(height), *colours, architecture, resize, interpolation, said)
+    mean, std = tuple(config.mean or known["mean"]), tuple(config.std or known["std"])
+    how: dict[str, Any] = {"resize": known["resize_mode"], "interpolation": known["interpolation"], "said": said}
+    return Backbone(model, tokenize, int(height), mean, std, architecture, **how)

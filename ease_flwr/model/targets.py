@@ -43,17 +43,17 @@ def modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
     for name, why in refused.items():
         if not _left_out(name, chosen, lora):
             raise ConfigError(f"lora.targets: {name} {why}")
-    for tower in [tower for tower, names in found.items() if not names]:
-        there = ", ".join(adaptable(model, tower)) or "none"
-        why = next((f"; {name} {why}" for name, why in refused.items() if tower_of(model, name) == tower), "")
+    for empty in [tower for tower, names in found.items() if not names]:
+        there = ", ".join(adaptable(model, empty)) or "none"
+        why = next((f"; {name} {why}" for name, why in refused.items() if tower_of(model, name) == empty), "")
         raise ConfigError(
-            f"lora.targets: nothing called {', '.join(lora.targets)} to adapt in the {tower} tower; there are {there}{why}"
+            f"lora.targets: nothing called {', '.join(lora.targets)} to adapt in the {empty} tower; there are {there}{why}"
         )
-    firsts: dict[Tower, int] = {"visual": lora.visual_from, "text": lora.text_from}
-    for part, first in firsts.items():
-        if first and not any(n in NUMBERED and k.isdecimal() for name in found[part] for n, k in pairwise(name.split("."))):
+    starts: dict[Tower, int] = {"visual": lora.visual_from, "text": lora.text_from}
+    for kind, first in starts.items():
+        if first and not any(n in NUMBERED and k.isdecimal() for name in found[kind] for n, k in pairwise(name.split("."))):
             raise ConfigError(
-                f"lora.{part}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
+                f"lora.{kind}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
             )
     return chosen
 
