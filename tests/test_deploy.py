@@ -21,6 +21,7 @@ from ease_flwr.client_app import on_host
 from ease_flwr.config import ConfigError, DataConfig, ForgetConfig
 from ease_flwr.data import folder as hosts_data
 from ease_flwr.data import formats
+from ease_flwr.data.entries import drawn_split
 from ease_flwr.hosts import demo, deploy, processes, settings
 from ease_flwr.hosts.settings import Deployment
 from tests.photographs import write_photographs
@@ -198,8 +199,8 @@ def test_three_kinds_of_index_say_the_same(tmp_path):
 
 
 def test_an_index_without_splits_is_split_by_name():
-    splits = [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
-    assert splits == [formats.drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    splits = [drawn_split(f"image-{i}.jpg") for i in range(1000)]
+    assert splits == [drawn_split(f"image-{i}.jpg") for i in range(1000)]
     assert 60 < splits.count("val") < 140
     assert 60 < splits.count("test") < 140
 
