@@ -227,8 +227,8 @@ def test_data_check_names_everything_that_is_wrong(tmp_path):
     good = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)])
     assert good.exit_code == 0
     assert good.output.splitlines()[-2:] == [
-        "15 images, 30 captions, 3 labels, 8 train, 3 val, 4 test",
         "rows: 15 read, 15 used, 0 left out, 0 wrong",
+        "15 images, 30 captions, 3 labels, 8 train, 3 val, 4 test",
     ]
     index = json.loads((tmp_path / "dataset.json").read_text())
     index["images"][0]["filename"] = "gone.png"

@@ -37,23 +37,21 @@ def data_check(
         there = config.absolute(str(root), "ROOT")
         found = formats.check(there)
         note = published.incomplete(there, found.counts)
-    limit = None if every else SHOWN
-    for problem in found.problems[:limit]:
+    first = slice(None if every else SHOWN)
+    for problem in found.problems[first]:
         print(problem)
     for why, places in found.left.items():
-        print(
-            f"left out, {why}: {len(places)} ({', '.join(places[:limit])}{', ...' if places[limit or len(places) :] else ''})"
-        )
-    print(", ".join(f"{count} {what}" for what, count in found.counts.items()))
-    print("rows: " + ", ".join(f"{count} {what}" for what, count in found.totals.items()))
+        more = ", ..." if len(places[first]) < len(places) else ""
+        print(f"left out, {why}: {len(places)} ({', '.join(places[first])}{more})")
     if found.drawn:
         print(f"{found.drawn} images have no split in the index: the name of each draws one")
+    print("rows: " + ", ".join(f"{count} {what}" for what, count in found.totals.items()))
+    print(", ".join(f"{count} {what}" for what, count in found.counts.items()))
     if note:
         print(note)
     if found.problems:
-        more = (
-            f", the first {SHOWN} are above, --all names the others" if found.problems[limit or len(found.problems) :] else ""
-        )
+        rest = len(found.problems) - len(found.problems[first])
+        more = f", the first {SHOWN} are above, --all names the others" if rest else ""
         print(f"ease data check: {len(found.problems)} problems{more}")
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256
 from ease_flwr.data import pictures
-from ease_flwr.data.entries import SPLITS, Entry, RowError, word
+from ease_flwr.data.entries import Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
 from ease_flwr.data.partition import dealt, read_names
@@ -89,7 +89,7 @@ class Photographs:
     def prove(self, say: Callable[[str], None]) -> None:
         """Decode every picture as training does, before anything is learnt; what was decoded is remembered by name, size and
         time. Raises DataError at the first that cannot be decoded."""
-        entries = [e for split in SPLITS for e in self.splits.get(split, [])]
+        entries = [e for split in self.splits.values() for e in split]  # of all splits: the check names all, too
         if not entries:
             return
         place = cache.Place(
