@@ -118,6 +118,8 @@ def test_weights_that_cannot_be_used(tmp_path):
     small_config(tmp_path)
     with pytest.raises(ConfigError, match=r"open_clip knows no model 'ViT-Z'"):
         backbone.load(ModelConfig(name="ViT-Z"))
+    with pytest.raises(ConfigError, match=rf"knows no model '{tmp_path}'; a folder is given as model.weights={tmp_path}"):
+        backbone.load(ModelConfig(name=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"'mine' is neither a file .* nor a pretrained tag of ViT-B-32: openai"):
         backbone.load(ModelConfig(name="ViT-B-32", weights="mine"))
     with pytest.raises(ConfigError, match=r"no file .*gone.safetensors: give the absolute path"):

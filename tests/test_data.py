@@ -192,6 +192,8 @@ def test_topics_and_a_deal_are_files(tmp_path):
     options += ["--set", f"data.labels={tmp_path / 'topics.json'}", "--set", "data.mixed=0"]
     dealt = ease("deal", "personas", "--to", str(tmp_path / "deal.json"), *options)
     assert dealt.output.startswith("client-0 6, client-1 6 in "), dealt.output
+    fewer = ease("deal", "flickr8k", "--to", str(tmp_path / "fewer.json"), *options)  # whose experiment forgets client-3
+    assert fewer.output.startswith("client-0 6, client-1 6 in "), fewer.output
     parts = json.loads((tmp_path / "deal.json").read_text())["names"]
     assert sorted(int(name[6:-4]) % 2 for name in parts["client-0"]) in ([0] * 6, [1] * 6)
     chosen = DataConfig(**{k[5:]: v for k, v in values.items()} | {"root": str(tmp_path / "set")})
@@ -210,6 +212,9 @@ def test_topics_and_a_deal_are_files(tmp_path):
     assert "gives an image to two clients" in dealt_as({**parts, "client-1": parts["client-0"]})
     (tmp_path / "deal.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"data.parts: .*deal.json is not what `ease data` writes"):
+        _ = photographs.load.__wrapped__(chosen, 0).parts
+    (tmp_path / "deal.json").unlink()
+    with pytest.raises(ConfigError, match=r"^data.parts: .*deal.json: No such file or directory$"):
         _ = photographs.load.__wrapped__(chosen, 0).parts
     (tmp_path / "topics.json").write_text('{"names": {}}')
     photographs.load.cache_clear()

@@ -160,3 +160,12 @@ def test_who_leaves_is_not_counted_and_who_stays_by_the_quorum(gone, leaving, qu
     else:
         with pytest.raises(FederationError, match=rf"{len(there)} of {len(staying)} clients are there"):
             roll_call(at_once(grid), experiment, wanted)
+
+
+def test_who_is_away_for_the_same_reason_is_named_in_one_line():
+    with pytest.raises(FederationError) as error:
+        call(lambda name, reply: None, **{"federation.start_timeout": 0.2})
+    assert str(error.value).startswith(
+        "0 of 3 clients are there, federation.quorum=1 wants 3: client-0, client-1, client-2: it did not come; "
+        "node 100, node 101, node 102: it did not answer the roll call: no answer before the deadline: see that they"
+    )

@@ -177,22 +177,25 @@ def test_labels_stay_what_they_are_on_the_queue(tmp_path_factory, names):
     assert request.targets == tuple(names)
 
 
+UNSEEN = " \t\u00a0\u200b\u200c\u200d\u2060\ufeff"
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="#"), min_size=1, max_size=10).map(
-    str.strip
+    lambda text: text.strip().strip(UNSEEN).strip()
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    names=st.lists(LINE.filter(bool), min_size=1, max_size=5),
-    bom=st.booleans(),
+    names=st.lists(LINE.filter(lambda name: name == name.strip(UNSEEN) != ""), min_size=1, max_size=5),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    around=st.sampled_from(UNSEEN),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     more=st.sampled_from(["", "# a remark", "   ", "  # indented"]),
 )
-def test_a_file_of_ids_is_read_however_it_was_saved(tmp_path_factory, names, bom, end, more):
+def test_a_file_of_ids_is_read_however_it_was_saved(tmp_path_factory, names, encoding, around, end, more):
     file = tmp_path_factory.mktemp("ids") / "ids.txt"
-    file.write_bytes(("\ufeff" * bom + end.join([more, *(f"  {n} # why" for n in names), more])).encode())
-    assert _lines(file) == names
+    lines = [more, *(f"{around}{name}{around}\t# why" for name in names), *(f" {name} # why" for name in names), more]
+    file.write_bytes(end.join(lines).encode(encoding))
+    assert _lines(file) == names * 2
 
 
 @settings(max_examples=100, deadline=None)

@@ -20,6 +20,8 @@ data = typer.Typer(no_args_is_help=True, help="Image-caption sets on this machin
 LAST = 2**64 - 1
 """The largest seed that torch takes."""
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, data.root=DIR among them; may be repeated.")]
+NOBODY = {"forget.scenario": "client", "forget.targets": "client-0", "forget.then": ""}
+"""What is to be forgotten plays no part here; the experiment's own may be of more clients than are asked for."""
 SHOWN = 20
 """Problems, and rows that are left out for one reason, that are named one by one."""
 SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0, max=LAST)]
@@ -196,7 +198,7 @@ def make_base(
 
 def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
     """An experiment with photographs, and its world. Raises ConfigError for another one."""
-    found, _ = config.asked(experiment, set or [], seed=seed)
+    found, _ = config.asked(experiment, set or [], seed=seed, **NOBODY)
     if found.data.kind != "photographs":
         raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
     from ease_flwr.data.photographs import load

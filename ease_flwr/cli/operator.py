@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +16,8 @@ from ease_flwr.cli.hosts import status
 from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes
 from ease_flwr.cli.terminal import DATA, FORGETTING, HOSTS, JUDGING
 
+UNSEEN = f"{string.whitespace}\u00a0\u200b\u200c\u200d\u2060\ufeff"
+"""What is around a name and is no part of it: blanks, and what editors and web pages leave."""
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")]
 
 
@@ -213,12 +217,14 @@ def export(
 
 
 def _lines(file: Path) -> list[str]:
-    """Of a file: without a byte order mark, remarks and empty lines. Raises ConfigError."""
+    """Of a file: without remarks, empty lines, and characters that nobody sees. Raises ConfigError."""
+    from ease_flwr.data.tables import text_of
+
     try:
-        lines = [line.partition(" #")[0].strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [re.split(r"(?:^|\s)#", line)[0].strip(UNSEEN) for line in text_of(file.read_bytes()).splitlines()]
+    except (OSError, ValueError) as error:
         raise config.ConfigError(f"--ids {file}: {error}") from None
-    if not (found := [line for line in lines if line and not line.startswith("#")]):
+    if not (found := [line for line in lines if line]):
         raise config.ConfigError(f"--ids {file}: no pair in it: write a line each, CLIENT/PAIR")
     return found
 

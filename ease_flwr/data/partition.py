@@ -123,6 +123,8 @@ def read_names(file: str, field: str) -> dict[str, Any]:
     try:
         found = json.loads(text_of(Path(file).read_bytes()))
         return dict(found["names"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{field}: {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise DataError(f"{field}: {file} is not what `ease data` writes ({why}); give its absolute path") from None
+        raise DataError(f"{field}: {file} is not what `ease data` writes ({why}): make it anew") from None

@@ -84,7 +84,7 @@ def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> C
     answers = _answers(transport, experiment, list(nodes))
     claims: dict[str, dict[int, Present]] = {}
     wrong: dict[str, str] = {}
-    strange: list[str] = []
+    strange: dict[str, str] = {}
     for id, node in nodes.items():
         said = _present(answers.get(id))
         name = node.name if isinstance(said, str) else said.name
@@ -94,17 +94,17 @@ def roll_call(transport: Transport, experiment: Experiment, wanted: Wanted) -> C
         elif name in wanted.names:
             wrong[name] = why
         else:
-            strange.append(f"{name or f'node {id}'}: {why}")
+            strange[name or f"node {id}"] = why
     at = {name: _owner(name, [*of], nodes, wanted) for name, of in claims.items()}
     wrong |= {name: "two nodes call themselves so: names must be unique" for name, id in at.items() if id is None}
     here = {name: id for name, id in at.items() if id is not None}
     found = {name: claims[name][id] for name, id in here.items()}
     missing = {n: wrong.get(n, "it did not come") for n in wanted.expected if n not in found}
-    strange += [f"{n}: {why}" for n, why in wrong.items() if n not in wanted.expected]
+    strange |= {n: why for n, why in wrong.items() if n not in wanted.expected}
     _check_quorum(experiment, wanted, missing, strange, len(nodes))
     pairs, smallest = ({n: getattr(said, about) for n, said in found.items()} for about in ("pairs", "smallest"))
     roster = Roster(tuple(n for n in wanted.names if n in found), here, pairs, smallest)
-    return Called(roster, found, {n: nodes[id] for n, id in here.items()}, missing, tuple(strange))
+    return Called(roster, found, {n: nodes[id] for n, id in here.items()}, missing, tuple(by_reason(strange)))
 
 
 def _owner(name: str, ids: Sequence[int], nodes: Mapping[int, Node], wanted: Wanted) -> int | None:
@@ -155,7 +155,7 @@ def _answers(transport: Transport, experiment: Experiment, nodes: list[int]) -> 
 
 
 def _check_quorum(
-    experiment: Experiment, wanted: Wanted, missing: Mapping[str, str], strange: Sequence[str], nodes: int
+    experiment: Experiment, wanted: Wanted, missing: Mapping[str, str], strange: Mapping[str, str], nodes: int
 ) -> None:
     """Raises FederationError: how many are there, why the others are not, and what to do."""
     expected = len(wanted.expected)
@@ -167,13 +167,21 @@ def _check_quorum(
             f"{nodes} nodes are connected, experiment {experiment.name} has {len(wanted.names)} clients: run "
             f'`flwr run . --stream --federation-config "num-supernodes={len(wanted.names)} client-resources-num-cpus=1"`'
         )
-    why = "; ".join([*(f"{n}: {w}" for n, w in missing.items()), *strange])
+    why = "; ".join(by_reason({**missing, **strange}))
     share = experiment.federation.quorum
     raise FederationError(
         f"{there} of {expected} clients are there, federation.quorum={share:g} wants {enough(experiment, expected)}: {why}: "
         "see that they are connected (`ease status`), then `ease resume`, or ask the audit again; with a lower --quorum it "
         "goes on without them"
     )
+
+
+def by_reason(why: Mapping[str, str]) -> list[str]:
+    """A line a reason, with all whom it concerns before it. why: by name."""
+    names: dict[str, list[str]] = {}
+    for name, said in why.items():
+        names.setdefault(said, []).append(name)
+    return [f"{', '.join(of)}: {said}" for said, of in names.items()]
 
 
 def _present(reply: Message | None) -> Present | str:

@@ -74,11 +74,13 @@ class Transport:
 
 RAISED = 2
 """Flower's code of an error that the app of a client raised."""
+EXPIRED = 3
+"""Flower's code of a message that nobody has taken or answered in time; its own text about that is long."""
 WORDS = {
     0: "client process died",
     1: "client app did not load",
     RAISED: "client raised",
-    3: "message expired",
+    EXPIRED: "no answer before the deadline",
     4: "answer lost",
     5: "node is gone",
     7: "app not valid",
@@ -89,8 +91,8 @@ WORDS = {
 
 def reason(reply: Message | None) -> str:
     """Why an answer is missing."""
-    if reply is None:
-        return "no answer before the deadline"
+    if reply is None or reply.error.code == EXPIRED:
+        return WORDS[EXPIRED]
     return f"{WORDS.get(reply.error.code, f'error {reply.error.code}')}: {printable(reply.error.reason or '')}"
 
 

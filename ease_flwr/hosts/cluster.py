@@ -16,7 +16,10 @@ JOIN_SECONDS = 60.0
 
 def variables(cluster: str, folder: Path) -> dict[str, str]:
     """Environment of a simulation on this cluster; where there is none, with a Ray of its own, whose files are in `folder`."""
-    return {"RAY_ADDRESS": cluster} if cluster else {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder)}
+    if cluster:
+        return {"RAY_ADDRESS": cluster}
+    # Ray's workers would be at niceness 15: beside other work no client would answer a roll call in time.
+    return {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0"}
 
 
 def nodes(cluster: str) -> int:

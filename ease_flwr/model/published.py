@@ -18,7 +18,7 @@ from open_clip.factory import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from safetensors.torch import load_file
 
-from ease_flwr.config import HUB, OPENAI, PUBLISHED, ConfigError, ModelConfig, Published, published, tensors
+from ease_flwr.config import HUB, OPENAI, PUBLISHED, ConfigError, ModelConfig, Published, meant, published, tensors
 from ease_flwr.model import targets, tokens, towers
 from ease_flwr.model.encoder import Backbone
 from ease_flwr.model.hub import at_once_or_not, fetch, line
@@ -89,11 +89,17 @@ def _named(config: ModelConfig, empty: bool) -> Backbone:
     return _ready(config, model, architecture, {key: of_tag[key] for key in OPENAI if of_tag.get(key)})
 
 
+def _unknown(name: str) -> ConfigError:
+    known = open_clip.list_models()
+    there = f"a folder is given as model.weights={name}" if Path(name).is_dir() else "see open_clip.list_models()"
+    return ConfigError(f"model.name: open_clip knows no model {name!r}; {there}{meant(name, known)}")
+
+
 def _of_name(config: ModelConfig, bare: bool = False) -> dict[str, Any]:
     """What open_clip builds a name from. bare: a file without a configuration says nothing of its activations."""
     name, said = config.name, config.quick_gelu
     if name not in open_clip.list_models():
-        raise ConfigError(f"model.name: open_clip knows no model {name!r}; see open_clip.list_models()")
+        raise _unknown(name)
     architecture: dict[str, Any] = open_clip.get_model_config(name)
     if said is False and architecture.get("quick_gelu"):
         raise ConfigError(f"model.quick_gelu=false: {name} is the name with QuickGELU: leave it out, or take the other name")
@@ -135,7 +141,7 @@ def _agree(config: ModelConfig, found: Published) -> None:
     if not config.name or config.name.startswith(PUBLISHED):
         return
     if config.name not in open_clip.list_models():
-        raise ConfigError(f"model.name: open_clip knows no model {config.name!r}; see open_clip.list_models()")
+        raise _unknown(config.name)
     named = open_clip.get_model_config(config.name)
     parts = [(named, found.architecture, ("embed_dim",)), *((named[p], found.architecture[p], ()) for p in PARTS)]
     other = {k for a, b, keys in parts for k in (keys or a.keys() & b.keys()) if a.get(k) != b.get(k)}
