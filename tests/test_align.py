@@ -177,7 +177,7 @@ def test_a_text_folder_that_is_gone_is_named(options, weights, tmp_path):
     (tmp_path / "moved.json").write_text(json.dumps(cfg))
     shutil.copy(weights, tmp_path / "moved.safetensors")
     with pytest.raises(
-        ConfigError, match=r"the text tower of moved is that of .*gone, which cannot be read .*: see that the folder"
+        ConfigError, match=r"the text tower of .*moved.json is that of .*gone, which cannot be read .*: see that the folder"
     ):
         loaded(str(tmp_path / "moved.safetensors"))
 
