@@ -66,6 +66,15 @@ def test_every_path_that_is_described_exists():
     assert not wrong
 
 
+def test_every_test_that_is_named_exists():
+    """Tables of docs/ say which test shows what they claim."""
+    tests = [p for p in SOURCES if "tests" in p.parts]
+    there = {p.stem for p in tests} | set(re.findall(r"def (test_\w+)", "\n".join(p.read_text() for p in tests)))
+    named = {name for p in (APP / "docs").glob("*.md") for name in re.findall(r"\btest_\w+", p.read_text())}
+    assert len(named) > 40
+    assert named <= there
+
+
 @pytest.mark.parametrize("name", [name for name, check in CHECKS.items() if check.follows])
 def test_long_checks_are_as_new_as_the_code(name):
     found = result_of(name)
