@@ -15,7 +15,7 @@ from flwr.app import Message
 from ease_flwr.config import Experiment, ForgetSet, code_hash, model_sha256
 from ease_flwr.exchange.answers import Present, read
 from ease_flwr.exchange.messages import Hello, as_told, message
-from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, printable, reason
+from ease_flwr.exchange.transport import RAISED, FederationError, Node, Transport, by_reason, printable, reason
 
 PAUSE = 0.5
 """Seconds between two looks for nodes."""
@@ -174,14 +174,6 @@ def _check_quorum(
         "see that they are connected (`ease status`), then `ease resume`, or ask the audit again; with a lower --quorum it "
         "goes on without them"
     )
-
-
-def by_reason(why: Mapping[str, str]) -> list[str]:
-    """A line a reason, with all whom it concerns before it. why: by name."""
-    names: dict[str, list[str]] = {}
-    for name, said in why.items():
-        names.setdefault(said, []).append(name)
-    return [f"{', '.join(of)}: {said}" for said, of in names.items()]
 
 
 def _present(reply: Message | None) -> Present | str:

@@ -96,6 +96,14 @@ def reason(reply: Message | None) -> str:
     return f"{WORDS.get(reply.error.code, f'error {reply.error.code}')}: {printable(reply.error.reason or '')}"
 
 
+def by_reason(why: Mapping[str, str]) -> list[str]:
+    """A line a reason, with all whom it concerns before it. why: by name."""
+    names: dict[str, list[str]] = {}
+    for name, said in why.items():
+        names.setdefault(said, []).append(name)
+    return [f"{', '.join(of)}: {said}" for said, of in names.items()]
+
+
 def printable(said: str) -> str:
     """What a client has said, as one line of at most LINE characters that no terminal obeys."""
     return plain(" ".join(said[: 4 * LINE].split()), LINE)
