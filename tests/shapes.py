@@ -222,7 +222,8 @@ def check(played: Played, shape: Shape) -> None:
     for found in numbers.values():
         for key, m in found.items():
             _number(key, m)
-    _named(numbers["unlearned"], left_out, ASKED[shape.level] + (BESIDE[shape.level] if shape.reference else []))
+    of_unlearned = {name.partition(" (")[0]: why for name, why in left_out.items() if " (" not in name or "unlearned" in name}
+    _named(numbers["unlearned"], of_unlearned, ASKED[shape.level] + (BESIDE[shape.level] if shape.reference else []))
     for row in audit["verdict"]:
         gap = row["value"] if row["what"].startswith("distance") else row["gap"]
         assert row["low"] is None or row["low"] <= gap <= row["high"], row

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as generation
 from hypothesis import strategies as st
 
+from ease_flwr.audit.omitted import MEMBERS, lines, of_models
 from ease_flwr.config import DataError
 from ease_flwr.server.pipeline import SetAsideError
 from tests.shapes import Shape, check, play, read, tiny_model
@@ -68,6 +69,14 @@ def test_a_request_that_leaves_nobody_or_names_nothing_is_refused_before_anythin
     assert "[learn" not in said or said.index("is set aside") < said.index("[learn")
 
 
+def test_what_not_all_models_leave_out_is_named_with_those_that_do():
+    """The label that two models differ most for has one picture, or several."""
+    one, two = {"cka.forget": "needs two", "interval of people.forget": MEMBERS}, {"cka.forget": "needs two"}
+    found = of_models({"original": one, "retrain": two, "unlearned": one})
+    assert found == {"cka.forget": "needs two", "interval of people.forget (original, unlearned)": MEMBERS}
+    assert lines(found)[1] == "interval of people.forget (original, unlearned): needs two members"
+
+
 @st.composite
 def shapes(draw):
     hosts = draw(st.booleans())
@@ -83,6 +92,7 @@ def shapes(draw):
         val=draw(st.integers(1, 4)),
         test=draw(st.integers(1, 4)),
         hosts=hosts,
+        strategy=draw(st.sampled_from(["ease", "ease", "npo", "mvi", "multidelete"])),
     )
 
 

@@ -52,6 +52,15 @@ def of_audit(answers: Answers, numbers: Mapping[str, Measure], probes: Collectio
     return out | {f"interval of {name}": MEMBERS for name in plain if name != "relearn.area"}
 
 
+def of_models(found: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Of all models, from `of_audit` of each: what not all of them leave out is named with those that do."""
+    out = {}
+    for name, why in {name: why for left_out in found.values() for name, why in left_out.items()}.items():
+        models = [m for m, left_out in found.items() if name in left_out]
+        out[name if len(models) == len(found) else f"{name} ({', '.join(models)})"] = why
+    return out
+
+
 def of_results(found: Mapping[str, Judgement], gaps: Mapping[str, float | None], forgotten: bool) -> dict[str, str]:
     """Sets that nobody judges, and what of the gaps cannot be said. forgotten: whether something was."""
     sets = next(iter(found.values())).sets

@@ -103,9 +103,8 @@ def audit(run: Run, federation: Federation, about: Audited, level: Any) -> None:
     continued = ("continued", "retrain_continued")
     drift = {m: float(lock.drift(torch.from_numpy(thetas[m])).norm()) for m in continued if lock and m in thetas}
     plain = {m: measures.plain(f) for m, f in found.items()}
-    left_out: dict[str, str] = {}
-    for model, numbers in raw.items():
-        left_out |= omitted.of_audit(answers[model], numbers, examination.asked(level, alone), bool(reference[model]))
+    probes = examination.asked(level, alone)
+    left_out = omitted.of_models({m: omitted.of_audit(answers[m], raw[m], probes, bool(reference[m])) for m in raw})
     anchored = {
         "modality": anchors.modality(plain),
         "subspace": anchors.subspace(lock, {m: theta - initial for m, theta in thetas.items()}, answers),
