@@ -66,6 +66,11 @@ CHECKS = {
         ("-m", "tests.kill_9", "FOLDER", "20"),
         (*RUN, *halves("ease", "bilateral")),
     ),
+    "kinds": Check(
+        "each kind of invented association sits in the tower that has to learn it",
+        ("-m", "pytest", "-q", "-m", "long", "tests/test_kinds.py"),
+        (*RUN, *halves("ease", "bilateral")),
+    ),
     "photographs": Check(
         "real photographs: learn, forget, continue, audit; and a base model of two real pretrained towers",
         ("-m", "pytest", "-q", "-m", "long", "tests/test_align.py", "tests/test_photographs.py"),

@@ -254,6 +254,7 @@ def test_the_lock_goes_to_who_learns_again_and_to_nobody_else(run):
     assert [len(named[node]) for node in (100, 101, 102)] == [64, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_with_a_quick_audit_has_the_table(home):
     told = settings(home / "quick", **{"evaluation.reference": "retrain", "audit.level": "quick", "strategy.lock.strength": 0})
     grid = InProcessGrid(TINY["data.clients"], told)
@@ -269,6 +270,7 @@ def test_the_report_of_a_run_with_a_quick_audit_has_the_table(home):
     assert all(line.number in text and line.reading.replace("'", "&#39;") in text for line in lines)
 
 
+@pytest.mark.slow
 def test_a_method_without_a_lock_says_so(home):
     told = settings(home / "plain", **{"evaluation.reference": "retrain", "audit.level": "quick"})
     submit(plain(told))

@@ -94,6 +94,7 @@ def test_a_run_shows_itself(whole):
     assert run.experiment.name == "personas"
 
 
+@pytest.mark.slow
 def test_learning_now_and_forgetting_later(home):
     run = ease.run(seed=3, overrides={**SMALL, "evaluation.reference": "none"}, folder=home / "later", until="learn")
     assert run.models == ("original",)

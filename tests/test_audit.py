@@ -272,6 +272,7 @@ def test_further_retrainings_are_no_curve_of_their_own():
     assert [(who, x) for _, who, x, _ in rows] == [("this run", 0), ("this run", 6), *(("retrained", x) for x in (1, 3, 5))]
 
 
+@pytest.mark.slow
 def test_the_table_of_a_comparison_sorts(tmp_path):
     def cell(seed, value):
         models = {m: {s: {"r1": v} for s in ("forget", "retain", "test")} for m, v in (("retrain", 10.0), ("unlearned", value))}

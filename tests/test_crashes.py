@@ -97,6 +97,7 @@ def little_room(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(whole, little_room, tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     run = little_room / "run"

@@ -155,6 +155,7 @@ class World:
 COMMAND = st.tuples(st.sampled_from([*NAMED, *PLAIN]), st.sampled_from("abc"), st.integers(0, 30))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(commands=st.lists(COMMAND, min_size=1, max_size=8))
 def test_after_every_command_all_fits_together(commands, tmp_path_factory):

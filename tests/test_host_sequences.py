@@ -191,6 +191,7 @@ JOINS = [Op("back", 3), Op("join", 3), Op("continue"), Op("leave", 3, strategy="
 BELOW_QUORUM = [Op("away", 0), Op("away", 1), Op("away", 2), Op("leave", 1), Op("withdraw"), Op("leave", 0, strategy="ease")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequence", [AWAY_THEN_BACK, LEAVES_WHILE_AWAY, HELPLESS, EDITED, BY_NAME, JOINS, BELOW_QUORUM])
 def test_hosts_that_come_and_go(home, sequence):
     law(home / "story", sequence)

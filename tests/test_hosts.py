@@ -77,6 +77,7 @@ def test_what_names_nothing_is_refused_and_positions_are(federation):
     assert not federation.trained
 
 
+@pytest.mark.slow
 def test_what_was_withdrawn_is_not_trained_on_in_any_run_of_these_hosts(federation):
     run, south, west = federation.learn("run"), federation.hosts["south"], federation.hosts["west"]
     one = south.ids[1][0]
@@ -133,6 +134,7 @@ def test_a_host_that_is_gone_blocks_nothing(federation):
     assert {name for _, name, _ in federation.trained} == {"north", "west"}  # it takes part again
 
 
+@pytest.mark.slow
 def test_a_host_joins_later_and_can_be_forgotten_again(federation):
     run = federation.learn("run")
     federation.hosts[LATE].online = True

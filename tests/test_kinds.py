@@ -28,7 +28,7 @@ def test_the_rule_by_hand():
         assert swap.broken(kind, HELD[kind] | {what: value}) == [line]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_kind_sits_in_the_tower_that_has_to_learn_it(tmp_path, capsys):
     settings = "evaluation.every=0 evaluation.equal=false continuation.rounds=0 strategy.rounds=1"
     submit({**RUN_CONFIG, "run-dir": str(tmp_path / "run"), "set": settings}, clients=8)

@@ -91,6 +91,7 @@ def test_killed_in_the_middle_it_goes_on(whole, begun_with_one, tmp_path, monkey
     assert "[retrain-2] goes on after" in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_none_for_a_later_request(learnt, tmp_path, monkeypatch):
     """It leaves the tables and the models, which say whose it was; asked again, one is trained for both."""
     run = copy(learnt, tmp_path / "run")
@@ -125,6 +126,7 @@ def test_going_on_afterwards_trains_nothing_unasked(learnt, tmp_path, capsys):
     assert {"retrain_2", "retrain_continued"} <= set(hashes(run))
 
 
+@pytest.mark.slow
 def test_the_audit_with_a_reference_goes_first(learnt, tmp_path):
     """A full one of before says less than a quick one that has it."""
     run = copy(learnt, tmp_path / "run")

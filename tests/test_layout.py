@@ -34,6 +34,7 @@ def audited(home):
     return home / "audited"
 
 
+@pytest.mark.slow
 def test_resume_reads_what_the_table_says_and_nothing_else(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     assert die(settings(tmp_path / "run", **{"forget.then": "client-1"}), 10)

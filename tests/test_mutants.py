@@ -43,6 +43,7 @@ def test_what_becomes_of_a_mutant(instead, expected, tmp_path):
     assert (tmp_path / "subject.py").read_text() == "def one():\n    return 1\n"
 
 
+@pytest.mark.slow
 def test_tests_in_a_copy_look_at_the_copy(tmp_path):
     folder = mutants.copy(tmp_path)
     look = "import ease_flwr\nfrom ease_flwr import clients, strategies\n\n\ndef test_here():\n"

@@ -115,6 +115,7 @@ def test_stops_early_and_the_references_take_as_many_rounds(tmp_path, monkeypatc
         assert json.loads((again / "results.json").read_text())["learning"]["rounds"] == (9 if cached else 6)
 
 
+@pytest.mark.slow
 def test_retraining_as_a_method_takes_as_many_rounds_where_it_is_not_told_otherwise(home):
     values = {k: v for k, v in {**TINY, **STILL}.items() if not k.startswith("strategy.")}
     for own, expected in (("", 9), (" strategy.rounds=1", 1)):

@@ -94,6 +94,7 @@ def failing(client):
     return tamper
 
 
+@pytest.mark.slow
 def test_a_phase_with_failures_is_not_cached_and_its_failures_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     lossy = {"federation.quorum": 0.5}

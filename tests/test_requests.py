@@ -18,6 +18,7 @@ from tests.standing import SIMULATION, ask, copy, die, enqueue, leaves, pairs
 pytestmark = pytest.mark.usefixtures("in_process", "still")
 
 
+@pytest.mark.slow
 def test_requests_that_come_later_give_the_adapters_of_one_command(whole, learnt, tmp_path, capsys):
     run = copy(learnt, tmp_path / "run")
     assert list(hashes(run)) == ["original"]
@@ -134,6 +135,7 @@ def test_forget_sets_are_told_apart():
     assert not config.NAME.fullmatch("../x")
 
 
+@pytest.mark.slow
 def test_asked_at_once_or_one_after_the_other(learnt, tmp_path):
     """What comes later on the queue changes nothing about what comes first."""
     together, apart = copy(learnt, tmp_path / "together"), copy(learnt, tmp_path / "apart")
@@ -149,6 +151,7 @@ def test_asked_at_once_or_one_after_the_other(learnt, tmp_path):
     assert hashes(together) == hashes(apart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lives", [5, 12])
 def test_a_request_that_comes_while_the_run_is_dead(whole, tmp_path, monkeypatch, lives):
     """The phase that was at hand asks again what it asked before, whatever has come onto the queue."""

@@ -33,6 +33,7 @@ STEP = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(steps=st.lists(STEP, min_size=2, max_size=5))
 def test_a_cell_that_is_taken_is_the_one_that_is_asked(tmp_path_factory, steps):

@@ -80,6 +80,7 @@ def test_files_of_a_run(ease, home):
     assert not list(folder.glob("journal/*"))
 
 
+@pytest.mark.slow
 def test_recall_on_the_way_comes_with_the_training_messages(home, monkeypatch):
     sent = []
     push = InProcessGrid.push_messages
@@ -121,6 +122,7 @@ def test_half_precision_messages(ease, home):
     assert found["adapters_sha256"]["original"] != ease["adapters_sha256"]["original"]
 
 
+@pytest.mark.slow
 def test_same_seed_and_other_arrival_order_give_the_same_adapters(home):
     first, again = (play(home / f"shuffled-{k}", shuffle=k, fresh=True, set=settings(home)["set"]) for k in (0, 9))
     assert again["adapters_sha256"] == first["adapters_sha256"]
@@ -168,6 +170,7 @@ def extra(**changes):
     return RUN_CONFIG["set"] + "".join(f" {k}={v}" for k, v in changes.items())
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_by_clients_that_stay(home):
     results = play(home / "class", experiment="personas_class", set=extra(**{"forget.draw": 2, "strategy.rounds": 4}))
     assert results["forget"]["scenario"] == "class"
@@ -201,6 +204,7 @@ def test_two_requests_one_after_the_other(home, ease):
     assert second[2] < second[1] - 20
 
 
+@pytest.mark.slow
 def test_a_client_that_is_gone_is_forgotten_by_parameters_alone(home, ease):
     calls = []
 

@@ -54,6 +54,7 @@ def law(home, sequence):
             assert found == play(home / "whole", sequence, monkeypatch, crashing=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sequence",
     [LEAVES_THEN_LABEL, WITHDRAWN_THEN_LEAVES, TWO_METHODS, ABSENT, PURGED, REFUSED_AFTER_A_CRASH, NOBODY_HELPS, TWICE_WITHOUT],

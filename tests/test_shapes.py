@@ -41,6 +41,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_number_is_one_or_is_left_out_by_name(shape, tmp_path, sooner, weights):
     played(shape, tmp_path, sooner, weights)

@@ -36,6 +36,7 @@ def without(learnt, shared_home, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lives", [2, 3, 4, 7, 10])
 @pytest.mark.parametrize("back", ASKED)
 def test_what_is_withdrawn_was_never_asked(learnt, without, tmp_path, back, lives):
@@ -111,6 +112,7 @@ def test_the_same_request_in_other_words_is_the_same_request(learnt, tmp_path, c
     assert (run / "queue.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_continuation_is_not_queued_twice(learnt, tmp_path, capsys):
     run = copy(learnt, tmp_path / "run")
     ask(run, leaves("client-0"), "finetune", "rounds=1")
