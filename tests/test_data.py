@@ -189,6 +189,9 @@ def test_topics_and_a_deal_are_files(tmp_path):
     options = [word for k, v in values.items() for word in ("--set", f"{k}={v}")]
     done = ease("cluster", "personas", "--to", str(tmp_path / "topics.json"), "--clusters", "2", *options)
     assert done.output.startswith("20 images, 2 topics in "), done.output
+    most = ease("cluster", "personas", "--to", str(tmp_path / "most.json"), "--clusters", "3", *options)
+    assert "20 images, 2 topics in " in most.output  # there are two captions
+    assert "this is a folder, name a file" in ease("deal", "personas", "--to", str(tmp_path), *options).output
     options += ["--set", f"data.labels={tmp_path / 'topics.json'}", "--set", "data.mixed=0"]
     dealt = ease("deal", "personas", "--to", str(tmp_path / "deal.json"), *options)
     assert dealt.output.startswith("client-0 6, client-1 6 in "), dealt.output
@@ -209,6 +212,7 @@ def test_topics_and_a_deal_are_files(tmp_path):
 
     assert "needs two images at least for each of client-0, client-1" in dealt_as({"client-0": parts["client-0"]})
     assert "names 'x', which is not in the train split" in dealt_as({**parts, "client-1": ["x", "y"]})
+    assert "has images for 'client-2'; the clients are client-0, client-1" in dealt_as({**parts, "client-2": ["x", "y"]})
     assert "gives an image to two clients" in dealt_as({**parts, "client-1": parts["client-0"]})
     (tmp_path / "deal.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"data.parts: .*deal.json is not what `ease data` writes"):

@@ -1,12 +1,13 @@
 """A picture is seen as a viewer shows it, whatever its mode, depth, direction and shape, or refused by name."""
 
 import io
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageDraw
+from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from ease_flwr.config import DataError
 from ease_flwr.data import pictures
@@ -121,6 +122,22 @@ def test_deep_greys_of_other_files_are_the_same():
     assert seen(saved(Image.fromarray(some), "TIFF"))[:, :, 0].tolist() == [[0, 0], [128, 0]]
 
 
+@pytest.mark.parametrize("largest", [0.01, 1.0, 1.02, 3, 63, 255, 300, 2000, 60_000])
+@pytest.mark.parametrize("form", ["<f4", "<u2"])
+def test_no_grey_is_nearly_black(form, largest):
+    """A share that is a little more than 1, as resampling leaves it, is no value of 255."""
+    values = (RAMP * largest).astype(form)
+    if values.any():
+        assert seen(deep(values)).max() >= 255 // pictures.DARK
+    assert (seen(deep(np.zeros_like(values))) == 0).all()
+
+
+def test_32_bits_without_a_sign_have_no_negative_values():
+    content = saved(Image.fromarray((RAMP * (2**32 - 1)).astype("<u4").view("<i4")), "TIFF")
+    content = content.replace(struct.pack("<HHIHH", 339, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert abs(seen(content)[:, :, 0] - RAMP * 255).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
@@ -142,6 +159,22 @@ def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
     found = seen(saved(kept, kind, exif=exif))
     assert found.shape == shown.shape
     assert ((found > 127) == (shown > 127)).all()
+
+
+@pytest.mark.parametrize("field", [(0x100, 9, -5), (0x11A, 3, 72), (0x128, 5, 8), (0x8825, 4, 9999), (0x112, 3, 6)])
+def test_strange_exif_turns_a_picture_all_the_same(field):
+    """Fields of other types than they should have, which Pillow reads and cannot write again."""
+    fields = b"".join(struct.pack("<HHIi", tag, kind, 1, value) for tag, kind, value in sorted({field, (0x112, 3, 6)}))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields) // 12) + fields + bytes(4)
+    shown = np.asarray(scene().transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert (seen(saved(scene(), "PNG", exif=exif)) == shown).all()
+
+
+def test_long_texts_and_profiles_are_no_reason_to_refuse():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("workflow", "x" * 2**21, zip=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(2**21)
+    assert (seen(saved(scene(), pnginfo=texts, icc_profile=profile)) == np.asarray(scene())).all()
 
 
 def test_damaged_exif_and_profiles_are_left_aside():
@@ -223,6 +256,21 @@ def test_large_pictures_take_turns(monkeypatch):
     assert len(waited) == 1
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_file_that_was_not_copied_whole_is_refused(kind):
+    """Download tools take the room beforehand: what did not come is zeros."""
+    thumbnail = Image.Exif()
+    thumbnail[0x927C] = b"\xff\xda" + saved(scene(), "JPEG")
+    many = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for picture, how in [(many, {}), (many // 16 * 16, {"exif": thumbnail} if kind == "JPEG" else {})]:
+        whole = saved(Image.fromarray(picture), kind, **how)
+        assert (seen(whole + bytes(2**12)) == seen(whole)).all()
+        for share in (0.5, 0.7, 0.9):
+            kept = int(len(whole) * share)
+            with pytest.raises(DataError):
+                pictures.opened(whole[:kept] + bytes(len(whole) - kept))
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -230,6 +278,11 @@ def test_large_pictures_take_turns(monkeypatch):
         (b"no picture", "it is no picture; read are JPEG, PNG, "),
         (bytes(128) + b"DICM", "it is a DICOM file, export it as PNG or JPEG"),
         (b"\0\0\0\x24ftypheic", "it is a HEIC picture, export it as PNG or JPEG"),
+        (b"\0\0\0\x24ftypmif1", "it is a HEIC picture, export it as PNG or JPEG"),
+        (
+            b"II*\0\x10\0\0\0CR\2\0" + bytes(20),
+            "it begins as TIFF, and is damaged or of a form that is not read, export it as PNG or JPEG",
+        ),
         (b"%PDF-1.7", "it is a PDF, export it as PNG or JPEG"),
         (saved(scene(), "EPS"), "it is PostScript, export it as PNG or JPEG"),
         (saved(scene(), "JPEG")[:-200], ""),

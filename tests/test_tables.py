@@ -3,18 +3,23 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
-from ease_flwr.config import DataError
+from ease_flwr.cli import app
+from ease_flwr.config import DataConfig, DataError, ForgetConfig
 from ease_flwr.data import formats, photographs
 from ease_flwr.data.entries import RowError, about, word
 from ease_flwr.data.shards import split_of
 from ease_flwr.data.tables import text_of
+from tests.photographs import write_layout
 
 ROWS = [("a.png", 'a "dog", running; fast', "ä", "train"), ("b.png", "two\nlines", "3", "val"), ("c.png", "a cat", "", "test")]
 MEANT = {("a.png", ('a "dog", running; fast',), "ä"), ("b.png", ("two lines",), "3"), ("c.png", ("a cat",), "")}
@@ -84,6 +89,8 @@ def test_other_encodings_are_said_by_line_and_byte():
         text_of("image\na\ncafé\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"it has zero bytes, as UTF-16 without its mark has: save it as UTF-8"):
         text_of("image".encode("utf-16-be"))
+    with pytest.raises(ValueError, match=r"it is a workbook of a spreadsheet, or another zip file: save it as text"):
+        text_of(b"PK\3\4" + bytes(30))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +150,76 @@ def test_labels_of_a_file_are_of_any_type_too(tmp_path):
         photographs.labelled(splits, str(tmp_path / "labels.json"))
 
 
+@pytest.mark.parametrize("first", ["", "Unnamed: 0"])
+def test_numbers_of_rows_as_pandas_writes_them_are_left_out(tmp_path, first):
+    write(tmp_path, table([(i, *row) for i, row in enumerate(ROWS)], (first, "image", "caption", "label", "split")))
+    assert meant(tmp_path) == MEANT
+    assert list(formats.check(str(tmp_path)).left) == ["a column of no use here"]
+
+
+def test_names_may_be_paths_from_where_the_index_is(tmp_path):
+    write(tmp_path, table([(f"images/{name}", *row) for name, *row in ROWS]))
+    assert meant(tmp_path) == {(f"images/{name}", *more) for name, *more in MEANT}
+    assert formats.check(str(tmp_path)).left == {}
+
+
+def test_a_folder_may_be_named_from_another(tmp_path):
+    write(tmp_path, table(ROWS))
+    assert meant(tmp_path / "images" / "..") == MEANT
+
+
+def test_a_name_means_one_picture_whatever_its_folder_is(tmp_path):
+    """Labels, parts and requests say names: of two pictures of one name, one would get what was meant for the other."""
+    write_layout("coco", tmp_path)
+    index = json.loads((tmp_path / "dataset_coco.json").read_text())
+    index["images"].append({**index["images"][0], "filepath": "val2014"})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(index))
+    shutil.copy(tmp_path / "train2014" / "train-0.jpg", tmp_path / "val2014")
+    (problem,) = formats.check(str(tmp_path)).problems
+    assert "images[20]: train-0.jpg is named twice, also in " in problem
+
+
+def test_a_picture_is_asked_for_as_it_is_called(tmp_path):
+    write(tmp_path, table([("a[1].png", "one", "", "train"), *ROWS]))
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a[1].png")
+    done = CliRunner().invoke(app, ["data", "ids", str(tmp_path), "--client", "x", "--picture", "a[1].png", "--names"])
+    assert done.output.splitlines()[0].endswith("  # a[1].png")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("image", [0, 2])
+def test_a_quotation_mark_that_is_left_open_swallows_no_row(tmp_path, separator, image):
+    """It ends at the next one, rows later: those between were one caption, and nobody missed them."""
+    rows = [["a.png", '"one', "train"], ["b.png", "two", "val"], ["c.png", 'three"', "test"], ["a.png", "x", "train"]]
+    order = sorted(range(3), key=lambda i: (i != 1, i) if image else (i, i))  # the picture first or last
+    write(tmp_path, "\n".join(separator.join(r[i] for i in order) for r in [["image", "caption", "split"], *rows]))
+    found = formats.check(str(tmp_path))
+    assert [
+        p for p in found.problems if "line 2 goes on with another row, " in p and p.endswith("is a quotation mark left open?")
+    ]
+
+
+SPELLED = [unicodedata.normalize(form, "caf\u00e9 \u30ac") for form in ("NFC", "NFD")]
+
+
+@pytest.mark.parametrize("there", SPELLED)
+@pytest.mark.parametrize("said", SPELLED)
+@pytest.mark.parametrize("asked", SPELLED)
+def test_spellings_that_look_alike_are_one(tmp_path, there, said, asked):
+    """A Mac takes the name of a file apart, a keyboard puts it together."""
+    write(tmp_path, "")
+    for name in (there, "d", "e", "f"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"{name}.png")
+    rows = [(f"{said}.png", "one", said, "train"), ("a.png", "x", there, "train"), ("d.png", "x", "", "train")]
+    rows += [("e.png", "x", "", "train"), ("b.png", "x", "", "val"), ("c.png", "x", "", "test")]
+    write(tmp_path, table(rows))
+    world = photographs.load(DataConfig(root=str(tmp_path), clients=2, partition="iid"), 0)
+    clients = [world.client(name) for name in world.clients]
+    assert sum(len(client.find(f"{asked}.png")) for client in clients) == 1
+    request = world.resolve(ForgetConfig(scenario="class", targets=(asked,)))
+    assert sum(client.named(tuple(request.forget_sets())).sum() for client in clients) == 2
+
+
 # ---- shards ----------------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +243,16 @@ def test_keys_with_dots_and_texts_of_download_tools(tmp_path):
     found = formats.read_index(str(tmp_path))
     assert [e.captions for e in found["val"]] == [("a dog", "it runs"), ("one",)]
     assert formats.check(str(tmp_path)).totals == {"read": 15, "used": 15, "left out": 0, "wrong": 0}
+
+
+def test_a_shard_without_files_is_named(tmp_path):
+    write_layout("webdataset", tmp_path)
+    shard(tmp_path / "train-00002.tar", {})  # or one whose room was taken before it was fetched
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    found = formats.check(str(tmp_path))
+    assert found.left["a shard without files"] == ["train-00002.tar: all of it"]
+    assert found.left["a file that is not read"] == ["dataset_infos.json"]  # of the hub that the set came from, no index
+    assert found.problems == []
 
 
 @pytest.mark.parametrize("names", [("dataset_flickr8k.json", "dataset_coco.json"), ("dataset.json", "captions.json", "x.tar")])

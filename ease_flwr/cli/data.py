@@ -84,7 +84,7 @@ def data_ids(
             e
             for e in entries
             if (not label or e.label == label)
-            and (not picture or any(fnmatchcase(e.name, p) for p in picture))
+            and (not picture or any(p == e.name or fnmatchcase(e.name, p) for p in picture))
             and any(m in s.casefold() for m in wanted for s in (e.name, *e.captions))
         ]
         if not chosen:
@@ -135,7 +135,7 @@ def data_cluster(
         entries = [e for split in world.splits.values() for e in split]
         names = topics(entries, found.model, clusters, seed)
         _write_names(to, names)
-        print(f"{len(names)} images, {clusters} topics in {to}")
+        print(f"{len(names)} images, {len({*names.values()})} topics in {to}")
 
 
 @data.command("deal")
@@ -210,6 +210,8 @@ def _to(file: Path) -> None:
     """Raises ConfigError where nothing can be written to a file, before anything is computed for it."""
     if not Path(config.absolute(str(file), "--to")).parent.is_dir():
         raise config.ConfigError(f"--to {file}: no folder {file.parent}")
+    if file.is_dir():
+        raise config.ConfigError(f"--to {file}: this is a folder, name a file")
 
 
 def _write_names(file: Path, names: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ease_flwr.config.identity import digest
 from ease_flwr.config.section import NAME, ConfigError, Section
@@ -29,6 +29,11 @@ MANY = 10**6
 """A slice that ends beyond is not written out to be compared."""
 
 
+def _spelled(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Of spellings that look alike one, as labels and names of data are read."""
+    return tuple(unicodedata.normalize("NFC", t) for t in targets)
+
+
 class ForgetSet(Section):
     """Which training pairs: all of some clients, all with certain labels, or single ones."""
 
@@ -36,6 +41,7 @@ class ForgetSet(Section):
     targets: tuple[str, ...]
     """client: names of clients.  class: labels.  sample: CLIENT/PAIR, where PAIR is id:HEX (`ease data ids`), the name of a
     picture in the index, or, in a simulation, POSITION or START:STOP:STEP, counted from 0."""
+    _spelling = field_validator("targets")(_spelled)
 
     @property
     def named(self) -> set[str]:
@@ -54,7 +60,7 @@ class ForgetSet(Section):
         """What it names, however it was spelled and in whatever order: sorted, each once, positions one by one."""
         found: set[str] = set()
         for target in self.targets:
-            target = unicodedata.normalize("NFC", target.strip())
+            target = target.strip()
             client, _, pair = target.partition("/")
             if self.scenario == "sample" and POSITION.fullmatch(pair):
                 found |= {f"{client}/{p}" for p in _positions(pair)}
@@ -145,6 +151,7 @@ class ForgetConfig(Section):
     whoever holds them.  sample: single pairs of some clients, who stay with the rest."""
     targets: tuple[str, ...] = ()
     """client: names of clients.  class: labels.  sample: CLIENT/PAIR, see ForgetSet."""
+    _spelling = field_validator("targets")(_spelled)
     draw: int = Field(1, ge=1)
     """Where there are no targets, the seed draws so many. class: labels (personas: people whom several clients know).
     sample: pairs of every client (personas: clients who withdraw all pairs of one of their exclusive people)."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Entry:
 
     def problem(self, root: Path) -> str:
         """What is wrong with it, without opening it; "" if nothing is."""
-        if root not in self.file.parents or ".." in self.file.parts:
+        if root not in self.file.parents or ".." in self.file.relative_to(root).parts:
             return f"{self.where} has filename {self.name!r}, expected one inside {root}"
         if not self.captions:
             return f"{self.where} ({self.name}) has no caption"
@@ -148,9 +149,12 @@ class Index:
         self.entries.append(Entry(path, said, about.label, split, name, f"{file}: {place}", about.client, rows=rows))
 
     def file(self, name: str, folder: str = "") -> Path:
-        """Where a picture is: below the folder of images, or beside it."""
-        base = self.base if not folder or os.path.isdir(self.base / folder) else self.root
-        return base / folder / name
+        """Where a picture is: below the folder of images, or beside it. Unicode has two spellings of letters such as é: a file
+        may have the one and the index the other."""
+        path = Path(folder, name)
+        base = self.root if not os.path.isdir(self.base / path.parent) and os.path.isdir(self.root / path.parent) else self.base
+        spelled = (base / path, *(base / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")))
+        return spelled[0] if str(path).isascii() else next((file for file in spelled if os.path.isfile(file)), spelled[0])
 
     @contextmanager
     def row(self, file: Path, place: str, rows: int = 1) -> Iterator[None]:
@@ -193,7 +197,8 @@ def about(said: Mapping[str, Any], folder: Any = None) -> About:
 
 
 def word(key: str, value: Any) -> str:
-    """A label, split, client or folder as text: null is none, a number or true is as JSON writes it. Raises RowError."""
+    """A label, split, client or folder as text: null is none, a number or true is as JSON writes it; of two spellings that look
+    alike one. Raises RowError."""
     if value is None or isinstance(value, str):
         text = (value or "").strip()
     elif key in ("split", "folder") or not isinstance(value, int | float) or value in (math.inf, -math.inf) or value != value:
@@ -203,7 +208,7 @@ def word(key: str, value: Any) -> str:
         text = json.dumps(value)
     if CONTROL.search(text):
         raise RowError(f"has {key} {ascii(text)[:80]}, expected one line of text")
-    return text
+    return unicodedata.normalize("NFC", text) if key != "folder" else text
 
 
 def part(row: Any, key: str, kind: type = object) -> Any:

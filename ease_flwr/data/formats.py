@@ -33,6 +33,8 @@ from ease_flwr.data.tables import Line, gather, read_csv, text_of
 
 SIDE = 32
 """Of pictures that are decoded to see whether they can be."""
+NO_INDEXES = ("dataset_info.json", "dataset_infos.json", "dataset-metadata.json")
+"""What the hubs of such sets leave beside an index."""
 EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json, captions.csv, TextCaps_*.json or shards (*.tar) in it"
 
 
@@ -130,7 +132,8 @@ def _unreadable(entry: Entry) -> str:
 
 def _indexes(folder: Path) -> list[Path]:
     """The files that are the index of a folder. Raises DataError where there is none, or several."""
-    there = {kind: files for kind in READERS if (files := sorted(f for f in folder.glob(kind) if not f.name.startswith(".")))}
+    found = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".") and f.name not in NO_INDEXES]
+    there = {kind: files for kind in READERS if (files := [f for f in found if f.match(kind)])}
     if not there:
         raise DataError(f"data.root={folder}: no index there: {EXPECTED}")
     files = [file for kind in there.values() for file in kind]
@@ -148,9 +151,10 @@ def _of_one_set(files: list[Path]) -> bool:
 
 
 def _twice(entry: Entry, seen: dict[str, Entry]) -> str:
-    image = entry.name if entry.size >= 0 else str(entry.file)  # shards have one space of names
-    before = seen.setdefault(image, entry)
-    if before is entry:
+    names = {entry.name, str(entry.file) if entry.size < 0 else ""} - {""}  # a name means one picture, whatever its folder is
+    before = next((seen[name] for name in names if name in seen), None)
+    if before is None:
+        seen |= dict.fromkeys(names, entry)
         return ""
     both = ((what, getattr(entry, what), getattr(before, what)) for what in ("split", "label", "client"))
     differs = [f"{what} {here!r} here, {there!r} there" for what, here, there in both if here != there]

@@ -61,12 +61,14 @@ def by_file(entries: list[Entry], clients: tuple[str, ...], file: str) -> list[n
     """Positions of each client's pairs as {"names": {CLIENT: [image names]}} says. Raises DataError."""
     said = read_names(file, "data.parts")
     where = {e.name: i for i, e in enumerate(entries)}
+    if strange := sorted(set(said) - set(clients)):
+        raise DataError(f"data.parts: {file} has images for {strange[0]!r}; the clients are {', '.join(clients)}")
     names = [said.get(client, []) for client in clients]
     if not all(isinstance(part, list) and len(part) > 1 and all(isinstance(n, str) for n in part) for part in names):
         raise DataError(f"data.parts: {file} needs two images at least for each of {', '.join(clients)}")
     flat = [name for part in names for name in part]
-    if strange := [n for n in flat if n not in where]:
-        raise DataError(f"data.parts: {file} names {strange[0]!r}, which is not in the train split")
+    if lost := [n for n in flat if n not in where]:
+        raise DataError(f"data.parts: {file} names {lost[0]!r}, which is not in the train split")
     if len(set(flat)) < len(flat):
         raise DataError(f"data.parts: {file} gives an image to two clients, or twice to one")
     return [np.sort([where[name] for name in part]) for part in names]

@@ -5,6 +5,7 @@ Images are resized on their shorter side and cropped in the centre when a client
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -228,11 +229,13 @@ class PhotographsClient:
         return self.world.digest_of(self.world.parts[self.index])
 
     def find(self, pair: str) -> list[int]:
-        return (self._by_id if PAIR_ID.fullmatch(pair) else self._by_name).get(pair, [])
+        if PAIR_ID.fullmatch(pair):
+            return self._by_id.get(pair, [])
+        return self._by_name.get(unicodedata.normalize("NFC", pair), [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
-        return _positions(e.name for e in self.entries)
+        return _positions(unicodedata.normalize("NFC", e.name) for e in self.entries)  # spellings that look alike are one
 
     @cached_property
     def _by_id(self) -> dict[str, list[int]]:

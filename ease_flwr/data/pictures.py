@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from ease_flwr.config import DataError
 from ease_flwr.model.fitting import fitted
@@ -29,14 +29,17 @@ LARGE = 16_000_000
 """Pixels of a picture that others wait for: threads decode one such at a time."""
 KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 """Kinds of files, as Pillow calls them."""
-ENDINGS = {"jpg", "jpeg", "jpe", "mpo", "png", "webp", "tif", "tiff", "bmp", "gif", "avif", "jp2", "ppm", "pgm", "pbm", "pnm"}
+ENDINGS = set(
+    "jpg jpeg jpe jfif mpo png apng webp tif tiff bmp dib gif avif jp2 j2k ppm pgm pbm pnm pfm".split()  # noqa: SIM905
+)
 """Of the names of such files."""
 EXPORT = "export it as PNG or JPEG"
 OTHERS = {  # what hospitals, phones and download tools also leave, by how a file begins
     (128, b"DICM"): f"a DICOM file, {EXPORT}",
-    (4, b"ftypheic"): f"a HEIC picture, {EXPORT}",
-    (4, b"ftypheix"): f"a HEIC picture, {EXPORT}",
-    (4, b"ftypmif1"): f"a HEIC picture, {EXPORT}",
+    (4, b"ftyphei"): f"a HEIC picture, {EXPORT}",
+    (4, b"ftyphev"): f"a HEIC picture, {EXPORT}",
+    (4, b"ftypmif1"): f"a HEIC picture, {EXPORT}",  # of AVIF, which begins so too, it is none of these
+    (4, b"ftypmsf1"): f"a HEIC picture, {EXPORT}",
     (0, b"%PDF"): f"a PDF, {EXPORT}",
     (0, b"%!PS"): f"PostScript, {EXPORT}",
     (0, b"<svg"): f"a drawing (SVG), {EXPORT}",
@@ -44,6 +47,17 @@ OTHERS = {  # what hospitals, phones and download tools also leave, by how a fil
 }
 WHITES = (1, 255, 1023, 4095, 16383, 65535)
 """What white may be in a grey picture of 1, 8, 10, 12, 14 or 16 bits."""
+DARK = 4
+"""Times the largest value of a grey picture: what white may be at most, or all of it would be nearly black."""
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SRGB = ImageCms.createProfile("sRGB")
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
 """What ICC calls the colours of a mode."""
@@ -52,6 +66,8 @@ TURN = threading.Lock()
 # Of what Pillow only warns about a viewer shows what there is; pictures that are too large are refused below.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+# A long text (how a drawing program made it) or profile is no reason to refuse a PNG; all its texts have a limit of their own.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def decoded(content: bytes, side: int, resize: str = "", interpolation: str = "") -> NDArray[np.uint8]:
@@ -61,12 +77,12 @@ def decoded(content: bytes, side: int, resize: str = "", interpolation: str = ""
 
 def opened(content: bytes) -> Image.Image:
     """The picture in 8-bit RGB, as a viewer shows it. Raises DataError: why that cannot be, without the name of the file."""
-    if other := next((what for (at, start), what in OTHERS.items() if content.startswith(start, at)), ""):
-        raise DataError(f"it is {other}")
     try:
         with Image.open(io.BytesIO(content), formats=_kinds()) as image:
             if image.width * image.height > PIXELS:
                 raise Image.DecompressionBombError
+            if _unfinished(content, image.format):
+                raise DataError("it ends in zero bytes before the picture does, it was not copied whole")
             if image.width * image.height <= LARGE:
                 return shown(image)
             with TURN:
@@ -74,7 +90,9 @@ def opened(content: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"it has more than {PIXELS // 1_000_000} million pixels, make it smaller") from None
     except UnidentifiedImageError:
-        raise DataError(f"it is {'no picture' if content else 'empty'}; read are {', '.join(KINDS)}") from None
+        raise DataError(f"it {_is(content)}") from None
+    except DataError:
+        raise
     except Exception as error:  # Pillow's readers raise nearly everything at a damaged file
         raise DataError(_line(error)) from None
 
@@ -94,8 +112,9 @@ def read(file: Path, start: int = 0, size: int = -1) -> bytes:
 def grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Greys of more than 8 bits on 0..255.
 
-    Black is 0, and white the smallest of WHITES that is large enough. With negative or larger values, black and white are the
-    picture's own smallest and largest; a picture of one such value is grey.
+    Black is 0, and white the smallest of WHITES that is large enough; where that is more than DARK times the picture's largest
+    value, it is that value. With negative or larger values, black and white are the picture's own smallest and largest; a
+    picture of one such value is grey.
     """
     light = values.astype(np.float32)
     finite = np.isfinite(light)
@@ -103,7 +122,7 @@ def grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         raise DataError("none of its pixels is a number")
     low, high = float(light.min(where=finite, initial=np.inf)), float(light.max(where=finite, initial=-np.inf))
     if white := next((w for w in WHITES if low >= 0 and high <= w), 0):
-        low, high = 0.0, float(white)
+        low, high = 0.0, high if 0 < high < white / DARK else float(white)
     light[~finite] = low
     if high == low:
         return np.full(light.shape, 128, np.uint8)
@@ -120,15 +139,39 @@ def shown(image: Image.Image) -> Image.Image:
     except Exception:  # of EXIF that is damaged: it turns nothing
         turn = 1
     if image.mode[0] in "IF":
-        values = grey(np.asarray(image))
-        negative = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0  # of film: 0 is white
-        flat = Image.fromarray(255 - values if negative else values)
+        values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+        if tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):  # 32 bits without a sign, which Pillow gives one
+            values = values.view(np.uint32)
+        values = grey(values)
+        flat = Image.fromarray(255 - values if tags.get(262) == 0 else values)  # of film: 0 is white
     else:
         flat = _in_srgb(_on_white(image), image.info.get("icc_profile"))
-    if turn != 1:
-        flat.getexif()[ExifTags.Base.Orientation] = turn
-        flat = ImageOps.exif_transpose(flat)
-    return flat.convert("RGB")
+    return (flat.transpose(TURNS[turn]) if turn in TURNS else flat).convert("RGB")
+
+
+def _is(content: bytes) -> str:
+    """What a file is that is no picture, to be read behind "it"."""
+    if other := next((what for (at, start), what in OTHERS.items() if content.startswith(start, at)), ""):
+        return f"is {other}"
+    if kind := next((k for k in _kinds() if (accepts := Image.OPEN[k][1]) and accepts(content[:16]) is True), ""):
+        return f"begins as {kind}, and is damaged or of a form that is not read, {EXPORT}"
+    return f"is {'no picture' if content else 'empty'}; read are {', '.join(KINDS)}"
+
+
+def _unfinished(content: bytes, kind: str | None) -> bool:
+    """Whether a file ends in zero bytes where its picture goes on, as download tools leave it that take its room beforehand."""
+    if not content.endswith(bytes(16)):
+        return False
+    if kind == "PNG":
+        return b"IEND\xaeB`\x82" not in content
+    if kind == "WEBP":  # one without metadata behind the picture
+        return content[12:16] in (b"VP8 ", b"VP8L") and content[: 8 + int.from_bytes(content[4:8], "little")].endswith(
+            bytes(64)
+        )
+    at = 2
+    while content[at] == 0xFF and content[at + 1] != 0xDA:  # to the scan: a thumbnail before it has an end of its own
+        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
+    return kind in ("JPEG", "MPO") and b"\xff\xd9" not in content[at:]
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -56,9 +56,12 @@ class Sample:
 def read_shard(file: Path, index: Index) -> None:
     """The members of a shard. Raises ValueError and tarfile.TarError where it is none, or was cut."""
     samples: dict[str, Sample] = {}
+    left = len(index.left) + len(index.wrong)
     for key, ending, member in _members(file, index):
         sample = samples.setdefault(key, Sample())
         (sample.texts if ending == "txt" else sample.parts if ending == "json" else sample.pictures).append(member)
+    if not samples and left == len(index.left) + len(index.wrong):
+        index.left.append(Row(file, "all of it", "a shard without files", 0))
     named = split_of(file.stem)
     for key, sample in samples.items():
         folder, _, stem = key.rpartition("/")

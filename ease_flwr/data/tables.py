@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ease_flwr.data.entries import About, Index, Row, RowError, about, check_name
+from ease_flwr.data.pictures import ENDINGS
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -21,12 +23,16 @@ MARKS = {
 """Encodings by how a file begins, UTF-32 before UTF-16."""
 SEPARATORS = (",", ";", "\t")
 COLUMNS = ("image", "caption", "label", "split", "client")
+ROW = re.compile(rf"(^|[,;\t])[^,;\t]+\.({'|'.join(ENDINGS)})[\s\"]*([,;\t]|$)", re.IGNORECASE)
+"""A line that names a picture in a cell of its own."""
 Line = tuple[str, str, str, About]
 """One caption: its place, the name of the picture, the caption, and what else the line says."""
 
 
 def text_of(content: bytes) -> str:
     """The text of a file. Raises ValueError with what was found and what is wanted."""
+    if content.startswith(b"PK\3\4"):
+        raise ValueError('it is a workbook of a spreadsheet, or another zip file: save it as text ("CSV UTF-8" in Excel)')
     encoding = next((e for mark, e in MARKS.items() if content.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in content:
         raise ValueError("it has zero bytes, as UTF-16 without its mark has: save it as UTF-8")
@@ -121,7 +127,8 @@ def _lines(file: Path, index: Index, rows: Iterator[tuple[int, list[str]]]) -> I
         raise ValueError(f"its columns are {', '.join(map(repr, named)) or 'none'}, expected image, caption and perhaps others")
     if twice := next((cell for cell in named if named.count(cell) > 1), ""):
         raise ValueError(f"two of its columns are called {twice!r}")
-    if more := [cell for cell in named if cell not in COLUMNS]:
+    more = ["the first, without a name"] * (not header[0]) + [cell for cell in named if cell not in COLUMNS]
+    if more:  # pandas writes numbers of rows in a first column without a name
         index.left.append(Row(file, f"line {at} ({', '.join(more)[:80]})", "a column of no use here", 0))
     for number, cells in rows:
         place = f"line {number}"
@@ -133,8 +140,10 @@ def _lines(file: Path, index: Index, rows: Iterator[tuple[int, list[str]]]) -> I
             if not last <= len(cells) <= len(header):
                 raise RowError(f"has {len(cells)} cells, the header {last}: is a separator in a text without quotes?")
             row = dict(zip(header, cells, strict=False))
-            if lost := [cell for name, cell in zip(header, cells, strict=False) if cell and not name]:
+            if lost := [cell for name, cell in list(zip(header, cells, strict=False))[1:] if cell and not name]:
                 raise RowError(f"has {lost[0]!r} in a column without a name")
+            if swallowed := next((line for cell in cells for line in cell.splitlines()[1:] if ROW.search(line)), ""):
+                raise RowError(f"goes on with another row, {swallowed[:80]!r}: is a quotation mark left open?")
             check_name(row["image"])
             yield place, row["image"], row["caption"], about({k: row.get(k) or None for k in ("label", "split", "client")})
 
