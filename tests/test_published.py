@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ease_flwr import config, data
 from ease_flwr.config import ConfigError, ModelConfig, model_sha256, weights_sha256
 from ease_flwr.hosts import policy
 from ease_flwr.model import adapters, backbone, published
 from ease_flwr.model.fitting import fitted
-from tests.models import CONFIG, PREPROCESS, TEXT, WEIGHTS, of, random_model, run, ways, write_folder, write_weights
+from tests.models import CONFIG, PREPROCESS, TEXT, VISION, WEIGHTS, of, random_model, run, ways, write_folder, write_weights
 from tests.photographs import write_photographs
 
 FEW = settings(deadline=None, max_examples=60)
@@ -50,6 +51,31 @@ def test_a_folder_is_read_as_it_is_however_it_is_given(folder, tmp_path):
         activations = {type(b.mlp.gelu).__name__ for b in found.model.transformer.resblocks}
         assert activations == {"QuickGELU"}
     assert published.opened(ModelConfig(**ways(folder)[0], mean=(0, 0, 0))).mean == (0, 0, 0)
+
+
+WRAPPED = {  # what training and publishing leave in a file -> of the weights as they should be
+    "several GPUs": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "OpenAI's numbers": lambda state: state | {"input_resolution": torch.tensor(32), "vocab_size": torch.tensor(49408)},
+    "no bias": lambda state: {name: tensor for name, tensor in state.items() if name != "logit_bias"},
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_weights_are_known_under_the_names_that_training_gave_them(wrapped, tmp_path):
+    architecture = of(init_logit_bias=-10)
+    folder = write_folder(tmp_path / "model", architecture, PREPROCESS)
+    save_file(WRAPPED[wrapped](load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    for empty in (True, False):
+        found = published.opened(ModelConfig(weights=str(folder)), empty)
+    expected = random_model(architecture).state_dict()
+    assert all(torch.equal(t, found.model.state_dict()[name]) for name, t in expected.items() if name != "logit_bias")
+
+
+def test_a_side_said_twice_is_one_and_black_is_black(tmp_path):
+    folder = write_folder(tmp_path / "m", of({**VISION, "image_size": [32, 32]}), PREPROCESS | {"fill_color": [0, 0, 0]})
+    assert config.pictures(told(tmp_path, **{"model.weights": str(folder)})).image_size == 32
+    assert published.opened(ModelConfig(weights=str(folder))).image_size == 32
 
 
 def test_a_checkpoint_of_ours_says_its_colours_in_its_head(tmp_path):

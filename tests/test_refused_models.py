@@ -86,6 +86,26 @@ SAID = [  # of the configuration, and what is answered
 ]
 
 
+@pytest.mark.parametrize("wrong", [[123.7, 116.3, 103.5], [-0.5, 0.5, 0.5], [0.5, 0.5]])
+def test_colours_that_are_not_from_0_to_1_are_refused(folder, wrong):
+    said = json.loads((folder / CONFIG).read_text())
+    said["preprocess_cfg"]["mean"] = wrong
+    (folder / CONFIG).write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=r"preprocess_cfg.mean=\[.*\] are not three numbers for the colours, 0 to 1$"):
+        config.published(ModelConfig(weights=str(folder)))
+    with pytest.raises(ValueError, match=r"expected three numbers|divide those of 0 to 255 by 255"):
+        ModelConfig(mean=wrong)
+    with pytest.raises(ValueError, match=r"expected three numbers|divide those of 0 to 255 by 255"):
+        ModelConfig(std=wrong)
+
+
+def test_a_configuration_given_for_weights_is_told_what_is_wanted(folder):
+    with pytest.raises(
+        ConfigError, match=r"open_clip_config.json says how a model is built: give the .safetensors file beside"
+    ):
+        config.published(ModelConfig(weights=str(folder / CONFIG)))
+
+
 @pytest.mark.parametrize(("part", "change", "said"), SAID)
 def test_a_configuration_that_cannot_be_is_one_line(folder, part, change, said):
     there = json.loads((folder / CONFIG).read_text())

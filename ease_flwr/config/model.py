@@ -46,12 +46,11 @@ class ModelConfig(Section):
         if 0 < self.context < SHORTEST:
             raise ValueError(f"context={self.context}: a caption has a start, an end and words: {SHORTEST} or more, or 0")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if (
-                len(numbers) not in (0, 3)
-                or not all(map(isfinite, numbers))
-                or (name == "std" and min(numbers, default=1) <= 0)
-            ):
-                raise ValueError(f"{name}={','.join(map(str, numbers))}: expected three numbers, one for each colour")
+            said = f"{name}={','.join(map(str, numbers))}"
+            if len(numbers) not in (0, 3) or not all(map(isfinite, numbers)):
+                raise ValueError(f"{said}: expected three numbers, one for each colour")
+            if not all(0 <= n <= 1 and (n or name == "mean") for n in numbers):
+                raise ValueError(f"{said}: colours are numbers from 0 to 1: divide those of 0 to 255 by 255; std is above 0")
         return self
 
 

@@ -27,7 +27,8 @@ def pictures(experiment: Experiment) -> DataConfig:
     found = published(experiment.model) if data.kind != "personas" else None
     if found is None:
         return data
-    size = found.architecture.get("vision_cfg", {}).get("image_size")
+    sides = found.architecture.get("vision_cfg", {}).get("image_size")
+    size = sides[0] if isinstance(sides, list) and sides else sides
     said = {
         "image_size": size if isinstance(size, int) and size > 0 else 0,
         "resize": found.preprocess.get("resize_mode", ""),

@@ -20,6 +20,12 @@ LOCAL, HUB = PUBLISHED = "local-dir:", "hf-hub:"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """What the two files of a published folder are called."""
 BASE_MODEL = "ease-base-model/1"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+OF_TOWERS = {
+    "hf_model_name": ("config.json",),
+    "hf_tokenizer_name": (*TOKENIZER, "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+}
+"""What a Hugging Face text tower is read from, by the key of text_cfg that names it."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COLOURS = ("mean", "std")
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -160,12 +166,12 @@ def _preprocess(file: Path, said: dict[str, Any]) -> dict[str, Any]:
             found[key] = ()
         if not found[key]:
             raise ConfigError(
-                f"model.weights: {file}: preprocess_cfg.{key}={said[key]!r} are not three numbers for the colours"
+                f"model.weights: {file}: preprocess_cfg.{key}={said[key]!r} are not three numbers for the colours, 0 to 1"
             )
     for key, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if key in found and found[key] not in known:
             raise ConfigError(f"model.weights: {file}: preprocess_cfg.{key}={found[key]!r} is none of {', '.join(known)}")
-    if said.get("mode", "RGB") != "RGB" or found.pop("fill_color", 0) != 0:
+    if said.get("mode", "RGB") != "RGB" or found.pop("fill_color", 0) not in (0, [0, 0, 0]):
         raise ConfigError(f"model.weights: {file}: preprocess_cfg wants pictures that are not RGB, or not filled up with black")
     if found.get("interpolation") == "random":  # in training; open_clip judges with bicubic
         found["interpolation"] = "bicubic"
@@ -219,6 +225,8 @@ def base_content(path: Path) -> dict[str, Any]:
     """What is in a base model .json of `ease make-base`. Raises ConfigError if it is none, or does not fit its hash."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" not in content and content.keys() & {"model_cfg", "vision_cfg"}:
+            raise ConfigError(f"model.weights: {path} says how a model is built: give the .safetensors file beside it")
         expected = content.pop("sha256")
         if content["format"] != BASE_MODEL:
             raise ConfigError(f"model.weights: {path} is {content['format']!r}, expected {BASE_MODEL!r}")
@@ -236,6 +244,22 @@ def base_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def towers_at_home(found: Published) -> dict[str, Path]:
+    """The folders on this machine that a Hugging Face text tower is read from, by the key of text_cfg that names them.
+
+    They are named there, or beside the file; or what is read lies in the published folder itself.
+    """
+    text, home = found.architecture.get("text_cfg", {}), found.file.parent
+    folders: dict[str, Path] = {}
+    for key, wanted in (("hf_model_name", OF_TOWERS["hf_model_name"]), ("hf_tokenizer_name", TOKENIZER)):
+        name = text.get(key)
+        if isinstance(name, str) and name and isdir(home / name):
+            folders[key] = home / name
+        elif name and found.folder and any(isfile(home / file) for file in wanted):
+            folders[key] = home
+    return folders
+
+
 def weights_sha256(model: ModelConfig) -> str:
     """Of the base model's file; where there is none, of its name."""
     folder = named_folder(model)
@@ -244,9 +268,12 @@ def weights_sha256(model: ModelConfig) -> str:
 
 
 def model_sha256(model: ModelConfig) -> str:
-    """What a base model is told apart by: its weights, and what is said beside them of how it is built. All hosts must have
-    the same."""
+    """What a base model is told apart by: its weights, and what is said beside them of how it is built, wherever that lies.
+    All hosts must have the same."""
     found = published(model) if not model.weights.endswith(".json") else None
     if found is None or found.config is None:
         return weights_sha256(model)
-    return digest(weights_sha256(model), found.architecture, found.preprocess)
+    text = dict(found.architecture["text_cfg"])
+    for key, folder in towers_at_home(found).items():
+        text[key] = [named_file_sha256(str(folder / file)) for file in OF_TOWERS[key]]
+    return digest(weights_sha256(model), found.architecture | {"text_cfg": text}, found.preprocess)

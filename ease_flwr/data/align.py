@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ease_flwr.config import ConfigError, ModelConfig
 from ease_flwr.data.entries import Entry
 from ease_flwr.data.formats import read_entries
-from ease_flwr.model import backbone, retrieval, towers
+from ease_flwr.model import backbone, retrieval, tokens, towers
 from ease_flwr.store.files import write_json
 
 BATCH, LR, HOTTEST = 256, 1e-3, 100.0
@@ -87,7 +87,9 @@ def align(parts: Towers, root: Path, split: str, to: Path, schedule: tuple[int, 
         if not by_split.get(wanted):
             raise ConfigError(f"{root}: no photograph of split {wanted!r}; there are {', '.join(sorted(by_split))}")
     model, mean, std = built(parts)
-    base = backbone.Backbone(model, _tokenizer(parts), parts.size, mean, std, parts.architecture)
+    base = backbone.Backbone(
+        model, tokens.of_model(parts.architecture, model.text.vocab_size), parts.size, mean, std, parts.architecture
+    )
     with _without_projections(model) as (visual, text):
         images, texts, owner = embed(base, by_split[split], say)
     _train((images, texts, owner), (visual, text, model.logit_scale), schedule, say)
@@ -123,16 +125,6 @@ def built(parts: Towers) -> tuple[CustomTextCLIP, tuple[float, float, float], tu
         raise ConfigError(f"these towers cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     cfg: Any = model.visual.trunk.pretrained_cfg
     return model, tuple(cfg["mean"]), tuple(cfg["std"])
-
-
-def _tokenizer(parts: Towers) -> backbone.Tokenizer:
-    from open_clip.tokenizer import HFTokenizer
-
-    try:
-        found: backbone.Tokenizer = HFTokenizer(str(parts.text.absolute()), context_length=parts.context)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--text {parts.text}: no tokenizer there: {' '.join(str(error).split())[:200]}") from None
-    return found
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import copy
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ease_flwr.config import ADAPTERS, ConfigError, LoraConfig, ModelConfig
 from ease_flwr.model import backbone, targets, towers
+from ease_flwr.model.hub import line
 from ease_flwr.model.lora import LAYERS
 
 Tower = targets.Tower
@@ -204,12 +206,25 @@ def attach(base: backbone.Backbone, lora: LoraConfig, seed: int, how: ModelConfi
         named[name].data = theta[block.start : block.stop].view(block.shape)
         named[name].requires_grad_(True)
     model.eval()
-    cuts, trunk = towers.shorten(base), towers.cut_trunk(base)
+    with _can_be_run():
+        cuts, trunk = towers.shorten(base), towers.cut_trunk(base)
     parameters, scale = tuple(named[n] for n in order), base.model.logit_scale.exp()
     half, micro = how.precision == "bfloat16", how.micro_batch
     found = AdaptedModel(base, model, tuple(blocks), parameters, initial, theta, trunk, scale, device, half, micro, cuts)
     _try_out(found, there)
     return found
+
+
+@contextmanager
+def _can_be_run() -> Iterator[None]:
+    """Raises ConfigError where towers fail in it on a picture or a caption."""
+    try:
+        yield
+    except Exception as error:  # whatever a library says of input that a model of its own cannot take
+        why = f"{type(error).__name__}: {line(error)}"
+        raise ConfigError(
+            f"model: its towers cannot be run on a picture and a caption ({why}): mend model or lora.targets"
+        ) from None
 
 
 def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
@@ -219,20 +234,14 @@ def _try_out(adapted: AdaptedModel, there: dict[Tower, list[str]]) -> None:
     away = torch.randn(adapted.size, generator=draw) / 32
     pictures, tokens = towers.made_up(adapted.base)
     adapted.theta.add_(away.to(adapted.device))
-    try:
+    with _can_be_run():
         exact = replace(adapted, half=False, micro=0, cuts=False)
         with torch.no_grad():
             images = adapted.trunk(pictures.to(adapted.device))
         f, g = exact.embed_images(images), exact.embed_texts(tokens)
         total = [(x * torch.randn(x.shape, generator=draw).to(adapted.device)).sum() for x in (f, g)]
         gradients = torch.autograd.grad(torch.stack(total).sum(), adapted.parameters, allow_unused=True)
-    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ConfigError(
-            f"model: its towers cannot be run on a picture and a caption ({why}): mend model or lora.targets"
-        ) from None
-    finally:
-        adapted.set(adapted.initial)
+    adapted.set(adapted.initial)
     if f.shape != g.shape or f.ndim != 2:
         raise ConfigError(f"model: its embeddings of two pictures are of shape {tuple(f.shape)}, of captions {tuple(g.shape)}")
     if not bool(torch.isfinite(f).all() & torch.isfinite(g).all()):

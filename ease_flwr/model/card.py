@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from string import Template
 
 from ease_flwr.config import LoraConfig, ModelConfig, weights_sha256
+from ease_flwr.model import towers
 from ease_flwr.model.backbone import Backbone
 
 CARD = Template("""---
@@ -54,7 +55,7 @@ def card(name: str, forgotten: Sequence[str], model: ModelConfig, lora: LoraConf
         forgotten=said,
         base=named(model),
         digest=weights_sha256(model),
-        context=base.model.context_length,
+        context=towers.context_of(base.model, base.architecture),
         size=base.image_size,
         mean=tuple(base.mean),
         std=tuple(base.std),

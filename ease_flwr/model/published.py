@@ -13,18 +13,32 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip import hf_model
 from open_clip.coca_model import CoCa
 from open_clip.factory import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from safetensors.torch import load_file
 
-from ease_flwr.config import HUB, OPENAI, PUBLISHED, ConfigError, ModelConfig, Published, meant, published, tensors
+from ease_flwr.config import (
+    HUB,
+    OPENAI,
+    PUBLISHED,
+    ConfigError,
+    ModelConfig,
+    Published,
+    meant,
+    published,
+    tensors,
+    towers_at_home,
+)
 from ease_flwr.model import targets, tokens, towers
 from ease_flwr.model.encoder import Backbone
 from ease_flwr.model.hub import at_once_or_not, fetch, line
 
 POSITION_IDS = "text.transformer.embeddings.position_ids"
 """Numbers 0, 1, 2, ... that older text towers kept among their weights."""
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""What OpenAI's own files have among their weights."""
 LARGEST = 4096
 """Pixels of the side of a picture."""
 PARTS = ("vision_cfg", "text_cfg")
@@ -56,7 +70,8 @@ def _named(config: ModelConfig, empty: bool) -> Backbone:
     architecture, tags = _of_name(config), open_clip.list_pretrained_tags_by_model(name)
     if tag and tag not in tags:
         raise ConfigError(
-            f"model.weights: {tag!r} is neither a file (.json, .safetensors) nor a pretrained tag of {name}: {', '.join(tags)}"
+            f"model.weights: {tag!r} is neither a file (.json, .safetensors) nor a pretrained tag of {name}: "
+            f"{', '.join(tags)}{meant(tag, tags)}"
         )
     of_tag: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     quick, tower = bool(of_tag.get("quick_gelu")), architecture["text_cfg"].get("hf_model_name")
@@ -154,16 +169,11 @@ def _agree(config: ModelConfig, found: Published) -> None:
 
 def _find_towers(found: Published, architecture: dict[str, Any]) -> None:
     """Configuration and tokenizer of a Hugging Face text tower may lie in the folder, or in one beside the file."""
-    text, home = architecture["text_cfg"], found.file.parent
-    for key, files in (("hf_model_name", ("config.json",)), ("hf_tokenizer_name", tokens.FILES)):
-        if not (name := text.get(key)):
-            continue
-        if not isinstance(name, str):
+    text = architecture["text_cfg"]
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if not isinstance(name := text.get(key) or "", str):
             raise ConfigError(f"model.weights: {found.config}: text_cfg.{key}={name!r} is no name")
-        if (home / name).is_dir():
-            text[key] = str(home / name)
-        elif found.folder and any((home / file).is_file() for file in files):
-            text[key] = str(home)
+    text |= {key: str(folder) for key, folder in towers_at_home(found).items()}
 
 
 def _count_layers(found: Published, architecture: dict[str, Any]) -> None:
@@ -186,6 +196,8 @@ def built(architecture: dict[str, Any], where: str) -> Any:
     try:
         with torch.random.fork_rng(devices=[]), nullcontext() if not tower or Path(tower).is_dir() else at_once_or_not():
             torch.manual_seed(0)
+            if tower and hf_model.transformers is not None:  # it refuses code of others, else it would ask whether to run it
+                hf_model.AutoConfig.from_pretrained(tower, trust_remote_code=False)
             return kind(**parts)
     except Exception as error:  # whatever a library says of settings that are none of ours
         if tower and isinstance(error, (OSError, RuntimeError)):
@@ -202,6 +214,15 @@ def _no_tower(where: str, tower: str, error: Exception) -> str:
     )
 
 
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by the names that the model has for them: without what training on several GPUs or torch.compile puts before
+    each, and without numbers that are no weights."""
+    for wrapper in ("module.", "_orig_mod."):
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
+
+
 def _fill(model: Any, found: Published, config: ModelConfig, empty: bool) -> None:
     """Weights of a file into a model; empty: their shapes alone. Raises ConfigError where they are those of another model."""
     where = f"model.weights: {found.file}"
@@ -210,6 +231,7 @@ def _fill(model: Any, found: Published, config: ModelConfig, empty: bool) -> Non
     if kinds:
         raise ConfigError(f"{where} has weights of kind {', '.join(sorted(kinds))}, which cannot be trained on: fetch others")
     state = {n: torch.empty(shape, device="meta") for n, (_, shape) in heads.items()} if empty else load_file(found.file)
+    state = _unwrapped(state)
     used = [] if empty else [n for n in state if targets.tower_of(model, n) or "." not in n]
     if broken := [n for n in used if not bool(torch.isfinite(state[n]).all())]:
         raise ConfigError(f"{where}: {broken[0]} has numbers that are not finite: fetch it again")
@@ -222,6 +244,8 @@ def _fill(model: Any, found: Published, config: ModelConfig, empty: bool) -> Non
     wanted = model.state_dict()
     if POSITION_IDS not in wanted:
         state.pop(POSITION_IDS, None)
+    if "logit_bias" in wanted:  # as open_clip does; no embedding has it
+        state.setdefault("logit_bias", torch.zeros_like(wanted["logit_bias"]))
     for scale in {"logit_scale", "logit_bias"} & state.keys() & wanted.keys():
         state[scale] = state[scale].reshape(wanted[scale].shape) if state[scale].numel() == 1 else state[scale]
     wrong = [f"it has no {n}" for n in wanted if n not in state] + [f"it has {n}" for n in state if n not in wanted]

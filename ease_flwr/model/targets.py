@@ -28,9 +28,7 @@ def modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         if tower is None or not any(name == t or name.endswith(f".{t}") for t in lora.targets):
             continue
         first = lora.visual_from if tower == "visual" else lora.text_from
-        if any(
-            before in NUMBERED and int(number) < first for before, number in pairwise(name.split(".")) if number.isdecimal()
-        ):
+        if first and _block(name) in range(first):
             continue
         outer = name.rpartition(".")[0]
         if type(by_name.get(outer)) is torch.nn.MultiheadAttention and _named(outer, lora):
@@ -51,11 +49,17 @@ def modules(model: torch.nn.Module, lora: LoraConfig) -> list[str]:
         )
     starts: dict[Tower, int] = {"visual": lora.visual_from, "text": lora.text_from}
     for kind, first in starts.items():
-        if first and not any(n in NUMBERED and k.isdecimal() for name in found[kind] for n, k in pairwise(name.split("."))):
+        if first and all(_block(name) is None for name in found[kind]):
             raise ConfigError(
                 f"lora.{kind}_from={first}: what is adapted in this tower is in no numbered blocks: leave it at 0"
             )
     return chosen
+
+
+def _block(name: str) -> int | None:
+    """The number of the block of a tower that a module is in, not that of what blocks are made of; None outside of blocks."""
+    numbers = (int(k) for n, k in pairwise(name.split(".")) if n in NUMBERED and k.isdecimal())
+    return next(numbers, None)
 
 
 def tower_of(model: torch.nn.Module, name: str) -> Tower | None:

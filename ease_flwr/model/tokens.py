@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from ease_flwr.config import ConfigError, DataError
+from ease_flwr.config import TOKENIZER, ConfigError, DataError
 from ease_flwr.model.hub import at_once_or_not, line
 
-FILES = ("tokenizer.json", "tokenizer_config.json")
 LONGEST = 65536
 """Tokens of text that a model can look at."""
 CONTEXT = 77
@@ -79,17 +78,23 @@ def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
     try:
         options = dict(text.get("tokenizer_kwargs") or {})
         if source:
+            options["trust_remote_code"] = False  # a configuration runs no code, and nobody is asked whether it may
             with nullcontext() if Path(source).is_dir() else at_once_or_not():
                 inner: Any = HFTokenizer(source, length, tokenizer_mode=text.get("tokenizer_mode"), **options)
             words = len(inner.tokenizer)
+            empty = not set(inner.tokenizer.get_vocab()) - set(inner.tokenizer.all_special_tokens)
         else:
             inner = SimpleTokenizer(context_length=length, **options)
-            words = inner.vocab_size
+            words, empty = inner.vocab_size, False
         shape = tuple(inner(["a caption"]).shape)
     except Exception as error:  # whatever a tokenizer of others raises
-        where = f"{', '.join(FILES)} of {source} into the model's folder, or name a folder as text_cfg.hf_tokenizer_name"
+        where = f"{', '.join(TOKENIZER)} of {source} into the model's folder, or name a folder as text_cfg.hf_tokenizer_name"
         fetch = f"fetch {where}" if source else "mend text_cfg.tokenizer_kwargs"
         raise ConfigError(f"model: its tokenizer {source or ''} cannot be read ({line(error)}): {fetch}") from None
+    if empty:  # transformers makes one of nothing where the words are missing
+        raise ConfigError(
+            f"model: its tokenizer {source} has no words: fetch tokenizer.json, or the vocabulary that it has, into that folder"
+        )
     if shape != (1, length) or (vocabulary and words > vocabulary):
         raise ConfigError(
             f"model: its tokenizer {source or 'of open_clip'} has {words} words and gives {shape[-1]} tokens, its text tower "
