@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from ease_flwr.config import ConfigError, ModelConfig
 from ease_flwr.data.entries import Entry
@@ -28,6 +31,8 @@ def topics(entries: list[Entry], model: ModelConfig, clusters: int, seed: int) -
     embedded, ends = torch.cat(parts).numpy(), np.cumsum([len(e.captions) for e in entries])
     means = np.stack([rows.mean(0) for rows in np.split(embedded, ends[:-1])])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    found = KMeans(clusters, n_init=4, random_state=seed % 2**32).fit_predict(means)  # it takes no larger number
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different captions than clusters: there are fewer topics
+        found = KMeans(clusters, n_init=4, random_state=seed % 2**32).fit_predict(means)  # it takes no larger number
     width = len(str(clusters - 1))
     return {e.name: f"topic-{k:0{width}d}" for e, k in zip(entries, found, strict=True)}
