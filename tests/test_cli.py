@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from ease_flwr import __version__
@@ -78,6 +80,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
         ),
         (["compare", "--budget", "time"], "ease compare: --budget 'time': expected rounds or bytes"),
         (["compare", "--strategies", "ease,magic"], "ease compare: no 'magic' in strategies/: there are ascent, ccu"),
+        (["ablate", "--seeds", f"1,{2**64}"], f"ease ablate: --seeds '1,{2**64}': {2**64} is too large: {2**64 - 1} at most"),
         (["tune", "--seeds", "one"], "ease tune: --seeds 'one': expected numbers with commas, for example 0,1,2"),
         (
             ["run", "personas_class", "--strategy", "sifu"],
@@ -127,9 +130,45 @@ def test_sweeps_lie_among_the_runs_but_where_a_folder_is_named(tmp_path, monkeyp
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert main._cells(None, "comparison", "personas+sharing", None) == tmp_path / "home" / "comparison-personas+sharing"
-    assert main._cells(Path("mine"), "comparison", "personas", ["seed=1"]) == tmp_path / "mine"
+    assert main._cells(tmp_path / "mine", "comparison", "personas", ["seed=1"]) == tmp_path / "mine"
     others = {main._cells(None, "comparison", "personas", told) for told in (["learn.rounds=3"], ["learn.rounds=4"], None)}
     assert len(others) == 3  # cells of other settings are other cells
+
+
+def nobodys_home(_):
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("command", ["ablate", "compare", "tune"])
+def test_a_user_without_a_home_is_told_what_to_set(command, monkeypatch):
+    monkeypatch.delenv("EASE_FLWR_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobodys_home)
+    said = CliRunner().invoke(app, [command, "--seeds", "x"])  # wrong too: nothing is ever started here
+    assert said.output.strip() == f"ease {command}: this user has no home folder: set EASE_FLWR_HOME to the folder for runs"
+    assert said.exit_code == 2
+
+
+def commands(group, *words):
+    for name, command in group.commands.items():
+        yield from commands(command, *words, name) if hasattr(command, "commands") else [((*words, name), command)]
+
+
+def test_paths_of_options_are_meant_from_where_one_stands(tmp_path, monkeypatch):
+    """The shell leaves the ~ of --key=~/FILE alone."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    count = 0
+    for words, command in commands(get_command(app)):
+        for option in (p for p in command.params if isinstance(p, click.Option) and isinstance(p.type, click.Path)):
+            context = click.Context(command, info_name=words[-1])
+            given = {"~/a/b": tmp_path / "home" / "a" / "b", "a": tmp_path / "there" / "a", "/a": Path("/a")}
+            assert {p: option.process_value(context, p) for p in given} == given, (words, option.opts)
+            count += 1
+    assert count > 10
+    assert CliRunner().invoke(app, ["receipt", "keygen", "--key=~/keys/one.pem"]).exit_code == 0
+    assert (tmp_path / "home" / "keys" / "one.pem").is_file()
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_benchmarks_are_named(tmp_path):

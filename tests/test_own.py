@@ -1,5 +1,6 @@
 """What a user brings along: experiments and methods beside ours, and shipped with the app."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,9 +10,10 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 from ease_flwr.strategies.base import Method
 
-from ease_flwr import config, methods, strategies
+from ease_flwr import config, data, methods, strategies
 from ease_flwr.config import APP, ConfigError, halves, own
 from ease_flwr.hosts import app
+from ease_flwr.sweep import cells
 from tests.small import RUN_CONFIG
 from tests.test_methods import write_guide
 
@@ -91,6 +93,27 @@ def test_a_run_is_told_the_texts_of_its_own_experiment_and_no_other(tmp_path, mo
         config.from_run_config({**run_config, "own": "bm90IEpTT04"})
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("learn: {rounds: 3}\nseed: 1\nlearn: {batch: 8}\n", r"not YAML: 'learn' is there twice in one section in .* line 1,"),
+        ("learn:\n  rounds: 3\n  rounds: 3\n", r"not YAML: 'rounds' is there twice in one section in .* line 2,"),
+        ("'': 1\n'': 2\n", "not YAML: '' is there twice in one section"),
+        ("strategy:\n  a: [{b: 1, b: 2}]\n", "not YAML: 'b' is there twice in one section"),
+        ("name: ../../other\n", r"name='\.\./\.\./other': it is called by its file, leave this out"),
+    ],
+)
+@pytest.mark.parametrize("group", own.GROUPS)
+def test_nothing_that_a_yaml_says_is_dropped(group, text, line, tmp_path):
+    """Of two keys YAML takes the last. An experiment is called by its file, and its run folders by that name."""
+    file = written(tmp_path, f"{group}/mine", text)
+    own.add_folder(tmp_path / "conf")
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(file))}: {line}"):
+        config.load("mine" if group == "experiment" else "personas+mine")
+    written(tmp_path, f"{group}/mine", "name: mine\nlearn: &a {rounds: 3}\nstrategy: {x: *a, y: *a}\n")
+    assert config.load("mine" if group == "experiment" else "personas+mine").learn.rounds == 3
+
+
 def test_a_copy_of_ours_is_ours(tmp_path):
     """Somebody may stand in a checkout with another one installed."""
     written(tmp_path, "experiment/personas", (APP / "conf" / "experiment" / "personas.yaml").read_text())
@@ -139,8 +162,18 @@ def test_a_method_of_ones_own_is_shipped_where_it_is_used_and_nothing_else_is(tm
     ours = {p.relative_to(APP).as_posix() for top in ("ease_flwr", "strategies", "clients") for p in (APP / top).rglob("*.py")}
     assert there == ours | more
     assert app.folder(["shuffle"]) == found
+    command = [sys.executable, "-c", "import ease_flwr.config as c; print(c.code_hash())"]
+    done = subprocess.run(command, cwd=found, env={"PYTHONPATH": str(found)}, capture_output=True, text=True, check=True)
+    there, ours = done.stdout.strip(), config.code_hash()
+    assert config.code_hash(app.own_halves(["ease"])) == ours
+    assert config.code_hash(app.own_halves(["shuffle"])) == there != ours
+    asked = config.load("personas")
+    cell = {**asked.model_dump(mode="json"), "strategy_name": "shuffle", "code": there, "files": data.fingerprint(asked)}
+    (tmp_path / "experiment.json").write_text(json.dumps(cell))
+    assert cells.differs(tmp_path, asked, "shuffle") == ""
     (tmp_path / "strategies" / "_shared.py").write_text("HALF = 0.25\n")
     assert app.folder(["shuffle"]) != found  # another file, another app
+    assert cells.differs(tmp_path, asked, "shuffle").startswith(f"code {there[:12]}, and this is ")
 
 
 def test_the_command_line_takes_along_what_lies_in_the_working_folder(tmp_path):

@@ -119,6 +119,15 @@ def test_single_pairs_are_told_to_their_client_alone(learnt, tmp_path):
         assert all(message.metadata.dst_node_id == node for target, node in others.items() if target in text)
 
 
+def test_a_request_may_name_as_many_pairs_as_a_hospital_has():
+    """Each is compared with none of the others: fifty thousand took ten minutes."""
+    targets = [f"a/id:{i:024x}" for i in range(50_000)]
+    (asked,) = config.validate(config.ForgetConfig, {"scenario": "sample", "targets": targets}, "request").forget_sets()
+    assert asked.targets == tuple(targets)
+    with pytest.raises(ConfigError, match=rf"{targets[7]} is named twice"):
+        config.validate(config.ForgetConfig, {"scenario": "sample", "targets": [*targets, targets[7]]}, "request")
+
+
 def test_forget_sets_are_told_apart():
     one = ForgetSet(scenario="sample", targets=("a/1", "b/2"))
     both = (one, ForgetSet(scenario="client", targets=("c",)), ForgetSet(scenario="sample", targets=("a/3",)))

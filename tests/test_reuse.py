@@ -53,7 +53,7 @@ def test_a_cell_that_is_taken_is_the_one_that_is_asked(tmp_path_factory, steps):
         patch.setattr(cells, "_run_cell", run_cell)
         for step in steps:
             told, code, _, seeds = step
-            patch.setattr(config, "code_hash", lambda code=code: code)
+            patch.setattr(config, "code_hash", lambda more=None, code=code: code)
             before = {p: p.read_bytes() for p in folder.rglob("results.json")}
             sweep, known = Sweep("personas", seeds, folder, told, lambda _: None), len(ran)
             try:

@@ -1,10 +1,13 @@
 """Sweeps: which cells are run, what is shown of them, and what failure leaves."""
 
 import json
+import re
 from operator import attrgetter
 
 import pytest
 from ease_flwr.strategies import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ease_flwr import config, data
 from ease_flwr.config import ConfigError
@@ -167,6 +170,33 @@ def test_differences_are_marked_where_they_are_worse():
     assert "noise of one training: unknown, there is one retraining a seed" in comparison.table({"npo": {0: once}})
 
 
+SOME = st.sets(st.sampled_from(cells.SHOWN), max_size=3).map(lambda gone: [s for s in cells.SHOWN if s not in gone])
+
+
+@settings(max_examples=20, deadline=None)
+@given(judged=st.lists(SOME, min_size=1, max_size=3), similar=st.booleans())
+def test_seeds_that_judge_different_sets_are_shown_by_what_all_judge(tmp_path_factory, judged, similar):
+    """One seed splits what is forgotten, another has nobody who shares it: a table is for all of them, and names the rest."""
+    found = {}
+    for seed, sets in enumerate(judged):
+        found[seed] = results(seed, 12.0)
+        found[seed]["models"] = {m: {s: of[s] for s in sets} for m, of in found[seed]["models"].items()}
+        if not similar:
+            del found[seed]["gaps"]["pair_similarity"]
+    some = [s for s in cells.SHOWN if 0 < sum(s in sets for sets in judged) < len(judged)]
+    for text in (comparison.table({"ease": found}), ablation.table({"EASE": found})):
+        head = next(line for line in text.splitlines() if line.startswith("| "))
+        for s in cells.SHOWN:
+            shown = all(s in sets for sets in judged) and (s != "forget" or not all("forget_exclusive" in x for x in judged))
+            assert bool(re.search(rf"[| ]{s} \|", head)) == shown
+        assert (f"- left out, since not every cell judges it: {', '.join(some)}\n" in text) == bool(some)
+    assert len(comparison.rows({"own": {"ease": found}}).splitlines()) == 1 + len(judged)
+    if all("retain" in sets for sets in judged):
+        folder = tmp_path_factory.mktemp("comparison")
+        (folder / "comparison.json").write_text(json.dumps({"equal": {"ease": found}, "own": {"ease": found}}))
+        assert comparison.report(folder).is_file()
+
+
 def test_comparison_shows_failures():
     assert comparison.table({"ease": {0: {"failed": "failed: full"}}}) == "no cell finished\n"
     mixed = {"ease": {0: results(0, 10.0)}, "npo": {0: {"failed": "failed: full"}}}
@@ -202,3 +232,11 @@ def test_tuning_marks_the_best_trial_of_each_method(asked, tmp_path):
     text = tuning.table(found, 2)
     assert text.startswith("At most 2 trials a method")
     assert text.count("| npo | **") == 1
+    (best,) = [v.label for v in tuning.trials("npo", config.load("personas"), 1)]
+    (other,) = found.keys() - {best}
+    found[other][3] = {"failed": "failed: full"}
+    text = tuning.table(found, 2)
+    assert (text.count("| failed |"), text.count("| npo | **")) == (1, 1)
+    found[best][3] = {"failed": "failed: full"}
+    text = tuning.table(found, 2)
+    assert (text.count("| failed |"), text.count("**")) == (2, 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ease_flwr import config
-from ease_flwr.cli.shared import EXPERIMENT, mistakes
+from ease_flwr.cli.shared import EXPERIMENT, here, mistakes
 
 if TYPE_CHECKING:
     from ease_flwr.data.photographs import Photographs
@@ -121,7 +121,7 @@ def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> Non
 @data.command("cluster")
 def data_cluster(
     experiment: EXPERIMENT,
-    to: Annotated[Path, typer.Option(help="JSON file to write; data.labels=FILE uses it.")],
+    to: Annotated[Path, typer.Option(help="JSON file to write; data.labels=FILE uses it.", callback=here)],
     set: SET = None,
     seed: SEED = 0,
     clusters: Annotated[int, typer.Option(help="How many topics.", min=2)] = 20,
@@ -141,7 +141,7 @@ def data_cluster(
 @data.command("deal")
 def data_deal(
     experiment: EXPERIMENT,
-    to: Annotated[Path, typer.Option(help="JSON file to write; data.partition=file data.parts=FILE uses it.")],
+    to: Annotated[Path, typer.Option(help="JSON file to write; data.partition=file data.parts=FILE uses it.", callback=here)],
     set: SET = None,
     seed: SEED = 0,
 ) -> None:
@@ -156,11 +156,11 @@ def data_deal(
 
 
 def align(
-    image: Annotated[Path, typer.Option(help=".safetensors file of a timm model without its classifier.")],
+    image: Annotated[Path, typer.Option(help=".safetensors file of a timm model without its classifier.", callback=here)],
     image_model: Annotated[str, typer.Option(help="timm's name of that model.")],
-    text: Annotated[Path, typer.Option(help="Folder of a Hugging Face text model, with its tokenizer.")],
-    root: Annotated[Path, typer.Option(help="Folder with images/ and an index.")],
-    to: Annotated[Path, typer.Option(help=".safetensors file to write; its open_clip config goes beside it.")],
+    text: Annotated[Path, typer.Option(help="Folder of a Hugging Face text model, with its tokenizer.", callback=here)],
+    root: Annotated[Path, typer.Option(help="Folder with images/ and an index.", callback=here)],
+    to: Annotated[Path, typer.Option(help=".safetensors file to write; its open_clip config goes beside it.", callback=here)],
     split: Annotated[str, typer.Option(help="Photographs to train on; keep them out of the federation.")] = "base",
     size: Annotated[int, typer.Option(help="Side of the photographs in pixels.", min=8)] = 160,
     width: Annotated[int, typer.Option(help="Dimension of the embeddings.", min=2)] = 256,
@@ -180,7 +180,7 @@ def align(
 
 
 def make_base(
-    path: Annotated[Path, typer.Option(help="File to write.")] = config.PACKAGE / "data" / "personas-base.json",
+    path: Annotated[Path, typer.Option(help="File to write.", callback=here)] = config.PACKAGE / "data" / "personas-base.json",
     seed: Annotated[int, typer.Option(min=0, max=LAST)] = 0,
     scenes: Annotated[int, typer.Option(help="Base scenes to train on.", min=512)] = 16000,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
@@ -208,7 +208,7 @@ def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[con
 
 def _to(file: Path) -> None:
     """Raises ConfigError where nothing can be written to a file, before anything is computed for it."""
-    if not Path(config.absolute(str(file), "--to")).parent.is_dir():
+    if not file.parent.is_dir():
         raise config.ConfigError(f"--to {file}: no folder {file.parent}")
     if file.is_dir():
         raise config.ConfigError(f"--to {file}: this is a folder, name a file")

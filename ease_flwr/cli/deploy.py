@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ease_flwr.cli.shared import mistakes
+from ease_flwr.cli.shared import here, mistakes
 
 deploy = typer.Typer(no_args_is_help=True, help="A federation of real hosts: what it needs, and a proof on this machine.")
 
@@ -133,7 +133,7 @@ def deploy_health(
 
 @deploy.command("demo")
 def deploy_demo(
-    run_dir: Annotated[Path | None, typer.Option(help="New folder for keys, logs and runs.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for keys, logs and runs.", callback=here)] = None,
 ) -> None:
     """A SuperLink and three SuperNodes with TLS and keys on this machine; the adapters must be those of a simulation."""
     import time

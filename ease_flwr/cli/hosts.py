@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ease_flwr.cli.deploy import deploy
-from ease_flwr.cli.shared import mistakes
+from ease_flwr.cli.shared import here, mistakes
 
 WIDTH = 100
 
@@ -130,8 +130,12 @@ def deploy_restore(
 @deploy.command("upgrade")
 def deploy_upgrade(
     what: Annotated[Path, typer.Argument(help="A wheel, or the folder of a checkout.")],
-    server: Annotated[Path | None, typer.Option(help="On the server: its folder, whose runs are looked at first.")] = None,
-    host: Annotated[Path | None, typer.Option(help="On a host: its folder, where the new code is pinned as well.")] = None,
+    server: Annotated[
+        Path | None, typer.Option(help="On the server: its folder, whose runs are looked at first.", callback=here)
+    ] = None,
+    host: Annotated[
+        Path | None, typer.Option(help="On a host: its folder, where the new code is pinned as well.", callback=here)
+    ] = None,
     superlink: Annotated[str, typer.Option(help="Connection that unfinished runs go on with; for what is said of them.")] = "",
     pip: Annotated[list[str] | None, typer.Option(help="Option of pip, as --pip=--no-index; may be repeated.")] = None,
 ) -> None:

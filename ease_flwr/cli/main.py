@@ -18,7 +18,7 @@ from ease_flwr.cli import deploy as cli_deploy
 from ease_flwr.cli import host as cli_host
 from ease_flwr.cli import operator as cli_operator
 from ease_flwr.cli.doctor import doctor
-from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes, own_files
+from ease_flwr.cli.shared import CPUS, EXPERIMENT, GPUS, QUORUM, RAY, RUN, SUPERLINK, here, mistakes, own_files
 from ease_flwr.cli.terminal import DATA, HOSTS, JUDGING, RUNS, Commands
 
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -30,7 +30,7 @@ def run(
     experiment: EXPERIMENT = "personas",
     strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
     seed: Annotated[int, typer.Option(help="Decides the world, the adapters at the start and all orders.", min=0)] = 0,
-    run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.", callback=here)] = None,
     fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
     set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment; may be repeated.")] = None,
     until: Annotated[str, typer.Option(help="learn: end when it has learnt; `ease forget` does the rest later.")] = "",
@@ -107,7 +107,9 @@ STRATEGIES = Annotated[str, typer.Option(help="Files in strategies/, with commas
 SET = Annotated[list[str] | None, typer.Option(help="key=value of the experiment, for all cells; may be repeated.")]
 FOLDER = Annotated[
     Path | None,
-    typer.Option(help="Folder of the cells; finished ones are not run again. Default: WHAT-EXPERIMENT among the runs."),
+    typer.Option(
+        help="Folder of the cells; finished ones are not run again. Default: WHAT-EXPERIMENT among the runs.", callback=here
+    ),
 ]
 JOBS = Annotated[int, typer.Option(help="Cells at a time; each uses all cores by itself.", min=1)]
 
@@ -126,8 +128,8 @@ def ablate(
     """Switch off each part of EASE, swap each choice, from one learnt federation a seed; writes ablation.md and .json."""
     from ease_flwr.sweep import ablation, cells
 
-    to = _cells(folder, "ablation", experiment, set)
     with mistakes("ablate"):
+        to = _cells(folder, "ablation", experiment, set)
         wanted = [*dict.fromkeys(g.strip() for g in groups.split(","))]
         if unknown := [g for g in wanted if g not in ablation.ABLATION]:
             raise config.ConfigError(f"no group {unknown[0]!r}: {config.among(unknown[0], [*ablation.ABLATION])}")
@@ -154,8 +156,8 @@ def compare(
     """
     from ease_flwr.sweep import cells, comparison
 
-    to = _cells(folder, "comparison", experiment, set)
     with mistakes("compare"):
+        to = _cells(folder, "comparison", experiment, set)
         if budget not in ("rounds", "bytes"):
             raise config.ConfigError(f"--budget {budget!r}: expected rounds or bytes")
         equal: comparison.Budget = "bytes" if budget == "bytes" else "rounds"
@@ -179,8 +181,8 @@ def tune(
     """Search settings on validation pairs, with the same small budget for every method; writes tuning.md and .json."""
     from ease_flwr.sweep import cells, tuning
 
-    to = _cells(folder, "tuning", experiment, set)
     with mistakes("tune"):
+        to = _cells(folder, "tuning", experiment, set)
         names = _strategies(strategies, experiment, set or [])
         sweep = cells.Sweep(experiment, _numbers(seeds), to, set or (), _say, jobs)
         found = tuning.tune(sweep, names, budget)
@@ -203,13 +205,15 @@ def _cells(folder: Path | None, what: str, experiment: str, told: list[str] | No
     """Where the cells of a sweep lie: in a folder for each experiment with these settings, or where it was typed."""
     from ease_flwr.store.files import home
 
-    return (folder or home() / "-".join((what, experiment, *([config.digest(sorted(told))[:8]] if told else [])))).absolute()
+    return folder or home() / "-".join((what, experiment, *([config.digest(sorted(told))[:8]] if told else [])))
 
 
 def _numbers(seeds: str) -> list[int]:
     found = [s.strip() for s in seeds.split(",")]
     if not all(re.fullmatch(r"0|[1-9][0-9]{0,19}", s) for s in found):
         raise config.ConfigError(f"--seeds {seeds!r}: expected numbers with commas, for example 0,1,2")
+    if large := [s for s in found if int(s) > cli_data.LAST]:
+        raise config.ConfigError(f"--seeds {seeds!r}: {large[0]} is too large: {cli_data.LAST} at most")
     return [*dict.fromkeys(map(int, found))]
 
 
@@ -245,7 +249,7 @@ def summary(runs: Annotated[list[Path], typer.Argument(help="Folders of finished
 @app.command(rich_help_panel=JUDGING)
 def noise(
     folders: Annotated[list[Path], typer.Argument(help="Finished runs of one experiment, or folders of them (a comparison).")],
-    to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/NAME.json.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File; default: conf/noise/NAME.json.", callback=here)] = None,
 ) -> None:
     """How far do two retrainings lie apart? Pool all runs that have two, number by number, for the verdicts of later audits."""
     from ease_flwr.audit import noise as pooling
@@ -260,7 +264,7 @@ def noise(
 def bench(
     name: Annotated[str, typer.Argument(help="A file of benchmarks/, for example startup, step, cells, fuzz, mutants.")],
     words: Annotated[list[str] | None, typer.Argument(help="What that file takes besides.")] = None,
-    to: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("benchmark.json"),
+    to: Annotated[Path, typer.Option(help="JSON file to write.", callback=here)] = Path("benchmark.json"),
 ) -> None:
     """Measure what something costs on this machine: one of benchmarks/, which is part of the checkout."""
     import subprocess
@@ -270,9 +274,9 @@ def bench(
         there = sorted(p.stem for p in where.glob("*.py") if "FILE.json" in p.read_text(encoding="utf-8"))
         if name not in there:
             raise config.ConfigError(f"no benchmark {name!r} in {where}: {config.among(name, there)}")
-        if not to.absolute().parent.is_dir():
-            raise config.ConfigError(f"--to {to}: no folder {to.absolute().parent}")
-        command = [sys.executable, "-m", f"benchmarks.{name}", str(to.absolute()), *(words or [])]
+        if not to.parent.is_dir():
+            raise config.ConfigError(f"--to {to}: no folder {to.parent}")
+        command = [sys.executable, "-m", f"benchmarks.{name}", str(to), *(words or [])]
         raise typer.Exit(subprocess.call(command, cwd=config.APP))
 
 

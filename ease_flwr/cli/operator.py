@@ -13,7 +13,7 @@ import typer
 
 from ease_flwr import config
 from ease_flwr.cli.hosts import status
-from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, RUN, SUPERLINK, mistakes
+from ease_flwr.cli.shared import CPUS, GPUS, QUORUM, RAY, RUN, SUPERLINK, here, mistakes
 from ease_flwr.cli.terminal import DATA, FORGETTING, HOSTS, JUDGING
 
 UNSEEN = f"{string.whitespace}\u00a0\u200b\u200c\u200d\u2060\ufeff"
@@ -36,7 +36,9 @@ def forget(
     run: RUN,
     client: Annotated[list[str] | None, typer.Option(help="Client that leaves; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Label that is withdrawn, whoever holds it; may be repeated.")] = None,
-    ids: Annotated[Path | None, typer.Option(help="File of single pairs, a line each: CLIENT/PAIR, # begins a remark.")] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="File of single pairs, a line each: CLIENT/PAIR, # begins a remark.", callback=here)
+    ] = None,
     strategy: Annotated[str, typer.Option(help="File in strategies/.")] = "ease",
     id: Annotated[str, typer.Option(help="Name of the request; by default it is named by what it asks.")] = "",
     set: SET = None,
@@ -158,7 +160,7 @@ def purge(
 def receipt(
     run: Annotated[str, typer.Argument(help="Folder of a run, or `keygen` to make a key.")],
     key: Annotated[
-        Path | None, typer.Option(help="Private key, Ed25519, PEM; default: receipt-key.pem among the runs.")
+        Path | None, typer.Option(help="Private key, Ed25519, PEM; default: receipt-key.pem among the runs.", callback=here)
     ] = None,
 ) -> None:
     """Sign what was asked, what was done and what is left: RUN/receipt.json, chained in RUN/ledger.jsonl."""
@@ -178,7 +180,7 @@ def receipt(
 
 def verify(
     path: Annotated[Path, typer.Argument(help="Folder of a run, or a receipt.")],
-    key: Annotated[Path | None, typer.Option(help="Public key that must have signed.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Public key that must have signed.", callback=here)] = None,
 ) -> None:
     """Recompute every digest and signature of a run's receipts, and name the first that does not fit."""
     with mistakes("verify"):
@@ -197,7 +199,7 @@ class Form(StrEnum):
 def export(
     run: RUN,
     model: Annotated[str, typer.Argument(help="Of the run: unlearned, continued, original, ... (folders in RUN/adapters).")],
-    to: Annotated[Path, typer.Option(help="New file, .safetensors; with --format peft a new folder.")],
+    to: Annotated[Path, typer.Option(help="New file, .safetensors; with --format peft a new folder.", callback=here)],
     form: Annotated[
         Form, typer.Option("--format", help="A whole open_clip checkpoint, or a folder of adapters for this project.")
     ] = Form.open_clip,
@@ -223,7 +225,7 @@ def _lines(file: Path) -> list[str]:
     try:
         lines = [re.split(r"(?:^|\s)#", line)[0].strip(UNSEEN) for line in text_of(file.read_bytes()).splitlines()]
     except (OSError, ValueError) as error:
-        raise config.ConfigError(f"--ids {file}: {error}") from None
+        raise config.ConfigError(f"--ids {file}: {getattr(error, 'strerror', None) or error}") from None
     if not (found := [line for line in lines if line]):
         raise config.ConfigError(f"--ids {file}: no pair in it: write a line each, CLIENT/PAIR")
     return found

@@ -55,13 +55,13 @@ def _named(context: typer.Context, experiment: str) -> str:
         return config.own.named(experiment)
 
 
-def _here(context: typer.Context, path: Path | None) -> Path | None:
-    """A folder as it is meant from where one stands."""
+def here(context: typer.Context, param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A file or a folder as it is meant from where one stands; the shell leaves the ~ of --to=~/FILE alone."""
     with mistakes(context.info_name or ""):
-        return Path(config.absolute(str(path), "folder")) if path else None
+        return Path(config.absolute(str(path), param.opts[-1] if param.opts[-1][0] == "-" else "folder")) if path else None
 
 
-RUN = Annotated[Path, typer.Argument(help="Folder of a run.", callback=_here)]
+RUN = Annotated[Path, typer.Argument(help="Folder of a run.", callback=here)]
 EXPERIMENT = Annotated[str, typer.Argument(help="Name of a file in conf/experiment/, or a YAML file.", callback=_named)]
 
 

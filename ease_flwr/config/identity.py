@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,13 @@ def named_file(file: str) -> Path:
     return PACKAGE.parent / file  # of an absolute path, that path
 
 
-def code_hash() -> str:
-    """sha256 over the project's own Python files: the two halves of a run must agree on it."""
-    return _hash(p for folder in (PACKAGE, *(APP / name for name in HALVES)) for p in folder.rglob("*.py"))
+def code_hash(more: Mapping[str, Path] | None = None) -> str:
+    """sha256 over the project's own Python files: the two halves of a run must agree on it.
+
+    more: files of the user's own by their places in the app that a run is shipped with; they are hashed where it runs.
+    """
+    ours = (p for folder in (PACKAGE, *(APP / name for name in HALVES)) for p in folder.rglob("*.py"))
+    return _hash(_named(ours) | dict(more or {}))
 
 
 def code_of(*modules: str) -> str:
@@ -56,7 +60,7 @@ def code_of(*modules: str) -> str:
 
     A cached result is as old as the code that made it, and no list kept by hand can be trusted to name that code.
     """
-    return _hash(imported(*modules))
+    return _hash(_named(imported(*modules)))
 
 
 @lru_cache(maxsize=32)
@@ -97,11 +101,15 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from _imports(node)
 
 
-def _hash(files: Iterable[Path]) -> str:
+def _hash(files: Mapping[str, Path]) -> str:
     h = hashlib.sha256()
-    for path in sorted(set(files), key=_name):
-        h.update(_name(path).encode() + b"\0" + path.read_bytes() + b"\0")
+    for name, path in sorted(files.items()):
+        h.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()
+
+
+def _named(files: Iterable[Path]) -> dict[str, Path]:
+    return {_name(path): path for path in files}
 
 
 def _name(path: Path) -> str:

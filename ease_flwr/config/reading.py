@@ -21,6 +21,16 @@ from ease_flwr.config.renamed import refuse_old
 from ease_flwr.config.section import ConfigError, meant, validate
 
 
+class _Loader(yaml.BaseLoader):
+    """Sections, lists and texts. A key that stands twice in a section is a mistake: YAML would drop what the first says."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for twice in (k for i, k in enumerate(keys) if k in keys[:i]):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice in one section", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def choices(group: str) -> list[str]:
     """Names in a configuration group: "experiment" or "variant"."""
     return sorted(_files(group))
@@ -39,11 +49,13 @@ def read_yaml(group: str, name: str, told: Mapping[str, str] | None = None) -> d
         raise ConfigError(clash)
     path = _files(group)[name] if text is None else f"{group}/{name}.yaml"
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8-sig") if text is None else text, yaml.BaseLoader) or {}
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig") if text is None else text, _Loader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
+    if values.get("name", name) != name:
+        raise ConfigError(f"{path}: name={values['name']!r}: it is called by its file, leave this out")
     return values
 
 

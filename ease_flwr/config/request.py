@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -165,7 +166,7 @@ class ForgetConfig(Section):
         if self.then and self.scenario != "client":
             raise ValueError("then: further requests are for the client scenario")
         named = (*self.targets, *self.then)
-        if twice := sorted({t for t in named if named.count(t) > 1}):
+        if twice := sorted(t for t, count in Counter(named).items() if count > 1):
             raise ValueError(f"targets: {twice[0]} is named twice: name it once, in targets or in then")
         if self.scenario == "sample" and (bad := [t for t in self.targets if not SAMPLE.fullmatch(t)]):
             raise ValueError(f"targets: {bad[0]!r} is not CLIENT/PAIR: PAIR is id:HEX, the name of a picture, or a position")

@@ -200,7 +200,8 @@ def _named(forget: ForgetSet, client: str, labels: Sequence[str], find: Find) ->
     if forget.scenario == "client":
         return np.full(n, client in forget.targets)
     if forget.scenario == "class":
-        return np.isin(np.array(labels, dtype=np.str_), forget.targets)
+        wanted = set(forget.targets)
+        return np.array([label in wanted for label in labels], dtype=np.bool_)
     mask = np.zeros(n, dtype=np.bool_)
     for name, pair in forget.pairs:
         if name != client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ease_flwr.audit.summary import cost_shares, spread
-from ease_flwr.sweep.cells import Found, Variant, finished, shown_sets
+from ease_flwr.sweep.cells import Found, Variant, finished, left_out, shown_sets
 
 BKE = {"strategy.bke.enabled": True}
 ABLATION: dict[str, Sequence[Variant]] = {
@@ -54,7 +54,7 @@ def table(found: Found) -> str:
     done = finished(found)
     if not done:
         return "no cell finished\n"
-    sets = shown_sets(done[0])
+    sets = shown_sets(done)
     models = [m for m in ("unlearned", "continued") if all(m in r["models"] for r in done)]
     head = [*(f"{m} {s}" for m in models for s in sets), "distance of similarities", "steps %", "bytes %"]
     lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
@@ -76,7 +76,8 @@ def table(found: Found) -> str:
             lines.append(f"| {label} | {next(iter(by_seed.values()))['failed']} |" + " |" * (len(head) - 1))
             continue
         cells = [spread([r["models"][m][s]["r1"] for r in runs]) for m in models for s in sets]
-        cells.append(spread([r["gaps"]["pair_similarity"] for r in runs], 3))
+        similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+        cells.append(spread(similarity, 3) if similarity else "-")
         cells += [f"{100 * share:.1f}" for share in cost_shares(runs)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", *more] if (more := left_out(done)) else [])]) + "\n"

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ease_flwr import config, data, strategies
 from ease_flwr.audit.summary import read_results
+from ease_flwr.hosts import app
 from ease_flwr.hosts.processes import Family
 from ease_flwr.store.files import locked
 
@@ -157,8 +158,8 @@ def differs(cell: Path, asked: config.Experiment, strategy: str) -> str:
         return f"{key}={config.spelled(before[key])}, and {config.spelled(after[key])} is asked"
     if by != strategy:
         return f"strategy {by}, and {strategy} is asked"
-    if code != config.code_hash():
-        return f"code {code[:12]}, and this is {config.code_hash()[:12]}"
+    if code != (here := config.code_hash(app.own_halves([strategy]))):
+        return f"code {code[:12]}, and this is {here[:12]}"
     return "" if files == data.fingerprint(asked) else "other pairs or weights in the same files"
 
 
@@ -200,7 +201,13 @@ def finished(found: Found) -> list[dict[str, Any]]:
 SHOWN = ("forget_exclusive", "forget_shared", "forget", "retain", "test")
 
 
-def shown_sets(results: dict[str, Any]) -> list[str]:
-    """Sets that a table shows: all of what is forgotten only where it is not split."""
-    sets = [s for s in SHOWN if s in results["models"]["original"]]
+def shown_sets(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Sets that a table shows: those that every run judges, and all of what is forgotten only where it is not split."""
+    sets = [s for s in SHOWN if all(s in r["models"]["original"] for r in runs)]
     return [s for s in sets if s != "forget" or "forget_exclusive" not in sets]
+
+
+def left_out(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A line about sets that only some runs judge: one seed may split what is forgotten, another not. None where all do."""
+    some = [s for s in SHOWN if 0 < sum(s in r["models"]["original"] for r in runs) < len(runs)]
+    return [f"- left out, since not every cell judges it: {', '.join(some)}"] if some else []

@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from ease_flwr.audit import noise, retrieval
 from ease_flwr.audit.retrieval import SIGN, references_of, signed
 from ease_flwr.audit.summary import AGAIN, cost_shares, limits_of, spread
 from ease_flwr.sweep import cells
-from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, shown_sets
+from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, left_out, shown_sets
 
 Budget = Literal["rounds", "bytes"]
 HEADS = {"equal": "Equal traffic", "own": "Own budget"}
@@ -106,10 +107,10 @@ def bytes_of_exchange(by_seed: dict[int, dict[str, Any]]) -> float:
     return mean((c["uplink_bytes"] + c["downlink_bytes"]) / c["rounds"] for c in costs) if costs else 0.0
 
 
-def differences(results: dict[str, Any]) -> dict[str, float]:
-    """*unlearned* minus *retrain* (the mean of all retrainings) in points of R@1, set by set."""
+def differences(results: dict[str, Any], sets: Sequence[str]) -> dict[str, float]:
+    """*unlearned* minus *retrain* (the mean of all retrainings) in points of R@1, of these sets."""
     found = retrieval.differences(results["models"], "unlearned", references_of("unlearned", list(results["models"])))
-    return {s: found[s] for s in shown_sets(results)}
+    return {s: found[s] for s in sets}
 
 
 def noise_line(done: Sequence[dict[str, Any]], sets: Sequence[str]) -> str:
@@ -128,7 +129,7 @@ def table(found: Found) -> str:
     done = finished(found)
     if not done:
         return "no cell finished\n"
-    sets, limits = shown_sets(done[0]), limits_of(done)
+    sets, limits = shown_sets(done), limits_of(done)
     head = [*sets, "normalised forget gap", "distance of similarities", "exchanges", "client steps %", "bytes %", "server MB"]
     lines = [f"{SIGN}.", ""]
     lines += ["| unlearned minus retrain | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
@@ -138,7 +139,7 @@ def table(found: Found) -> str:
         if not runs:
             lines.append(row + next(iter(by_seed.values()))["failed"] + " |" + " |" * (len(head) - 1))
             continue
-        row += " | ".join(_cell(s, [differences(r)[s] for r in runs], limits) for s in sets)
+        row += " | ".join(_cell(s, [differences(r, sets)[s] for r in runs], limits) for s in sets)
         normalised = [g for r in runs if (g := r["gaps"].get("forget_normalised")) is not None]
         similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
         rounds = mean(r["cost"]["unlearn"]["rounds"] for r in runs)
@@ -157,7 +158,7 @@ def table(found: Found) -> str:
         lines.append(
             f"- ceiling, {CEILING} after {mean(r['cost']['unlearn']['rounds'] for r in ceiling):.0f} exchanges: {kept}"
         )
-    return "\n".join([*lines, noise_line(done, sets)]) + "\n"
+    return "\n".join([*lines, noise_line(done, sets), *left_out(done)]) + "\n"
 
 
 def _cell(name: str, values: list[float], limits: config.AuditConfig) -> str:
@@ -171,7 +172,7 @@ def rows(tables: dict[str, Found]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     done = [r for found in tables.values() for r in finished(found)]
-    sets = shown_sets(done[0]) if done else []
+    sets = shown_sets(done) if done else []
     figures = ("rounds", "client_steps", "uplink_bytes", "downlink_bytes")
     writer.writerow(
         ["budget", "strategy", "seed", *(f"{s} minus retrain" for s in sets), "pair_similarity", *figures, "failed"]
@@ -182,7 +183,7 @@ def rows(tables: dict[str, Found]) -> str:
                 if "failed" in r:
                     writer.writerow([budget, name, seed, *[""] * (len(sets) + 1 + len(figures)), r["failed"]])
                 else:
-                    above, cost = differences(r), r["cost"]["unlearn"]
+                    above, cost = differences(r, sets), r["cost"]["unlearn"]
                     numbers = [above[s] for s in sets] + [r["gaps"].get("pair_similarity")] + [cost[f] for f in figures]
                     writer.writerow([budget, name, seed, *numbers, ""])
     return out.getvalue()
@@ -195,22 +196,20 @@ def report(folder: Path) -> Path:
 
     tables: dict[str, Found] = pages.read(folder, "comparison.json")
     done = {budget: {n: finished({n: by_seed}) for n, by_seed in found.items()} for budget, found in tables.items()}
-    first = next((runs[0] for found in done.values() for runs in found.values() if runs), None)
-    if first is None:
+    every = [r for found in done.values() for runs in found.values() for r in runs]
+    if not every:
         raise config.ConfigError(f"{folder}/comparison.json: no cell finished")
-    sets = list(differences(first))
-    rows = []
+    sets, limits, rows = shown_sets(every), limits_of(every), []
     for budget, found in done.items():
         for name, runs in found.items():
             if runs:
-                above = [mean(differences(r)[s] for r in runs) for s in sets]
-                distance = mean(r["gaps"]["pair_similarity"] for r in runs)
-                cells = [signed(s, v, limits_of([first])) for s, v in zip(sets, above, strict=True)]
-                rows.append([budget, name, *cells, f"{distance:.3f}"])
+                cells = [signed(s, mean(differences(r, sets)[s] for r in runs), limits) for s in sets]
+                similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+                rows.append([budget, name, *cells, f"{mean(similarity):.3f}" if similarity else "-"])
             else:
                 rows.append([budget, name, next(iter(tables[budget][name].values()))["failed"]])
     page = {
         "title": f"Methods in {folder.name}",
         "sortable": {"head": ["budget", "method", *sets, "distance of similarities"], "rows": rows},
     }
-    return pages.write(folder, page, [frontier(tables, differences, limits_of([first]))])
+    return pages.write(folder, page, [frontier(tables, partial(differences, sets=sets), limits)])

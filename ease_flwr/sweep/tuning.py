@@ -47,7 +47,7 @@ def _label(name: str, values: dict[str, Any]) -> str:
 def score(results: dict[str, Any]) -> float:
     """Mean distance to retraining in points of R@1, lower is better: both ways on what is to be forgotten or shared, and
     what is missing on what is kept."""
-    above = differences(results)
+    above = differences(results, cells.shown_sets([results]))
     return mean(abs(d) if s.startswith("forget") else max(0.0, -d) for s, d in above.items())
 
 
@@ -62,13 +62,15 @@ def tune(sweep: Sweep, names: Sequence[str], budget: int) -> Found:
 def table(found: Found, budget: int) -> str:
     """Markdown: the trials of every method, the best of each in bold."""
     scores = {label: _mean_score(by_seed) for label, by_seed in found.items()}
-    best = {min((s, label) for label, s in scores.items() if label.split()[0] == n)[1] for n in {k.split()[0] for k in found}}
+    known = [(s, label) for label, s in scores.items() if s < float("inf")]
+    best = {min(k for k in known if k[1].split()[0] == n)[1] for n in {label.split()[0] for _, label in known}}
     lines = [f"At most {budget} trials a method, mean distance to retraining on validation pairs.", ""]
     lines += ["| method | settings | distance |", "|---|---|---:|"]
     for label, value in scores.items():
         name, _, settings = label.partition(" ")
         bold = "**" if label in best else ""
-        lines.append(f"| {name} | {bold}{settings or 'nothing to set'}{bold} | {bold}{value:.1f}{bold} |")
+        shown = f"{value:.1f}" if value < float("inf") else "failed"
+        lines.append(f"| {name} | {bold}{settings or 'nothing to set'}{bold} | {bold}{shown}{bold} |")
     return "\n".join(lines) + "\n"
 
 
