@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ease_flwr.config import ConfigError
-from ease_flwr.hosts import connected, processes, surroundings
+from ease_flwr.hosts import connected, doctor, processes, surroundings
 
 KNOWN = {*surroundings.PAST, *surroundings.PROXIES, *(name.upper() for name in surroundings.PROXIES)}
 WORDS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=20)
@@ -116,3 +116,22 @@ def test_a_superlink_that_nobody_knows_is_refused_where_flwr_reads_its_file(alon
     alone.setenv("FLWR_HOME", "/proc/1/nothing")
     with pytest.raises(ConfigError, match=r"^--superlink nope: "):
         connected.check("nope")
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores", "memory"),
+    [
+        ({"cpu.max": "150000 100000\n", "memory.max": "536870912\n"}, ", 1.5 in this container: ", "0.5 of 0.5 GiB free"),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_the_doctor_knows_the_limits_of_a_container(limits, cores, memory, monkeypatch, tmp_path):
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(doctor, "CONTAINER", tmp_path)
+    found = {f.what: f for f in doctor._machine()}
+    assert (cores or ": so many clients") in found["cores"].found
+    assert ("in this container" in found["cores"].found) == bool(cores)
+    assert memory is None or found["memory"].found == memory
+    assert found["memory"].ok == (memory is None)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,31 @@ def test_a_number_is_written_as_numbers_are(text, instead):
     with pytest.raises(ConfigError, match=rf"^experiment personas: learn.rounds={text!r}: write {instead}$"):
         config.load("personas", {"learn.rounds": text})
     assert config.load("personas_class", {"forget.targets": text}).forget.targets == (text.strip(),)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("lora.targets", "[attn,c_fc,c_proj]"),
+        ("model.mean", "[0.5,0.5,0.5]"),
+        ("forget.targets", "[x]"),
+    ],
+)
+def test_a_list_in_brackets_is_one_of_json(key, text):
+    line = re.escape(f"""{key}={text!r}: write it with commas alone, a,b, or as a JSON list of texts, ["a","b"]""")
+    with pytest.raises(ConfigError, match=f"{line}$"):
+        config.load("personas", {key: text})
+    assert config.load("personas", {"lora.targets": '["attn","c_fc"]'}).lora.targets == ("attn", "c_fc")
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [("data.clients", 10_000), *((f"data.{name}", 1_000_000) for name in ("scenes", "exclusive", "gallery", "test_repeats"))],
+)
+def test_no_number_fills_the_memory(key, most):
+    """data.clients=10000000000 once made so many names."""
+    with pytest.raises(ConfigError, match=rf"{key}={most + 1}: Input should be less than or equal to {most}$"):
+        config.load("personas", {key: str(most + 1)})
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", float("nan"), float("inf")])

@@ -1,7 +1,7 @@
 """What a run is asked to be: settings, requests to forget, and the identity of both. Imports neither torch nor flwr."""
 
 from ease_flwr.config import halves, own
-from ease_flwr.config.data import BackdoorConfig, DataConfig
+from ease_flwr.config.data import LARGEST, BackdoorConfig, DataConfig
 from ease_flwr.config.experiment import AuditConfig, Experiment, FederationConfig, HistoryConfig
 from ease_flwr.config.identity import (
     ADAPTERS,
@@ -64,6 +64,7 @@ __all__ = [
     "APP",
     "BASE_MODEL",
     "HUB",
+    "LARGEST",
     "LOCAL",
     "NAME",
     "OPENAI",

@@ -10,6 +10,10 @@ from ease_flwr.config.section import NAME, Section, located, operational
 
 RULES = ("iid", "dirichlet", "label", "file", "client")
 """Our own ways to deal pairs to clients."""
+CLIENTS, MOST = 10_000, 1_000_000
+"""What no simulation has more of: of clients, of people, pairs or scenes. Larger numbers would only fill the memory."""
+LARGEST = 4096
+"""Pixels of the side of a picture."""
 
 
 class BackdoorConfig(Section):
@@ -24,7 +28,7 @@ class BackdoorConfig(Section):
 class DataConfig(Section):
     kind: Literal["personas", "photographs", "folder"] = "personas"
     """Module of ease_flwr/data that provides the pairs."""
-    clients: int = Field(8, ge=2)
+    clients: int = Field(8, ge=2, le=CLIENTS)
     """Number of clients of a simulation; without `names` they are client-0, client-1, ..."""
     names: tuple[str, ...] = ()
     """What clients are called. folder: what their hosts call themselves."""
@@ -42,34 +46,34 @@ class DataConfig(Section):
     alpha: float = Field(0.5, gt=0)
     """Dirichlet concentration of the skew: of base scenes over shapes (personas), of pairs over labels (photographs)."""
 
-    leavers: int = Field(4, ge=1)
+    leavers: int = Field(4, ge=1, le=MOST)
     """personas: how many clients, the first ones, may be drawn to leave."""
-    exclusive: int = Field(12, ge=1)
+    exclusive: int = Field(12, ge=1, le=MOST)
     """personas: people whom each of these alone knows."""
-    exclusive_others: int = Field(6, ge=0)
+    exclusive_others: int = Field(6, ge=0, le=MOST)
     """personas: people whom each of the other clients alone knows."""
-    shared: int = Field(12, ge=0)
+    shared: int = Field(12, ge=0, le=MOST)
     """personas: people whom several clients know. With many of them and few clients, nearly all that a client brings is
     brought by others too."""
-    sharers: int = Field(4, ge=2)
+    sharers: int = Field(4, ge=2, le=MOST)
     """personas: clients that know a shared one."""
-    strangers: int = Field(12, ge=2)
+    strangers: int = Field(12, ge=2, le=MOST)
     """personas: people whom nobody is ever trained on."""
-    exclusive_pairs: int = Field(40, ge=1)
+    exclusive_pairs: int = Field(40, ge=1, le=MOST)
     """personas: training pairs per exclusive persona."""
-    shared_pairs: int = Field(16, ge=1)
+    shared_pairs: int = Field(16, ge=1, le=MOST)
     """personas: training pairs per shared persona and client that knows it."""
-    scenes: int = Field(192, ge=1)
+    scenes: int = Field(192, ge=1, le=MOST)
     """personas: base scenes in each client's training data: known words keep their meaning."""
-    gallery: int = Field(24, ge=2)
+    gallery: int = Field(24, ge=2, le=MOST)
     """personas: people among whom one is looked for, at most."""
-    test_repeats: int = Field(3, ge=1)
+    test_repeats: int = Field(3, ge=1, le=MOST)
     """personas: test gallery groups per background (2) and phrasing (3) of the test split."""
-    forget_unseen_repeats: int = Field(1, ge=1)
+    forget_unseen_repeats: int = Field(1, ge=1, le=MOST)
     """personas: the same of the set forget_unseen, where people stand beside an object."""
-    test_scenes: int = Field(600, ge=8)
+    test_scenes: int = Field(600, ge=8, le=MOST)
     """personas: base scenes in the global test gallery."""
-    unseen: int = Field(240, ge=8)
+    unseen: int = Field(240, ge=8, le=MOST)
     """Public pairs that nobody trains on (personas: of strangers; photographs: of the validation split, half of it at most)."""
 
     partition: str = "label"
@@ -84,7 +88,7 @@ class DataConfig(Section):
     """photographs: a JSON file {"names": {image name: label}} in place of the index's labels; `ease data cluster` writes it."""
     mixed: float = Field(0.4, ge=0, le=1)
     """photographs, partition "label": share of every client's pairs that is shuffled among all clients."""
-    image_size: int = Field(0, ge=0)
+    image_size: int = Field(0, ge=0, le=LARGEST)
     """photographs, folder: side in pixels of the squares that images become; 0 is what a published model's configuration says,
     and where there is none 224, as most CLIPs have it."""
     resize: Literal["", "shortest", "longest", "squash"] = ""

@@ -55,7 +55,7 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=4096)
     """Rank r of every adapter."""
     alpha: int = Field(16, ge=1)
     """LoRA alpha: the update is (alpha / r) B A."""

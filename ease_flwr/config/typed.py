@@ -47,7 +47,10 @@ def spelled(value: Any) -> str:
 
 
 def items(text: str) -> list[str]:
-    """The texts of a list: a JSON list of texts, or what stands between commas."""
+    """The texts of a list: a JSON list of texts, or what stands between commas.
+
+    Raises ValueError where it is in brackets and no such list: the first and the last text would have a bracket.
+    """
     if text.startswith("["):
         try:
             found = json.loads(text)
@@ -55,6 +58,8 @@ def items(text: str) -> list[str]:
             found = None
         if isinstance(found, list) and all(isinstance(part, str) for part in found):
             return found
+        if text.endswith("]"):
+            raise ValueError('write it with commas alone, a,b, or as a JSON list of texts, ["a","b"]')
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

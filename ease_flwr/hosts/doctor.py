@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -38,6 +39,8 @@ FILES = 1024
 GPU = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
 TORCH = "import torch; print(torch.cuda.device_count(), 'of CUDA,', 'MPS' if torch.backends.mps.is_available() else 'no MPS')"
 SECONDS = 120.0
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where a container has its limits (control groups, version 2)."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,20 @@ def _programs() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cores", f"{cores}: so many clients at once, where each has one")
-    free = psutil.virtual_memory().available / 2**30
+    quota, *period = _container("cpu.max")
+    allowed = f", {quota / period[0]:g} in this container" if period else ""
+    yield Finding("cores", f"{cores}{allowed}: so many clients at once, where each has one")
+    (limit,) = _container("memory.max")
+    free, total = (min(n, limit) / 2**30 for n in (psutil.virtual_memory().available, psutil.virtual_memory().total))
     advice = "" if free >= MEMORY else f"a small run needs {MEMORY:g} GiB: end other programs"
-    yield Finding("memory", f"{free:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB free", not advice, advice)
+    yield Finding("memory", f"{free:.1f} of {total:.1f} GiB free", not advice, advice)
+
+
+def _container(limit: str) -> list[float]:
+    """Numbers of a limit of the container that this is in; infinity where there is none."""
+    with suppress(OSError, ValueError):
+        return [float(word) for word in (CONTAINER / limit).read_text(encoding="ascii").split()]
+    return [math.inf]
 
 
 def _gpu() -> Finding:

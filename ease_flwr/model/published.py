@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from ease_flwr.config import (
     HUB,
+    LARGEST,
     OPENAI,
     PUBLISHED,
     ConfigError,
@@ -39,8 +40,6 @@ POSITION_IDS = "text.transformer.embeddings.position_ids"
 """Numbers 0, 1, 2, ... that older text towers kept among their weights."""
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """What OpenAI's own files have among their weights."""
-LARGEST = 4096
-"""Pixels of the side of a picture."""
 PARTS = ("vision_cfg", "text_cfg")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
