@@ -39,6 +39,15 @@ def our_methods_alone(monkeypatch):
 
 
 @pytest.fixture
+def our_files_alone(monkeypatch):
+    """This process knows of no experiments and variants but ours, and forgets those of the test."""
+    from ease_flwr.config import own
+
+    monkeypatch.setattr(own, "settings", {group: {} for group in own.GROUPS})
+    monkeypatch.setattr(own, "clashes", {})
+
+
+@pytest.fixture
 def in_process(monkeypatch):
     """The launcher submits to this process."""
     from ease_flwr import launcher

@@ -19,10 +19,8 @@ from tests.test_methods import write_guide
 
 
 @pytest.fixture(autouse=True)
-def nobody_else(our_methods_alone, monkeypatch, tmp_path):
+def nobody_else(our_methods_alone, our_files_alone, monkeypatch, tmp_path):
     """This process knows of nobody's files but the test's."""
-    monkeypatch.setattr(own, "settings", {group: {} for group in own.GROUPS})
-    monkeypatch.setattr(own, "clashes", {})
     monkeypatch.setenv("EASE_FLWR_HOME", str(tmp_path / "home"))
 
 

@@ -156,6 +156,7 @@ def test_numbers_are_finite(text):
         config.load("personas", {"learn.lr": text})
 
 
+@pytest.mark.usefixtures("our_files_alone")
 def test_a_file_of_settings_is_read_by_type_too(tmp_path):
     """YAML has opinions of its own about what is typed: here they do not count."""
     said = "forget: {scenario: class, targets: [3, on, 1.0, 12:30, 2024-01-01, null, 010, C#, 'a, b']}\n"
@@ -253,6 +254,7 @@ def test_paths_are_meant_from_where_one_stands(tmp_path, monkeypatch):
     assert config.asked("flickr30k", [])[0].model.weights == "openai"
 
 
+@pytest.mark.usefixtures("our_files_alone")
 def test_paths_of_a_file_of_ones_own_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("extends: flickr8k\ndata: {root: pictures}\n")
