@@ -156,11 +156,11 @@ def test_a_federation_learns_and_forgets_with_it(options, weights, tmp_path, mon
         ({"--image-model": "nothing"}, "--image-model: timm knows no 'nothing'"),
         ({"--image-model": "test_vit"}, "these towers cannot be loaded: Error(s) in loading state_dict for VisionTransformer"),
         ({"--image": "nowhere.safetensors"}, "these towers cannot be loaded: "),
-        ({"--text": "nowhere"}, "--text nowhere: no config.json there"),
+        ({"--text": "nowhere"}, "/nowhere: no config.json there"),
         ({"--split": "pretraining"}, "no photograph of split 'pretraining'; there are base, test, train, val"),
         ({"--root": "nowhere"}, "nowhere': there is no such folder"),
-        ({"--to": "nowhere/x.safetensors"}, "--to nowhere/x.safetensors: give the name of a .safetensors file"),
-        ({"--to": "x.json"}, "--to x.json: give the name of a .safetensors file"),
+        ({"--to": "nowhere/x.safetensors"}, "/nowhere/x.safetensors: give the name of a .safetensors file"),
+        ({"--to": "x.json"}, "/x.json: give the name of a .safetensors file"),
     ],
 )
 def test_mistakes_are_one_line(options, change, line):

@@ -114,7 +114,7 @@ def test_methods_are_listed_and_shown_without_anything_heavy():
         ),
         (["run", "flickr8k", "--set", "data.root=a b"], "ease run: data.root='/"),
         (["run", "flickr8k"], "ease run: data.root='' is not an absolute path of a folder: expected images/"),
-        (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder no/where"),
+        (["make-base", "--path", "no/where/base.json"], "ease make-base: no folder /"),
     ],
 )
 def test_mistakes_are_one_line_at_once(arguments, line, tmp_path):

@@ -16,6 +16,7 @@ from ease_flwr.config import APP, AuditConfig
 from ease_flwr.exchange.messages import Learn
 from ease_flwr.store.layout import RunLayout
 from ease_flwr.sweep import comparison
+from ease_flwr.sweep.cells import shown_sets
 from tests.in_process_grid import submit
 from tests.small import SMALL, small_experiment
 from tests.standing import SIMULATION
@@ -98,7 +99,8 @@ def test_every_page_has_the_same_sign(both):
     """unlearned minus the mean of both retrainings: in results.json, table.md, summary, compare, the audit and the noise."""
     results, audit = written(both, "results"), written(both, "audit")
     models = {m: {s: found["r1"] for s, found in sets.items()} for m, sets in results["models"].items()}
-    compared, table, text = comparison.differences(results), (both / "table.md").read_text(), summary([both])
+    compared = comparison.differences(results, shown_sets([results]))
+    table, text = (both / "table.md").read_text(), summary([both])
     assert results["limits"] == {"recall": 3.0, "retained": 3.0}
     for name, value in models["unlearned"].items():
         d = value - (models["retrain"][name] + models["retrain_2"][name]) / 2
