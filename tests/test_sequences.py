@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from ease_flwr import launcher
 from tests.sequences import Federation, Operation, operations
 
+pytestmark = pytest.mark.usefixtures("still")
+
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 LEAVES_THEN_LABEL = [Operation("client", (0,)), Operation("class", (0, 4), "npo")]
 WITHDRAWN_THEN_LEAVES = [Operation("sample", (9, 20), "npo"), Operation("client", (3,), "npo"), Operation("continue")]
