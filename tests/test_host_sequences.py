@@ -18,6 +18,7 @@ from tests.hosts import LATE, NAMES, Federation
 from tests.standing import Death
 
 ALL = (*NAMES, LATE)
+pytestmark = pytest.mark.usefixtures("still")
 
 
 @dataclass(frozen=True)
