@@ -54,6 +54,8 @@ COMMANDS = [
     *(["run", "personas", "--seed", str(2**64)], ["host", "log", "MISSING"], ["deploy", "health", "MISSING"]),
 ]
 STREAMS = ["", "", "", ">&-", "2>&-", ">&- 2>&-", "<&-", ">/dev/full", "| head -0", "| head -1"]
+JUDGED = {"status", "doctor"}
+"""Commands whose exit status 1 is their answer about this machine, told on standard output."""
 CASES = 28
 
 
@@ -103,7 +105,8 @@ def test_whatever_is_set_a_command_ends_well_or_with_one_line(case, place):
     assert "Traceback" not in told + said, shown
     assert "Exception ignored" not in said, shown
     assert status in (0, 1, 2), shown
-    if status and "2>&-" not in stream and not told and "|" not in stream:
+    answered = status == 1 and words[0] in JUDGED
+    if status and not answered and "2>&-" not in stream and not told and "|" not in stream:
         lines = said.splitlines()
         assert len([x for x in lines if x.startswith(("ease ", "ease:"))]) == 1 or "Usage: " in said, shown
 
