@@ -9,7 +9,9 @@ from hypothesis import settings as generation
 
 from tests.small import settings
 
+generation.register_profile("same", derandomize=True)  # what is generated is the same each time
 generation.register_profile("many", max_examples=2_500)  # of a long check: --hypothesis-profile=many
+generation.load_profile("same")
 
 
 @pytest.fixture(scope="session")

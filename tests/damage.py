@@ -108,6 +108,11 @@ def members(change, shard="train-00000.tar"):
     return act
 
 
+def second(content, shard="train-00000.tar"):
+    """The second member of a shard becomes these bytes."""
+    return members(lambda found: [found[0], (found[1][0], content), *found[2:]], shard)
+
+
 def added(name, content):
     return members(lambda found: [*found, (name, content)])
 
@@ -174,9 +179,7 @@ DAMAGES = {
     "a picture has two labels": Damage(
         "json", again(label="z"), r"\[20\]: train-2.jpg is named .*\[2\] \(label 'z' here, 'c' there"
     ),
-    "captions are one text": Damage(
-        "json", third(captions="one"), r"captions.json: \[2\] has captions \"one\", expected a list"
-    ),
+    "captions are one text": Damage("json", third(captions="one"), r"\[2\] has captions \"one\", expected a list"),
     "captions are blank": Damage("json", third(captions=[" ", ""]), r"captions.json: \[2\] \(train-2.jpg\) has no caption"),
     "a caption is a number": Damage("json", third(captions=[1]), r"captions.json: \[2\] has captions that are no list"),
     "a caption is half a letter": Damage("json", third(captions=["\ud83d"]), r"\[2\] has a caption with half a letter"),
@@ -233,13 +236,10 @@ DAMAGES = {
     "a shard is there twice": Damage(
         "webdataset", copied("val-00000.tar", "val-1.tar"), r"val-1.tar: member 1: val-0.jpg is named"
     ),
-    "a text is no UTF-8": Damage(
-        "webdataset",
-        members(lambda f: [*f[:1], (f[1][0], b"\xe9"), *f[2:]], "val-00000.tar"),
-        r"member 2 \('val-0.txt'\): line 1 has the byte 0xe9",
-    ),
-    "a member is no JSON": Damage(
-        "webdataset", members(lambda f: [*f[:1], (f[1][0], b"{"), *f[2:]]), r"member 2 \('train-0.json'\), which"
+    "a text is no UTF-8": Damage("webdataset", second(b"\xe9", "val-00000.tar"), r"\('val-0.txt'\): line 1 has .*0xe9"),
+    "a member is no JSON": Damage("webdataset", second(b"{"), r"member 2 \('train-0.json'\), whose JSON cannot be read"),
+    "a member says a key twice": Damage(
+        "webdataset", second(b'{"a": 1, "a": 2}'), r"member 2 \('train-0.json'\), whose .*'a' stands twice in one object"
     ),
     "a picture has no captions": Damage(
         "webdataset", added("x.jpg", PNG), r"train-00000.tar: member 13 \(x.jpg\) has no caption"

@@ -214,6 +214,16 @@ def test_topics_and_a_deal_are_files(tmp_path):
     assert "names 'x', which is not in the train split" in dealt_as({**parts, "client-1": ["x", "y"]})
     assert "has images for 'client-2'; the clients are client-0, client-1" in dealt_as({**parts, "client-2": ["x", "y"]})
     assert "gives an image to two clients" in dealt_as({**parts, "client-1": parts["client-0"]})
+    some = {client: names[:3] for client, names in parts.items()}
+    (tmp_path / "deal.json").write_text(json.dumps({"names": some}))
+    said = []
+    photographs.load.__wrapped__(chosen, 0).prove(said.append)
+    rest = [f"train-{i}.jpg" for i in range(12) if f"train-{i}.jpg" not in some["client-0"] + some["client-1"]]
+    assert said[-1] == f"[data] 6 of 12 pictures of the train split are dealt to nobody: {', '.join(rest)}"
+    twice = '{"names": {"client-0": ["x", "y"], "client-0": ["z", "w"]}}'
+    (tmp_path / "deal.json").write_text(twice)
+    with pytest.raises(ConfigError, match=r"deal.json is not what .*'client-0' stands twice in one object"):
+        _ = photographs.load.__wrapped__(chosen, 0).parts
     (tmp_path / "deal.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"data.parts: .*deal.json is not what `ease data` writes"):
         _ = photographs.load.__wrapped__(chosen, 0).parts

@@ -132,9 +132,12 @@ def test_no_grey_is_nearly_black(form, largest):
     assert (seen(deep(np.zeros_like(values))) == 0).all()
 
 
-def test_32_bits_without_a_sign_have_no_negative_values():
+def test_a_grey_has_a_sign_where_its_file_says_so():
+    """Pillow gives one to 32 bits that have none, and takes it from 8 bits."""
     content = saved(Image.fromarray((RAMP * (2**32 - 1)).astype("<u4").view("<i4")), "TIFF")
     content = content.replace(struct.pack("<HHIHH", 339, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0))
+    assert abs(seen(content)[:, :, 0] - RAMP * 255).max() <= 1
+    content = saved(Image.fromarray((RAMP * 255 - 128).astype("i1").view("u1")), "TIFF", tiffinfo={339: 2})
     assert abs(seen(content)[:, :, 0] - RAMP * 255).max() <= 1
 
 

@@ -25,6 +25,7 @@ PAST = st.lists(
 @pytest.fixture
 def alone(monkeypatch):
     """No proxy, and no temporary folder of the user's."""
+    monkeypatch.setattr(surroundings.tempfile, "tempdir", "/tmp")
     for name in (*KNOWN, "RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch

@@ -18,7 +18,7 @@ from ease_flwr.config import DataConfig, DataError, ForgetConfig
 from ease_flwr.data import formats, photographs
 from ease_flwr.data.entries import RowError, about, word
 from ease_flwr.data.shards import split_of
-from ease_flwr.data.tables import text_of
+from ease_flwr.data.tables import json_of, text_of
 from tests.photographs import write_layout
 
 ROWS = [("a.png", 'a "dog", running; fast', "ä", "train"), ("b.png", "two\nlines", "3", "val"), ("c.png", "a cat", "", "test")]
@@ -80,6 +80,18 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
 )
 def test_text_comes_back_in_every_encoding_that_is_read(text, encoding):
     assert text_of(("x" + text).encode(encoding)) == "x" + text
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers()), max_size=5), st.integers(0, 2))
+def test_an_object_is_read_whole_or_not_at_all(pairs, depth):
+    """json keeps the last value of a key alone."""
+    text = "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}"
+    text = '[{"x": ' * depth + text + "}]" * depth
+    if len(dict(pairs)) == len(pairs):
+        assert json_of(text) == json.loads(text)
+    else:
+        with pytest.raises(ValueError, match=r"^'[abcd]' stands twice in one object$"):
+            json_of(text)
 
 
 def test_other_encodings_are_said_by_line_and_byte():

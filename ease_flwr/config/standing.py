@@ -35,7 +35,7 @@ def asked(experiment: str, assignments: Iterable[str], **more: Any) -> tuple[Exp
 def absolute(path: str, what: str) -> str:
     """An absolute path; a relative one is meant from the working folder. Raises ConfigError where none can have that name."""
     try:
-        found = Path(path).expanduser() if path.startswith("~/") else Path(path)
+        found = Path(path).expanduser() if path == "~" or path.startswith("~/") else Path(path)
         found = found.absolute()
         os.lstat(found)
     except OSError as error:

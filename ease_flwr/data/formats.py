@@ -16,7 +16,6 @@ of an image's name puts a tenth each into val and test. Only the index is read h
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from ease_flwr.config import DataError
 from ease_flwr.data.entries import CONTROL, SPLITS, Entry, Index, Row, RowError, about, check_name, part
 from ease_flwr.data.pictures import ENDINGS
 from ease_flwr.data.shards import read_shard
-from ease_flwr.data.tables import Line, gather, read_csv, text_of
+from ease_flwr.data.tables import Line, gather, json_of, read_csv, text_of
 
 SIDE = 32
 """Of pictures that are decoded to see whether they can be."""
@@ -217,7 +216,7 @@ def _plain(file: Path, index: Index) -> None:
 
 
 def _json(file: Path) -> Any:
-    return json.loads(text_of(file.read_bytes()))
+    return json_of(text_of(file.read_bytes()))
 
 
 READERS: dict[str, Callable[[Path, Index], None]] = {

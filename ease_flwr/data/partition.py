@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,10 @@ import numpy as np
 from ease_flwr.config import NAME, DataConfig, DataError, settings
 from ease_flwr.config.data import RULES
 from ease_flwr.data.entries import Entry
-from ease_flwr.data.tables import text_of
+from ease_flwr.data.tables import json_of, text_of
+
+WHOLE = ("iid", "dirichlet", "label", "client")
+"""Rules by which every pair is somebody's."""
 
 
 def dealt(entries: list[Entry], clients: tuple[str, ...], config: DataConfig, seed: int) -> list[np.ndarray]:
@@ -74,6 +76,13 @@ def by_file(entries: list[Entry], clients: tuple[str, ...], file: str) -> list[n
     return [np.sort([where[name] for name in part]) for part in names]
 
 
+def undealt(entries: list[Entry], parts: list[np.ndarray]) -> str:
+    """The line about pictures of the train split that no client has; "" where each has one."""
+    rest = np.setdiff1d(np.arange(len(entries)), np.concatenate(parts))
+    names = ", ".join(entries[i].name for i in rest[:6]) + (", ..." if len(rest) > 6 else "")
+    return f"[data] {len(rest)} of {len(entries)} pictures of the train split are dealt to nobody: {names}" if len(rest) else ""
+
+
 def by_column(entries: list[Entry], clients: tuple[str, ...]) -> list[np.ndarray]:
     """Positions of each client's pairs as the index says. Raises DataError for a pair of nobody, or of somebody else."""
     if nobody := next((e for e in entries if not e.client), None):
@@ -123,7 +132,7 @@ def by_partitioner(entries: list[Entry], clients: tuple[str, ...], config: DataC
 def read_names(file: str, field: str) -> dict[str, Any]:
     """{"names": {...}} of a JSON file. field: the setting that named it."""
     try:
-        found = json.loads(text_of(Path(file).read_bytes()))
+        found = json_of(text_of(Path(file).read_bytes()))
         return dict(found["names"])
     except OSError as error:
         raise DataError(f"{field}: {file}: {error.strerror}") from None

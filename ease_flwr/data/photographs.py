@@ -20,7 +20,7 @@ from ease_flwr.data import pictures
 from ease_flwr.data.entries import Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
 from ease_flwr.data.pairs import EvaluationSet, Gallery, Pairs, pair_id, picture_id, withdrawn
-from ease_flwr.data.partition import dealt, read_names
+from ease_flwr.data.partition import WHOLE, dealt, read_names, undealt
 from ease_flwr.model import fitting
 from ease_flwr.store import cache
 from ease_flwr.store.files import home
@@ -89,7 +89,7 @@ class Photographs:
 
     def prove(self, say: Callable[[str], None]) -> None:
         """Decode every picture as training does, before anything is learnt; what was decoded is remembered by name, size and
-        time. Raises DataError at the first that cannot be decoded."""
+        time. Says which pictures no client has. Raises DataError at the first that cannot be decoded."""
         entries = [e for split in self.splits.values() for e in split]  # of all splits: the check names all, too
         if not entries:
             return
@@ -106,6 +106,8 @@ class Photographs:
             cache.kept(place, len(entries), some)
         except OSError:  # of a folder that cannot be written: nothing is remembered
             cache.kept(cache.Place("", ""), len(entries), some)
+        if self.config.partition not in WHOLE and (rest := undealt(self.splits["train"], self.parts)):
+            say(rest)
 
     def _images(self, entries: list[Entry], limit: float = 0, **more: Any) -> tuple[np.ndarray, str]:
         """Decoded images, uint8 (n, side, side, 3), and their key in the cache. limit, more: see cache.Place and cache.kept."""

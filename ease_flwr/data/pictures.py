@@ -138,10 +138,14 @@ def shown(image: Image.Image) -> Image.Image:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # of EXIF that is damaged: it turns nothing
         turn = 1
-    if image.mode[0] in "IF":
-        values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-        if tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):  # 32 bits without a sign, which Pillow gives one
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = tags.get(258), tags.get(339, (1,))  # Pillow gives 32 bits a sign that have none, and takes one of 8 bits
+    if image.mode[0] in "IF" or (bits, signed) == ((8,), (2,)):
+        values = np.asarray(image)
+        if (bits, signed) == ((32,), (1,)):
             values = values.view(np.uint32)
+        elif image.mode == "L":
+            values = values.view(np.int8)
         values = grey(values)
         flat = Image.fromarray(255 - values if tags.get(262) == 0 else values)  # of film: 0 is white
     else:

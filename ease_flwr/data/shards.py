@@ -6,7 +6,6 @@ A key is the name of a member without its last ending. Where that makes no sampl
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ease_flwr.data.entries import SPELLINGS, Index, Row, RowError, about
 from ease_flwr.data.pictures import ENDINGS
-from ease_flwr.data.tables import text_of
+from ease_flwr.data.tables import json_of, text_of
 
 TEXT = 2**24
 """Bytes of a .txt or .json, at most."""
@@ -148,9 +147,9 @@ def _text(file: Path, member: Member) -> str:
 def _object(file: Path, member: Member) -> dict[str, object]:
     text = _text(file, member)
     try:
-        said = json.loads(text)
+        said = json_of(text)
     except (ValueError, RecursionError) as error:
-        raise RowError(f"has {member.place}, which is no JSON ({error})") from None
+        raise RowError(f"has {member.place}, whose JSON cannot be read ({error})") from None
     if not isinstance(said, dict):
         raise RowError(f"has {member.place}, which is no JSON object")
     return said

@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ease_flwr.data.entries import About, Index, Row, RowError, about, check_name
 from ease_flwr.data.pictures import ENDINGS
@@ -27,6 +29,19 @@ ROW = re.compile(rf"(^|[,;\t])[^,;\t]+\.({'|'.join(ENDINGS)})[\s\"]*([,;\t]|$)",
 """A line that names a picture in a cell of its own."""
 Line = tuple[str, str, str, About]
 """One caption: its place, the name of the picture, the caption, and what else the line says."""
+
+
+def json_of(text: str) -> Any:
+    """What JSON says. Raises ValueError where it is none, or says a key twice: one of the two values would be dropped."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"{next(key for key in found if keys.count(key) > 1)!r} stands twice in one object")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def text_of(content: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ease_flwr.audit.summary import cost_shares, spread
-from ease_flwr.sweep.cells import Found, Variant, finished, left_out, shown_sets
+from ease_flwr.sweep.cells import Found, Variant, finished, gaps, left_out, shown_sets
 
 BKE = {"strategy.bke.enabled": True}
 ABLATION: dict[str, Sequence[Variant]] = {
@@ -76,7 +76,7 @@ def table(found: Found) -> str:
             lines.append(f"| {label} | {next(iter(by_seed.values()))['failed']} |" + " |" * (len(head) - 1))
             continue
         cells = [spread([r["models"][m][s]["r1"] for r in runs]) for m in models for s in sets]
-        similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+        similarity = gaps(runs, "pair_similarity")
         cells.append(spread(similarity, 3) if similarity else "-")
         cells += [f"{100 * share:.1f}" for share in cost_shares(runs)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

@@ -198,6 +198,11 @@ def finished(found: Found) -> list[dict[str, Any]]:
     return [r for by_seed in found.values() for r in by_seed.values() if "failed" not in r]
 
 
+def gaps(runs: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """A gap to the retrained reference, of the runs that have it."""
+    return [gap for r in runs if (gap := r["gaps"].get(name)) is not None]
+
+
 SHOWN = ("forget_exclusive", "forget_shared", "forget", "retain", "test")
 
 

@@ -21,7 +21,7 @@ from ease_flwr.audit import noise, retrieval
 from ease_flwr.audit.retrieval import SIGN, references_of, signed
 from ease_flwr.audit.summary import AGAIN, cost_shares, limits_of, spread
 from ease_flwr.sweep import cells
-from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, left_out, shown_sets
+from ease_flwr.sweep.cells import Found, Sweep, Variant, finished, gaps, left_out, shown_sets
 
 Budget = Literal["rounds", "bytes"]
 HEADS = {"equal": "Equal traffic", "own": "Own budget"}
@@ -140,8 +140,7 @@ def table(found: Found) -> str:
             lines.append(row + next(iter(by_seed.values()))["failed"] + " |" + " |" * (len(head) - 1))
             continue
         row += " | ".join(_cell(s, [differences(r, sets)[s] for r in runs], limits) for s in sets)
-        normalised = [g for r in runs if (g := r["gaps"].get("forget_normalised")) is not None]
-        similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+        normalised, similarity = gaps(runs, "forget_normalised"), gaps(runs, "pair_similarity")
         rounds = mean(r["cost"]["unlearn"]["rounds"] for r in runs)
         steps, traffic = cost_shares(runs)
         state = mean(sum(q.get("server_bytes", 0) for q in r["requests"]) for r in runs) / 1e6
@@ -204,7 +203,7 @@ def report(folder: Path) -> Path:
         for name, runs in found.items():
             if runs:
                 cells = [signed(s, mean(differences(r, sets)[s] for r in runs), limits) for s in sets]
-                similarity = [g for r in runs if (g := r["gaps"].get("pair_similarity")) is not None]
+                similarity = gaps(runs, "pair_similarity")
                 rows.append([budget, name, *cells, f"{mean(similarity):.3f}" if similarity else "-"])
             else:
                 rows.append([budget, name, next(iter(tables[budget][name].values()))["failed"]])
