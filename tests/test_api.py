@@ -27,6 +27,7 @@ def test_importing_is_free():
         ease.magic  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_script_of_the_readme(home, monkeypatch, tmp_path, capsys):
     """Twenty lines: learn, forget, print the table, load the model, find a picture by a caption."""
     (script,) = [c for c in re.findall(r"```python\n(.*?)```", (APP / "README.md").read_text(), re.S) if "ease.run(" in c]

@@ -48,6 +48,7 @@ def test_its_pictures_are_those_of_the_world_that_drew_them(root):
     assert read.labels == ours.labels
 
 
+@pytest.mark.slow
 def test_it_is_learnt_and_forgotten(root, home):
     few = {k: v for k, v in TINY.items() if not k.startswith("data.")} | {"data.root": root, "learn.rounds": 1}
     few |= {"strategy.rounds": 1, "continuation.rounds": 0}

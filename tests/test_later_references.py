@@ -55,6 +55,7 @@ def mortal(monkeypatch, lives):
     monkeypatch.setattr(launcher, "submit", submitted)
 
 
+@pytest.mark.slow
 def test_it_is_the_reference_of_a_run_that_was_begun_with_one(whole, begun_with_one, tmp_path, monkeypatch, capsys):
     run = alone(whole, tmp_path, monkeypatch)
     before = hashes(run)
@@ -78,6 +79,7 @@ def test_it_is_the_reference_of_a_run_that_was_begun_with_one(whole, begun_with_
     assert launcher.resume(run, SIMULATION) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["resume", "reference"])
 def test_killed_in_the_middle_it_goes_on(whole, begun_with_one, tmp_path, monkeypatch, again):
     run = alone(whole, tmp_path, monkeypatch)
@@ -112,6 +114,7 @@ def test_it_is_none_for_a_later_request(learnt, tmp_path, monkeypatch):
     assert references.read(run).requests == tuple(ids(run))
 
 
+@pytest.mark.slow
 def test_going_on_afterwards_trains_nothing_unasked(learnt, tmp_path, capsys):
     run = copy(learnt, tmp_path / "run")
     ask(run, leaves("client-0"))

@@ -15,6 +15,7 @@ from tests.test_run import play
 WARDS = ("ward-a", "ward-b", "ward-c")
 
 
+@pytest.mark.slow
 def test_a_run_whose_clients_have_names(home):
     settings = {**TINY, "data.names": ",".join(WARDS), "forget.targets": "ward-b", "continuation.rounds": 0}
     results = play(home / "run", set=" ".join(f"{k}={v}" for k, v in settings.items()))

@@ -96,6 +96,7 @@ def test_without_patience_nothing_is_judged(monkeypatch):
     assert not said
 
 
+@pytest.mark.slow
 def test_stops_early_and_the_references_take_as_many_rounds(tmp_path, monkeypatch):
     more = {"evaluation.reference": "retrain", "evaluation.references": 2, "continuation.rounds": 0}
     folder, results = played(tmp_path, monkeypatch, **STILL, **more)
@@ -135,8 +136,9 @@ def test_what_is_judged_last_is_what_learning_ends_with(home):
     assert (end["round"], end["validation"]["retain"]) == (judged[-1]["round"], judged[-1]["recall"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("moment", [6, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moment", [6, 9])
 def test_a_killed_run_stops_at_the_same_round(tmp_path, monkeypatch, moment):
     whole, results = played(tmp_path, monkeypatch, **MOVING)
     recall = [j["recall"] for j in results["learning"]["judged"]]

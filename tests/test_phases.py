@@ -145,6 +145,7 @@ def last_round(run, label):
     return max(e["rounds_in_all"] for e in events(run) if e.get("model") == label)
 
 
+@pytest.mark.slow
 def test_references_have_as_many_rounds_as_their_models(mixed):
     steps = queue.read(mixed)
     assert [s.kind for s in steps] == ["learn", "forget", "continuation", "forget", "continuation"]
@@ -155,6 +156,7 @@ def test_references_have_as_many_rounds_as_their_models(mixed):
     assert last_round(mixed, "retrain") == last_round(mixed, "retrain-2") == 4
 
 
+@pytest.mark.slow
 def test_recall_is_drawn_at_the_round_it_was_taken(mixed):
     """Law: each curve of the report has the rounds of its model, and no point beyond its last."""
     limits = json.loads((mixed / "experiment.json").read_text())["audit"]

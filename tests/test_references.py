@@ -63,6 +63,7 @@ def test_order_changes_the_order_of_data_and_nothing_else():
     assert len({first, second, third}) == 3
 
 
+@pytest.mark.slow
 def test_a_second_retraining_is_trained_for_an_audit_as_a_run_trains_it(once, both, tmp_path):
     """Bitwise; all other models are what they are without it."""
     audit, results, own = written(once / "audit-quick", "audit"), written(once, "results"), written(both, "results")
@@ -79,6 +80,7 @@ def test_a_second_retraining_is_trained_for_an_audit_as_a_run_trains_it(once, bo
     assert current_audit(tmp_path, results)[0] == tmp_path / "audit-quick" / "audit.json"
 
 
+@pytest.mark.slow
 def test_a_verdict_says_where_its_noise_comes_from(once, both):
     alone, own = written(once, "audit"), written(both, "audit")
     quick = "quick audit; not asked: relearning, cross-modal probes, linear probe; "
@@ -95,6 +97,7 @@ def test_a_verdict_says_where_its_noise_comes_from(once, both):
         assert row["high"] is None or row["high"] - row["gap"] >= 1.96 * row["noise"] - 1e-9
 
 
+@pytest.mark.slow
 def test_every_page_has_the_same_sign(both):
     """unlearned minus the mean of both retrainings: in results.json, table.md, summary, compare, the audit and the noise."""
     results, audit = written(both, "results"), written(both, "audit")
@@ -139,6 +142,7 @@ def test_a_full_audit_has_two_retrainings_and_a_quick_one_what_is_there(once, ca
     assert written(once / "audit-quick", "audit")["trained"] == []
 
 
+@pytest.mark.slow
 def test_the_command_that_pools_noise(both, tmp_path):
     said = CliRunner().invoke(app, ["noise", str(both), "--to", str(tmp_path / "personas.json")])
     assert said.exit_code == 0
