@@ -129,7 +129,6 @@ def test_energy_of_what_was_learnt_by_hand():
     assert "no direction" in anchors.subspace(replace(lock, starts=(), bases=(), anchors=()), moved, {})["why"]
 
 
-@pytest.mark.slow
 def test_a_relearning_client_says_how_far_its_first_step_leads_along_the_lock(halves):
     """Of the first step of each order of batches, and of no later one."""
     client, subject, model, learnt = halves

@@ -96,7 +96,6 @@ def test_without_patience_nothing_is_judged(monkeypatch):
     assert not said
 
 
-@pytest.mark.slow
 def test_stops_early_and_the_references_take_as_many_rounds(tmp_path, monkeypatch):
     more = {"evaluation.reference": "retrain", "evaluation.references": 2, "continuation.rounds": 0}
     folder, results = played(tmp_path, monkeypatch, **STILL, **more)
