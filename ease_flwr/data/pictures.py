@@ -58,6 +58,10 @@ TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PLANES = ("RGB", "RGBA", "CMYK")
+"""Modes of which Pillow reads a TIFF whose colours lie in planes, one behind the other."""
+WIDENED = {"L;2": 85, "L;4": 17}
+"""By how PNG packs greys of 2 or 4 bits: what Pillow multiplies them by."""
 SRGB = ImageCms.createProfile("sRGB")
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
 """What ICC calls the colours of a mode."""
@@ -133,21 +137,26 @@ def grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def shown(image: Image.Image) -> Image.Image:
     """An open picture in 8-bit RGB, see above. Raises what Pillow raises at a damaged one."""
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = tags.get(258, ()), tags.get(339, (1,))  # Pillow gives 32 bits a sign that have none, and takes one of 8 bits
+    if tags.get(284) == 2 and len(bits) > 1 and (image.mode not in PLANES or (max(bits) > 8 and tags.get(259, 1) == 1)):
+        raise DataError(f"it is a TIFF of separate planes that is not read, {EXPORT}")  # Pillow mixes up its bytes
+    _widen_clear(image)
     image.load()
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # of EXIF that is damaged: it turns nothing
         turn = 1
-    tags = getattr(image, "tag_v2", {})
-    bits, signed = tags.get(258), tags.get(339, (1,))  # Pillow gives 32 bits a sign that have none, and takes one of 8 bits
     if image.mode[0] in "IF" or (bits, signed) == ((8,), (2,)):
         values = np.asarray(image)
         if (bits, signed) == ((32,), (1,)):
             values = values.view(np.uint32)
         elif image.mode == "L":
             values = values.view(np.int8)
-        values = grey(values)
-        flat = Image.fromarray(255 - values if tags.get(262) == 0 else values)  # of film: 0 is white
+        shades = grey(values)
+        flat = Image.fromarray(255 - shades if tags.get(262) == 0 else shades)  # of film: 0 is white
+        if isinstance(clear := image.info.get("transparency"), int):
+            flat.paste(255, mask=Image.fromarray(values == clear))
     else:
         flat = _in_srgb(_on_white(image), image.info.get("icc_profile"))
     return (flat.transpose(TURNS[turn]) if turn in TURNS else flat).convert("RGB")
@@ -178,12 +187,22 @@ def _unfinished(content: bytes, kind: str | None) -> bool:
     return kind in ("JPEG", "MPO") and b"\xff\xd9" not in content[at:]
 
 
+def _widen_clear(image: Image.Image) -> None:
+    """The transparent colour of a PNG, which Pillow leaves in the file's bits, in those that it gives the picture."""
+    said, tiles = image.info.get("transparency"), getattr(image, "tile", []) if image.format == "PNG" else []
+    packed = tiles[0].args if tiles else ""
+    if packed in WIDENED and isinstance(said, int):
+        image.info["transparency"] = said * WIDENED[packed]
+    elif packed == "RGB;16B" and isinstance(said, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in said)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    """The picture without transparency."""
+    """The picture without transparency; greys stay greys, for their profile."""
     if not image.has_transparency_data:
         return image
-    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    flat = Image.new("RGB", clear.size, "white")
+    clear = (image.convert("LA") if image.mode == "La" else image).convert("LA" if image.mode[0] == "L" else "RGBA")
+    flat = Image.new(clear.mode[:-1], clear.size, "white")
     flat.paste(clear, mask=clear)
     return flat
 
