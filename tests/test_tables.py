@@ -257,6 +257,23 @@ def test_keys_with_dots_and_texts_of_download_tools(tmp_path):
     assert formats.check(str(tmp_path)).totals == {"read": 15, "used": 15, "left out": 0, "wrong": 0}
 
 
+@pytest.mark.parametrize(
+    ("text", "caption", "captions"),
+    [
+        ("a dog\nruns  far", "a dog\nruns  far", ("a dog runs far",)),  # one alternative text of a web page
+        ("a dog\r\nruns far\r\n", None, ("a dog", "runs far")),
+        ("a dog\nruns", "it runs", ("a dog", "runs", "it runs")),
+        ("a dog\u2028runs\x85far\x0c", None, ("a dog runs far",)),
+    ],
+)
+def test_a_caption_of_several_lines_is_one_where_its_json_says_so(tmp_path, text, caption, captions):
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(out, "JPEG")
+    members = {"a.jpg": out.getvalue(), "a.txt": text.encode(), "a.json": json.dumps({"caption": caption}).encode()}
+    shard(tmp_path / "train-00000.tar", members)
+    assert [e.captions for e in formats.read_entries(str(tmp_path))] == [captions]
+
+
 def test_a_shard_without_files_is_named(tmp_path):
     write_layout("webdataset", tmp_path)
     shard(tmp_path / "train-00002.tar", {})  # or one whose room was taken before it was fetched

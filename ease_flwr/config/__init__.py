@@ -26,7 +26,19 @@ from ease_flwr.config.reading import (
     settings,
     strategy_values,
 )
-from ease_flwr.config.request import PAIR_ID, POSITION, ForgetConfig, ForgetRequest, ForgetSet, Union, described, told, union
+from ease_flwr.config.request import (
+    PAIR_ID,
+    POSITION,
+    UNSEEN,
+    ForgetConfig,
+    ForgetRequest,
+    ForgetSet,
+    Union,
+    described,
+    plain,
+    told,
+    union,
+)
 from ease_flwr.config.section import (
     NAME,
     ConfigError,
@@ -73,6 +85,7 @@ __all__ = [
     "POSITION",
     "PUBLISHED",
     "TOKENIZER",
+    "UNSEEN",
     "AuditConfig",
     "BackdoorConfig",
     "ConfigError",
@@ -119,6 +132,7 @@ __all__ = [
     "parse_assignments",
     "parts",
     "pictures",
+    "plain",
     "published",
     "read_yaml",
     "remarks",

@@ -28,11 +28,17 @@ PAIR_ID = re.compile(r"id:[0-9a-f]{24}")
 Scenario = Literal["client", "class", "sample"]
 MANY = 10**6
 """A slice that ends beyond is not written out to be compared."""
+UNSEEN = "".join(c for c in map(chr, range(0x10000)) if c.isspace() or unicodedata.category(c) == "Cf")
+"""Blanks, and what else cannot be seen: marks of direction, spaces without width."""
+
+
+def plain(text: str) -> str:
+    """Of spellings that look alike one: so labels and names are read, in data and in requests."""
+    return unicodedata.normalize("NFC", text.strip(UNSEEN))
 
 
 def _spelled(targets: tuple[str, ...]) -> tuple[str, ...]:
-    """Of spellings that look alike one, as labels and names of data are read."""
-    return tuple(unicodedata.normalize("NFC", t) for t in targets)
+    return tuple(map(plain, targets))
 
 
 class ForgetSet(Section):

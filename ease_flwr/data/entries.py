@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ease_flwr.config import DataError
+from ease_flwr.config import UNSEEN, DataError, plain
 from ease_flwr.data import pictures
 
 SPLITS = ("train", "val", "test")
@@ -139,7 +139,7 @@ class Index:
             raise RowError("has captions that are no list of sentences")
         if bad := next((c for c in captions if any("\ud800" <= letter <= "\udfff" for letter in c)), ""):
             raise RowError(f"has a caption with half a letter, {ascii(bad)[:80]}")
-        said = tuple(" ".join(c.split()) for c in captions if c.strip())
+        said = tuple(filter(None, map(sentence, captions)))
         if said and len(said) < len(captions):
             self.left.append(Row(file, place, "a blank caption among others", 0))
         self.drawn += not about.split
@@ -150,11 +150,13 @@ class Index:
 
     def file(self, name: str, folder: str = "") -> Path:
         """Where a picture is: below the folder of images, or beside it. Unicode has two spellings of letters such as é: a file
-        may have the one and the index the other."""
+        may have the one and the index the other. Windows writes paths with backslashes."""
         path = Path(folder, name)
+        if "\\" in name and not any(os.path.isfile(base / path) for base in (self.base, self.root)):
+            path = Path(folder, name.replace("\\", "/"))
         base = self.root if not os.path.isdir(self.base / path.parent) and os.path.isdir(self.root / path.parent) else self.base
-        spelled = (base / path, *(base / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")))
-        return spelled[0] if str(path).isascii() else next((file for file in spelled if os.path.isfile(file)), spelled[0])
+        forms = (base / path, *(base / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD")))
+        return forms[0] if str(path).isascii() else next((file for file in forms if os.path.isfile(file)), forms[0])
 
     @contextmanager
     def row(self, file: Path, place: str, rows: int = 1) -> Iterator[None]:
@@ -176,6 +178,11 @@ class Index:
         for row in self.left:
             found.setdefault(row.why, []).append(f"{row.file.name}: {row.place}")
         return found
+
+
+def sentence(caption: str) -> str:
+    """A caption with single spaces; "" where nothing of it can be seen, as of a space without width."""
+    return " ".join(caption.split()) if caption.strip(UNSEEN) else ""
 
 
 def drawn_split(name: str) -> str:
@@ -200,15 +207,16 @@ def word(key: str, value: Any) -> str:
     """A label, split, client or folder as text: null is none, a number or true is as JSON writes it; of two spellings that look
     alike one. Raises RowError."""
     if value is None or isinstance(value, str):
-        text = (value or "").strip()
+        text = value or ""
     elif key in ("split", "folder") or not isinstance(value, int | float) or value in (math.inf, -math.inf) or value != value:
         expected = "text, or null" if key in ("split", "folder") else "text or a number, or null where there is none"
         raise RowError(f"has {key} {json.dumps(value)[:80]}, expected {expected}")
     else:
         text = json.dumps(value)
+    text = plain(text) if key != "folder" else text.strip()
     if CONTROL.search(text):
         raise RowError(f"has {key} {ascii(text)[:80]}, expected one line of text")
-    return unicodedata.normalize("NFC", text) if key != "folder" else text
+    return text
 
 
 def part(row: Any, key: str, kind: type = object) -> Any:

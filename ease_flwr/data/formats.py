@@ -32,8 +32,14 @@ from ease_flwr.data.tables import Line, gather, json_of, read_csv, text_of
 
 SIDE = 32
 """Of pictures that are decoded to see whether they can be."""
-NO_INDEXES = ("dataset_info.json", "dataset_infos.json", "dataset-metadata.json")
-"""What the hubs of such sets leave beside an index."""
+NO_INDEXES = (
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "dataset-metadata.json",
+    "dataset_description.json",
+)
+"""What the hubs of such sets leave beside an index, and what describes a study (BIDS)."""
 EXPECTED = "expected images/ and dataset.json (Karpathy), captions.json, captions.csv, TextCaps_*.json or shards (*.tar) in it"
 
 

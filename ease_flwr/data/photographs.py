@@ -5,7 +5,6 @@ Images are resized on their shorter side and cropped in the centre when a client
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256, plain
 from ease_flwr.data import pictures
 from ease_flwr.data.entries import Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
@@ -233,11 +232,11 @@ class PhotographsClient:
     def find(self, pair: str) -> list[int]:
         if PAIR_ID.fullmatch(pair):
             return self._by_id.get(pair, [])
-        return self._by_name.get(unicodedata.normalize("NFC", pair), [])
+        return self._by_name.get(plain(pair), [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
-        return _positions(unicodedata.normalize("NFC", e.name) for e in self.entries)  # spellings that look alike are one
+        return _positions(plain(e.name) for e in self.entries)
 
     @cached_property
     def _by_id(self) -> dict[str, list[int]]:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ease_flwr.data.entries import SPELLINGS, Index, Row, RowError, about
+from ease_flwr.data.entries import SPELLINGS, Index, Row, RowError, about, sentence
 from ease_flwr.data.pictures import ENDINGS
 from ease_flwr.data.tables import json_of, text_of
 
 TEXT = 2**24
 """Bytes of a .txt or .json, at most."""
+LINE = re.compile(r"[\r\n]+")
+"""What ends a line of a .txt; other letters that end one for some are a part of it."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,17 @@ def _use(file: Path, index: Index, sample: Sample, split: str) -> None:
     if not sample.pictures:
         raise RowError("has captions and no image")
     (picture,) = sample.pictures
-    captions = [line for m in sample.texts for line in _text(file, m).splitlines() if line.strip()]
+    texts = [_text(file, m) for m in sample.texts]
     said = next((_object(file, m) for m in sample.parts), {})
     more = said.get("captions")
     if more is None:
         more = [said["caption"]] if said.get("caption") is not None else []
     if not isinstance(more, list):
         raise RowError("has captions that are no list of sentences")
-    captions = [" ".join(c.split()) for c in captions]
-    captions += [c for c in more if not isinstance(c, str) or " ".join(c.split()) not in captions]
+    sentences = {sentence(c) for c in more if isinstance(c, str)}
+    texts = [t for t in texts if sentence(t) not in sentences]  # one caption may have several lines in both
+    captions = [c for t in texts for line in LINE.split(t) if (c := sentence(line))]
+    captions += [c for c in more if not isinstance(c, str) or sentence(c) not in captions]
     of = about(said)
     of = of if of.split else of._replace(split=split)
     index.add(file, f"member {picture.number}", picture.name, captions, of, len(sample.members))

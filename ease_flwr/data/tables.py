@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ease_flwr.data.entries import About, Index, Row, RowError, about, check_name
+from ease_flwr.data.entries import About, Index, Row, RowError, about, check_name, sentence
 from ease_flwr.data.pictures import ENDINGS
 
 MARKS = {
@@ -97,7 +97,7 @@ def gather(file: Path, index: Index, lines: Iterable[Line]) -> None:
             before, where = known.said.setdefault(key, (value, place)) if value else (value, place)
             if before != value:
                 known.contradicts.append(f"{place} has another {key} for {name} than {where} ({value!r}, {before!r})")
-        caption = " ".join(caption.split())
+        caption = sentence(caption)
         if not caption:
             known.blank.append(place)
         elif caption in known.captions:
