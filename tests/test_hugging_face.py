@@ -7,7 +7,7 @@ import pytest
 
 from ease_flwr.config import ConfigError, LoraConfig, ModelConfig, model_sha256
 from ease_flwr.model import adapters, published
-from tests.models import CONFIG, PREPROCESS, with_hugging_face, write_folder
+from tests.models import CONFIG, PREPROCESS, WEIGHTS, with_hugging_face, write_folder, write_weights
 
 transformers = pytest.importorskip("transformers", reason="pip install 'ease-flwr[towers]'")
 
@@ -45,6 +45,25 @@ def test_a_tokenizer_without_words_is_refused(folder):
     (folder / "text" / "vocab.txt").unlink()
     with pytest.raises(ConfigError, match=r"^model: its tokenizer .*text has no words: fetch tokenizer.json, or"):
         opened(folder)
+
+
+def test_a_tokenizer_that_is_not_named_is_not_that_of_open_clip(folder):
+    """open_clip would take its own, whose words are numbers of other words there, where they are not too many."""
+    change(folder / "text" / "config.json", vocab_size=60_000)
+    write_weights(folder / WEIGHTS, json.loads((folder / CONFIG).read_text())["model_cfg"] | {"text_cfg": at(folder)})
+    opened(folder)
+    for nothing in ("", None):
+        say(folder, hf_tokenizer_name=nothing)
+        with pytest.raises(
+            ConfigError, match=r"^model: its text tower is that of .*text and no tokenizer is named: say text_cfg"
+        ):
+            opened(folder)
+
+
+def at(folder):
+    """Its text tower, by where it lies."""
+    text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
+    return text | {key: str(folder / text[key]) for key in ("hf_model_name", "hf_tokenizer_name")}
 
 
 def test_no_code_of_a_folder_is_run_and_nobody_is_asked_whether_it_may(folder, tmp_path, monkeypatch):

@@ -56,6 +56,8 @@ def test_a_folder_is_read_as_it_is_however_it_is_given(folder, tmp_path):
 WRAPPED = {  # what training and publishing leave in a file -> of the weights as they should be
     "several GPUs": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "compiled on several GPUs": lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+    "several GPUs, compiled": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
     "OpenAI's numbers": lambda state: state | {"input_resolution": torch.tensor(32), "vocab_size": torch.tensor(49408)},
     "no bias": lambda state: {name: tensor for name, tensor in state.items() if name != "logit_bias"},
 }

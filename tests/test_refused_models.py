@@ -80,8 +80,14 @@ SAID = [  # of the configuration, and what is answered
     (
         "text_cfg",
         {"tokenizer_kwargs": {"clean": "x"}},
-        r"^model: its tokenizer  cannot be read \(.*\): mend text_cfg.tokenizer_kw",
+        r"^model: its tokenizer of open_clip cannot be read \(.*\): mend text_cfg.tokenizer_kw",
     ),
+    (
+        "text_cfg",
+        {"pool_type": "eos"},
+        r"looks for token 2 at the end of a caption, its tokenizer of open_clip makes none: mend",
+    ),
+    ("text_cfg", {"pool_type": "eos", "eos_id": None}, r"looks for token None at the end of a caption"),
     ("text_cfg", {"hf_tokenizer_name": 3}, r"text_cfg.hf_tokenizer_name=3 is no name"),
 ]
 

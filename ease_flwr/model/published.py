@@ -216,7 +216,7 @@ def _no_tower(where: str, tower: str, error: Exception) -> str:
 def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights by the names that the model has for them: without what training on several GPUs or torch.compile puts before
     each, and without numbers that are no weights."""
-    for wrapper in ("module.", "_orig_mod."):
+    for wrapper in ("module.", "_orig_mod.", "module."):  # whichever is the outer one
         if all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}

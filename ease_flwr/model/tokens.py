@@ -18,6 +18,8 @@ LONGEST = 65536
 """Tokens of text that a model can look at."""
 CONTEXT = 77
 """Tokens that open_clip looks at where a configuration says no number."""
+EOS = 2
+"""The token that open_clip looks for where a configuration pools the last one and says no number."""
 
 
 class Tokenizer(Protocol):
@@ -75,6 +77,11 @@ def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
     source, length = text.get("hf_tokenizer_name"), text.get("context_length", CONTEXT)
     if not isinstance(length, int) or not 0 < length <= LONGEST:
         raise ConfigError(f"model: it looks at {length} tokens, expected 1 to {LONGEST}: mend text_cfg.context_length")
+    if text.get("hf_model_name") and not source:
+        raise ConfigError(
+            f"model: its text tower is that of {text['hf_model_name']} and no tokenizer is named: say "
+            "text_cfg.hf_tokenizer_name"
+        )
     try:
         options = dict(text.get("tokenizer_kwargs") or {})
         if source:
@@ -86,11 +93,12 @@ def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
         else:
             inner = SimpleTokenizer(context_length=length, **options)
             words, empty = inner.vocab_size, False
-        shape = tuple(inner(["a caption"]).shape)
+        tokens = inner(["a caption"])
+        shape = tuple(tokens.shape)
     except Exception as error:  # whatever a tokenizer of others raises
         where = f"{', '.join(TOKENIZER)} of {source} into the model's folder, or name a folder as text_cfg.hf_tokenizer_name"
         fetch = f"fetch {where}" if source else "mend text_cfg.tokenizer_kwargs"
-        raise ConfigError(f"model: its tokenizer {source or ''} cannot be read ({line(error)}): {fetch}") from None
+        raise ConfigError(f"model: its tokenizer {source or 'of open_clip'} cannot be read ({line(error)}): {fetch}") from None
     if empty:  # transformers makes one of nothing where the words are missing
         raise ConfigError(
             f"model: its tokenizer {source} has no words: fetch tokenizer.json, or the vocabulary that it has, into that folder"
@@ -99,5 +107,12 @@ def of_model(architecture: dict[str, Any], vocabulary: int) -> Tokenizer:
         raise ConfigError(
             f"model: its tokenizer {source or 'of open_clip'} has {words} words and gives {shape[-1]} tokens, its text tower "
             f"knows {vocabulary} and looks at {length}: it is that of another model"
+        )
+    if (
+        text.get("pool_type") == "eos" and (end := text.get("eos_id", EOS)) not in tokens[0].tolist()
+    ):  # all captions would be the same
+        raise ConfigError(
+            f"model: its text tower looks for token {end} at the end of a caption, its tokenizer {source or 'of open_clip'} "
+            "makes none: mend text_cfg.eos_id"
         )
     return NamingTokenizer(inner)
