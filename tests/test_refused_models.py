@@ -92,6 +92,20 @@ SAID = [  # of the configuration, and what is answered
 ]
 
 
+@pytest.mark.parametrize("key", ["quick_gelu", "custom_text"])
+@pytest.mark.parametrize("value", ["false", 1, None])
+def test_what_is_true_or_false_is_no_text(folder, key, value):
+    """The text "false" would count as true: other activations, in silence."""
+    said = json.loads((folder / CONFIG).read_text())
+    said["model_cfg"][key] = value
+    (folder / CONFIG).write_text(json.dumps(said))
+    if not value:
+        assert not config.published(ModelConfig(weights=str(folder))).architecture[key]
+        return
+    with pytest.raises(ConfigError, match=rf"open_clip_config.json: {key}={value!r} is neither true nor false$"):
+        config.published(ModelConfig(weights=str(folder)))
+
+
 @pytest.mark.parametrize("wrong", [[123.7, 116.3, 103.5], [-0.5, 0.5, 0.5], [0.5, 0.5]])
 def test_colours_that_are_not_from_0_to_1_are_refused(folder, wrong):
     said = json.loads((folder / CONFIG).read_text())
@@ -168,7 +182,11 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch, folder):
         ConfigError, match=r"^model: its tokenizer nobody/tokenizer cannot be read \(.*\): fetch tokenizer.json, to"
     ):
         published.opened(ModelConfig(weights=str(folder)))
-    assert len(asked) == 2
+    said["model_cfg"]["vision_cfg"]["timm_model_name"] = "hf-hub:nobody/tower"
+    (folder / CONFIG).write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=r"cannot be built \(LocalEntryNotFoundError: "):
+        published.opened(ModelConfig(weights=str(folder)))
+    assert len(asked) == 3
     assert not hub.constants.HF_HUB_OFFLINE
 
 

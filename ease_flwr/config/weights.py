@@ -150,6 +150,8 @@ def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(f"model.weights: {file} is not an open_clip config: it has no {missing[0]}")
     if wrong := [key for key in ("vision_cfg", "text_cfg") if not isinstance(parts[key], dict)]:
         raise ConfigError(f"model.weights: {file} is not an open_clip config: its {wrong[0]} has no settings")
+    if wrong := [key for key in ("quick_gelu", "custom_text") if not isinstance(parts.get(key) or False, bool)]:
+        raise ConfigError(f"model.weights: {file}: {wrong[0]}={parts[wrong[0]]!r} is neither true nor false")
     if not isinstance(preprocess, dict):
         raise ConfigError(f"model.weights: {file}: its preprocess_cfg has no settings")
     return parts, _preprocess(file, preprocess)

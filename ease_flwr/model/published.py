@@ -41,6 +41,8 @@ POSITION_IDS = "text.transformer.embeddings.position_ids"
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """What OpenAI's own files have among their weights."""
 PARTS = ("vision_cfg", "text_cfg")
+TIMM_HUB = ("hf-hub:", "hf_hub:")
+"""How timm writes a name on the hub."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -187,13 +189,14 @@ def _count_layers(found: Published, architecture: dict[str, Any]) -> None:
 def built(architecture: dict[str, Any], where: str) -> Any:
     """An open_clip model of random weights. Raises ConfigError where there is none of this architecture."""
     parts = copy.deepcopy(architecture)
-    tower = parts["text_cfg"].get("hf_model_name")
+    tower, trunk = parts["text_cfg"].get("hf_model_name"), str(parts["vision_cfg"].get("timm_model_name"))
+    asks = trunk.startswith(TIMM_HUB) or (tower and not Path(tower).is_dir())
     parts["text_cfg"] |= {"hf_model_pretrained": False} if tower else {}
     parts["vision_cfg"] |= {"timm_model_pretrained": False} if parts["vision_cfg"].get("timm_model_name") else {}
     custom = parts.pop("custom_text", False) or tower
     kind: Any = (CoCa if "multimodal_cfg" in parts else CustomTextCLIP) if custom else CLIP
     try:
-        with torch.random.fork_rng(devices=[]), nullcontext() if not tower or Path(tower).is_dir() else at_once_or_not():
+        with torch.random.fork_rng(devices=[]), at_once_or_not() if asks else nullcontext():
             torch.manual_seed(0)
             if tower and hf_model.transformers is not None:  # it refuses code of others, else it would ask whether to run it
                 hf_model.AutoConfig.from_pretrained(tower, trust_remote_code=False)
