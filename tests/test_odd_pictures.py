@@ -87,6 +87,29 @@ def test_planes_are_those_of_the_picture_or_refused(form, compression, colours, 
     assert abs(found - (255 - expected if colours == 5 else expected)).max() <= 1
 
 
+def test_a_raw_file_of_a_camera_is_refused_by_name():
+    """It is a TIFF whose first page is a thumbnail; the picture is in one of its own directories."""
+    pages = saved(Image.new("RGB", (4, 4), (9, 9, 9)), "TIFF", tiffinfo={254: 0})
+    assert (seen(pages) == 9).all()
+    raw = saved(Image.new("RGB", (4, 4), (9, 9, 9)), "TIFF", tiffinfo={254: 1, 330: 8})
+    with pytest.raises(DataError, match=r"^it is a camera's raw file, or .*, export it as PNG or JPEG$"):
+        pictures.opened(raw)
+    alone = saved(Image.new("RGB", (4, 4), (9, 9, 9)), "TIFF", tiffinfo={254: 1})  # some write so of the only page
+    assert (seen(alone) == 9).all()
+
+
+@pytest.mark.parametrize("largest", [255, 65535])
+def test_a_palette_of_8_bits_is_not_black(largest):
+    """TIFF wants 16 bits a colour; old programs have written 8, of which Pillow takes the upper ones."""
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([0, 0, 0, 255, 0, 255, 0, 255, 0])
+    content = saved(picture, "TIFF")
+    (at,) = struct.unpack_from("<I", content, content.index(struct.pack("<HHI", 320, 3, 768)) + 8)
+    colours = np.frombuffer(content, "<u2", 768, at) >> 8
+    content = content[:at] + (colours * (largest // 255)).astype("<u2").tobytes() + content[at + 1536 :]
+    assert (seen(content) == (255, 0, 255)).all()
+
+
 def grey_profile(gamma):
     """A profile of greys: what a value means is that value to the power of gamma."""
     said = {b"desc": b"desc" + struct.pack(">II", 0, 5) + b"grey\0" + bytes(79), b"cprt": b"text" + bytes(8)}

@@ -141,8 +141,12 @@ def shown(image: Image.Image) -> Image.Image:
     bits, signed = tags.get(258, ()), tags.get(339, (1,))  # Pillow gives 32 bits a sign that have none, and takes one of 8 bits
     if tags.get(284) == 2 and len(bits) > 1 and (image.mode not in PLANES or (max(bits) > 8 and tags.get(259, 1) == 1)):
         raise DataError(f"it is a TIFF of separate planes that is not read, {EXPORT}")  # Pillow mixes up its bytes
+    if tags.get(254, 0) & 1 and 330 in tags:
+        raise DataError(f"it is a camera's raw file, or another that begins with a small copy of its picture, {EXPORT}")
     _widen_clear(image)
     image.load()
+    if image.mode == "P" and 0 < max(tags.get(320, (0,))) < 256:  # of old programs: colours of 8 bits where 16 are wanted
+        image.putpalette(np.reshape(tags[320], (3, -1)).T.astype(np.uint8).tobytes())
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # of EXIF that is damaged: it turns nothing
