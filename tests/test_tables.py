@@ -251,10 +251,12 @@ def test_keys_with_dots_and_texts_of_download_tools(tmp_path):
         members = {f"scan.{split}.000.JPG": out.getvalue(), f"scan.{split}.000.TXT": b"a dog\n\nit runs\n"}
         members |= {f"scan.{split}.000.json": json.dumps(said).encode(), f"scan.{split}.001.jpg": out.getvalue()}
         members |= {f"scan.{split}.001.json": json.dumps({**said, "caption": None, "captions": ["one"]}).encode()}
+        members |= {f"scan.{split}.002.jpg": out.getvalue()}
+        members |= {f"scan.{split}.002.json": json.dumps({"caption": "one", "captions": ["two", "three"]}).encode()}
         shard(tmp_path / f"{split}-00000.tar", members)
     found = formats.read_index(str(tmp_path))
-    assert [e.captions for e in found["val"]] == [("a dog", "it runs"), ("one",)]
-    assert formats.check(str(tmp_path)).totals == {"read": 15, "used": 15, "left out": 0, "wrong": 0}
+    assert [e.captions for e in found["val"]] == [("a dog", "it runs"), ("one",), ("two", "three", "one")]
+    assert formats.check(str(tmp_path)).totals == {"read": 21, "used": 21, "left out": 0, "wrong": 0}
 
 
 @pytest.mark.parametrize(

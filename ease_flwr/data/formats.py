@@ -8,7 +8,7 @@ In `data.root` there is one of
     captions.json       [{"image", "captions": [...], "label"?, "split"?, "client"?}, ...]
     captions.csv        with a header: image, caption, and perhaps label, split and client; a line a caption (tables.py)
     *.tar               shards of webdataset: KEY.jpg beside KEY.txt, a caption a line, or KEY.json with
-                        "captions" or "caption", "label"?, "split"?, "client"? (shards.py)
+                        "captions", "caption" or both, "label"?, "split"?, "client"? (shards.py)
 and a folder of images: images/, flickr30k-images/, flickr30k_images/, Flicker8k_Dataset/, Images/, train_images/, or the root
 itself. Splits used are train, val and test, in the spellings of entries.py; others are left out. Where none is named, the hash
 of an image's name puts a tenth each into val and test. Only the index is read here; images are opened when somebody needs them.

@@ -122,11 +122,12 @@ def _use(file: Path, index: Index, sample: Sample, split: str) -> None:
     (picture,) = sample.pictures
     texts = [_text(file, m) for m in sample.texts]
     said = next((_object(file, m) for m in sample.parts), {})
-    more = said.get("captions")
-    if more is None:
-        more = [said["caption"]] if said.get("caption") is not None else []
+    more, one = said.get("captions"), said.get("caption")
+    more = [] if more is None else more
     if not isinstance(more, list):
         raise RowError("has captions that are no list of sentences")
+    if one is not None and one not in more:
+        more = [*more, one]
     sentences = {sentence(c) for c in more if isinstance(c, str)}
     texts = [t for t in texts if sentence(t) not in sentences]  # one caption may have several lines in both
     captions = [c for t in texts for line in LINE.split(t) if (c := sentence(line))]
