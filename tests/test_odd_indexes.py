@@ -1,10 +1,13 @@
 """Indexes that came from another machine, with letters that nobody sees, and beside files that are no index."""
 
+import json
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ease_flwr.config import UNSEEN, DataConfig, ForgetConfig
+from ease_flwr.config import UNSEEN, DataConfig, DataError, ForgetConfig
 from ease_flwr.data import formats, photographs
 from ease_flwr.data.entries import sentence, word
 from tests.test_tables import MEANT, ROWS, meant, table, write
@@ -60,3 +63,24 @@ def test_a_caption_of_which_nothing_is_seen_is_none(tmp_path):
     write(tmp_path, table([("a.png", "\u200b\ufeff", "", "train"), *ROWS[1:]]))
     (problem,) = formats.check(str(tmp_path)).problems
     assert "(a.png) has no caption" in problem
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_labels_and_parts_in_files_know_names_in_either_spelling(tmp_path, form, other):
+    """What a Mac lists and what a spreadsheet says."""
+    names = [f"{letter}.png" for letter in "éüöñ"]
+    rows = [(unicodedata.normalize(form, name), "x", "", "train") for name in names]
+    write(tmp_path, table([*rows, *ROWS[1:]]))
+    for name in names:
+        (tmp_path / "images" / name).write_bytes((tmp_path / "images" / "a.png").read_bytes())
+    listed = [unicodedata.normalize(other, name) for name in names]
+    labels = {name: name[0] for name in [*listed, "b.png", "c.png"]}
+    (tmp_path / "labels").write_text(json.dumps({"names": labels}))
+    (tmp_path / "parts").write_text(json.dumps({"names": {"client-0": listed[:2], "client-1": listed[2:]}}))
+    said = {"root": str(tmp_path), "clients": 2, "labels": str(tmp_path / "labels"), "parts": str(tmp_path / "parts")}
+    world = photographs.load(DataConfig(**said, partition="file"), 0)
+    assert [part.tolist() for part in world.parts] == [[0, 1], [2, 3]]
+    assert all(e.label for e in world.splits["train"])
+    (tmp_path / "labels").write_text(json.dumps({"names": labels | {name: "other" for name, *_ in rows}}))
+    with pytest.raises(DataError, match=r"^data.labels: .* has an image twice, in spellings that look alike"):
+        photographs.labelled(world.splits, said["labels"])

@@ -36,13 +36,15 @@ def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]
     if not file:
         return splits
     said = read_names(file, "data.labels")
-    if missing := [e.name for entries in splits.values() for e in entries if e.name not in said]:
-        raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
     try:
-        labels = {name: word("label", label) for name, label in said.items()}
+        labels = {plain(name): word("label", label) for name, label in said.items()}
     except RowError as error:
         raise DataError(f"data.labels: {file}: an image {error}") from None
-    return {s: [replace(e, label=labels[e.name]) for e in entries] for s, entries in splits.items()}
+    if len(labels) < len(said):
+        raise DataError(f"data.labels: {file} has an image twice, in spellings that look alike: make it anew")
+    if missing := [e.name for entries in splits.values() for e in entries if plain(e.name) not in labels]:
+        raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
+    return {s: [replace(e, label=labels[plain(e.name)]) for e in entries] for s, entries in splits.items()}
 
 
 def apart(count: int, part: int, draw: int) -> np.ndarray:
