@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def run(
     experiment: str = "personas",
     *,
-    seed: int = 0,
+    seed: int | None = None,
     strategy: str = "ease",
     overrides: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -43,7 +43,7 @@ def run(
 
     Args:
         experiment: a name in conf/experiment/, with +VARIANT, or a YAML file.
-        seed: decides the world, the adapters at the start and all orders.
+        seed: decides the world, the adapters at the start and all orders; None: the experiment's own, 0 where it says none.
         strategy: a name in strategies/.
         overrides: fields of the experiment by their dotted paths, {"learn.rounds": 20}.
         folder: a new folder for the run; None: one among the runs.

@@ -33,7 +33,8 @@ class NewRun:
 
     experiment: str = "personas"
     strategy: str = "ease"
-    seed: int = 0
+    seed: int | None = None
+    """None: the experiment's own."""
     folder: Path | None = None
     fresh: bool = False
     assignments: Sequence[str] = ()
@@ -80,7 +81,7 @@ def followed(settings: dict[str, Any], experiment: config.Experiment, folder: Pa
 
 def ready(new: NewRun, where: Where) -> Ready:
     """A run as it was typed, checked. Raises ConfigError: then nothing was made."""
-    checked, told = config.asked(new.experiment, new.assignments, seed=new.seed)
+    checked, told = config.asked(new.experiment, new.assignments, new.seed)
     submission.steps(checked, config.Submission(strategy=new.strategy))
     app.check()
     connected.check_place(checked, where.superlink)
@@ -184,7 +185,7 @@ def forget(folder: Path, asked: Asked, where: Where) -> int:
     if queue.append(folder, Step(kind="forget", request=request)):
         print(f"request {request.id}: on the queue of {folder}")
     else:
-        (same,) = (r for r in before if r.id == request.id)
+        (same,) = (r for r in queue.requests(queue.read(folder)) if r.id == request.id)  # perhaps just now, by another process
         print(f"request {request.id}: asked before, by strategy {same.strategy}: not asked again")
     return resume(folder, where)
 

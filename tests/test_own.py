@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 from ease_flwr.strategies.base import Method
+from typer.testing import CliRunner
 
-from ease_flwr import config, data, methods, strategies
+from ease_flwr import config, data, launcher, methods, strategies
+from ease_flwr.cli.main import app as ease
 from ease_flwr.config import APP, ConfigError, halves, own
 from ease_flwr.hosts import app
 from ease_flwr.sweep import cells
@@ -49,6 +52,37 @@ def test_experiments_and_variants_of_ones_own_stand_beside_ours(tmp_path):
     assert own.by_file("personas+sharing") == "personas+sharing"
 
 
+@pytest.mark.parametrize(
+    ("words", "own_seed", "seed"),
+    [
+        ([], None, 0),
+        ([], 7, 7),
+        (["--seed", "0"], 7, 0),
+        (["--set", "seed=5"], 7, 5),
+        (["--seed", "5", "--set", "seed=5"], 7, 5),
+    ],
+)
+def test_the_seed_of_an_experiment_is_its_own_unless_another_is_said(words, own_seed, seed, tmp_path, monkeypatch):
+    file = written(tmp_path, "mine", "extends: personas\n" + (f"seed: {own_seed}\n" if own_seed is not None else ""))
+    seen = []
+    monkeypatch.setattr(launcher, "submit", lambda settings, experiment, *where: seen.append((settings, experiment)) or 1)
+    said = CliRunner().invoke(ease, ["run", str(file), *words])
+    ((settings, experiment),) = seen
+    assert (experiment.seed, config.from_run_config({**RUN_CONFIG, **settings})[0].seed) == (seed, seed)
+    assert f"-seed{seed}-" in settings["run-dir"], said.output
+
+
+def test_two_seeds_are_none_and_flower_alone_has_none_either(tmp_path):
+    file = written(tmp_path, "mine", "extends: flickr8k\nseed: 7\n")
+    for command in (["run", str(file)], ["data", "deal", str(file), "--to", str(tmp_path / "parts.json")]):
+        said = CliRunner().invoke(ease, [*command, "--seed", "1", "--set", "seed=2"])
+        assert (said.exit_code, said.output.partition(": ")[2]) == (2, "seed=2: --seed 1 is said as well: leave one out\n")
+    told = tomllib.loads((APP / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    flat = {k: v for k, v in told.items() if not isinstance(v, dict)}
+    own.named(str(file))
+    assert config.from_run_config({**flat, "experiment": "mine"})[0].seed == 7
+
+
 def test_an_experiment_that_is_named_by_its_file_may_extend_its_neighbours(tmp_path):
     written(tmp_path, "anywhere/base", "data:\n  clients: 6\nforget:\n  targets: [client-0]\n")
     written(tmp_path, "anywhere/personas", "seed: 7\n")  # ours is meant where the name is ours
@@ -65,6 +99,31 @@ def test_own_files_that_hide_ours_are_refused_where_they_are_asked_for(group, na
     assert config.load("personas_class").seed == 0  # who asks for another one is not stopped
     with pytest.raises(ConfigError, match=rf"there is another {group} '{name}', .*{name}.yaml: rename yours"):
         config.load("personas+sharing")
+
+
+@pytest.mark.parametrize("kind", ["folder", "no file", "hidden"])
+def test_what_is_no_experiment_beside_ones_own_stops_who_asks_for_it_alone(kind, tmp_path):
+    """A folder of that name, a link to nothing, and what editors and systems leave beside a file."""
+    mine = written(tmp_path, "experiment/mine")
+    odd = mine.with_name({"folder": "odd.yaml", "no file": "odd.yaml", "hidden": ".#mine.yaml"}[kind])
+    odd.mkdir() if kind == "folder" else odd.symlink_to("somebody@somewhere.1234")
+    own.add_folder(tmp_path / "conf")
+    assert own.named(str(mine)) == "mine"
+    assert config.load("mine").data.clients == 5
+    assert own.spelled(config.parts("mine"))
+    assert (".#mine" in config.choices("experiment")) is False
+    if kind != "hidden":
+        line = {"folder": "Is a directory", "no file": "No such file or directory"}[kind]
+        with pytest.raises(ConfigError, match=rf"^{odd}: {line}$"):
+            config.load("odd")
+
+
+def test_an_experiment_extends_one_that_extends_none(tmp_path):
+    written(tmp_path, "experiment/base", "extends: personas\n")
+    written(tmp_path, "experiment/mine", "extends: base\n")
+    own.add_folder(tmp_path / "conf")
+    with pytest.raises(ConfigError, match=r"^experiment mine: base extends another one itself \(personas\): extend that, or"):
+        config.load("mine")
 
 
 def test_a_folder_without_experiments_is_refused(tmp_path):

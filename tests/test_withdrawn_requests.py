@@ -6,6 +6,7 @@ import pytest
 
 from ease_flwr import launcher
 from ease_flwr.config import ConfigError
+from ease_flwr.server import admission
 from ease_flwr.store import queue
 from tests.in_process_grid import InProcessGrid, submit
 from tests.small import hashes, settings
@@ -110,6 +111,23 @@ def test_the_same_request_in_other_words_is_the_same_request(learnt, tmp_path, c
     with pytest.raises(ConfigError, match=r"request \w+ is there already and asks something else: give yours another --id"):
         ask(run, pairs("client-1/30"), "finetune", id=queue.requests(queue.read(run))[0].id)
     assert (run / "queue.json").read_bytes() == before
+
+
+def test_the_same_request_by_two_processes_at_once_is_done_once(learnt, tmp_path, capsys, monkeypatch):
+    """The other one puts it on the queue while this one still looks whether it can be served."""
+    run, check = copy(learnt, tmp_path / "run"), admission.check
+    before = len(queue.read(run))
+
+    def meanwhile(*words):
+        monkeypatch.setattr(admission, "check", check)
+        enqueue(run, leaves("client-0"), "npo", rounds=1)
+        return check(*words)
+
+    monkeypatch.setattr(admission, "check", meanwhile)
+    monkeypatch.setattr(launcher, "resume", lambda folder, where: 0)
+    assert ask(run, leaves("client-0"), "finetune", "rounds=1") == 0
+    assert "asked before, by strategy npo: not asked again" in capsys.readouterr().out
+    assert len(queue.read(run)) == before + 1
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ NOBODY = {"forget.scenario": "client", "forget.targets": "client-0", "forget.the
 """What is to be forgotten plays no part here; the experiment's own may be of more clients than are asked for."""
 SHOWN = 20
 """Problems, and rows that are left out for one reason, that are named one by one."""
-SEED = Annotated[int, typer.Option(help="Of the experiment.", min=0, max=LAST)]
+SEED = Annotated[int | None, typer.Option(help="Default: the experiment's own.", min=0, max=LAST)]
 
 
 @data.command("check")
@@ -108,7 +108,7 @@ def data_demo(
 
 
 @data.command("prepare")
-def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = 0) -> None:
+def data_prepare(experiment: EXPERIMENT, set: SET = None, seed: SEED = None) -> None:
     """Decode and resize all images of an experiment into data.cache; goes on where it was ended, mends what is damaged."""
     with mistakes("data prepare"):
         _, world = _photographs(experiment, set, seed)
@@ -123,7 +123,7 @@ def data_cluster(
     experiment: EXPERIMENT,
     to: Annotated[Path, typer.Option(help="JSON file to write; data.labels=FILE uses it.", callback=here)],
     set: SET = None,
-    seed: SEED = 0,
+    seed: SEED = None,
     clusters: Annotated[int, typer.Option(help="How many topics.", min=2)] = 20,
 ) -> None:
     """Give every image a topic, by k-means on the base model's caption embeddings, for sets that have no labels."""
@@ -133,7 +133,7 @@ def data_cluster(
         from ease_flwr.data.topics import topics
 
         entries = [e for split in world.splits.values() for e in split]
-        names = topics(entries, found.model, clusters, seed)
+        names = topics(entries, found.model, clusters, found.seed)
         _write_names(to, names)
         print(f"{len(names)} images, {len({*names.values()})} topics in {to}")
 
@@ -143,7 +143,7 @@ def data_deal(
     experiment: EXPERIMENT,
     to: Annotated[Path, typer.Option(help="JSON file to write; data.partition=file data.parts=FILE uses it.", callback=here)],
     set: SET = None,
-    seed: SEED = 0,
+    seed: SEED = None,
 ) -> None:
     """Write down which client gets which images, by the experiment's data.partition."""
     with mistakes("data deal"):
@@ -196,14 +196,14 @@ def make_base(
     print(f"R@1 {recall:.1f} % on 500 unseen scenes; {path.stat().st_size} bytes in {path}")
 
 
-def _photographs(experiment: str, set: list[str] | None, seed: int) -> tuple[config.Experiment, Photographs]:
+def _photographs(experiment: str, set: list[str] | None, seed: int | None) -> tuple[config.Experiment, Photographs]:
     """An experiment with photographs, and its world. Raises ConfigError for another one."""
-    found, _ = config.asked(experiment, set or [], seed=seed, **NOBODY)
+    found, _ = config.asked(experiment, set or [], seed, **NOBODY)
     if found.data.kind != "photographs":
         raise config.ConfigError(f"experiment {experiment} has {found.data.kind}, not photographs from disk")
     from ease_flwr.data.photographs import load
 
-    return found, load(config.pictures(found), seed)
+    return found, load(config.pictures(found), found.seed)
 
 
 def _to(file: Path) -> None:

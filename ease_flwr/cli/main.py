@@ -29,7 +29,10 @@ app.callback()(own_files)
 def run(
     experiment: EXPERIMENT = "personas",
     strategy: Annotated[str, typer.Option(help="File in strategies/; `ease methods` lists them.")] = "ease",
-    seed: Annotated[int, typer.Option(help="Decides the world, the adapters at the start and all orders.", min=0)] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Decides the world, the adapters at the start and all orders; default: the experiment's own.", min=0),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="New folder for the run.", callback=here)] = None,
     fresh: Annotated[bool, typer.Option(help="Compute learn phases again instead of taking them from the cache.")] = False,
     set: Annotated[list[str] | None, typer.Option(help="key=value of the experiment; may be repeated.")] = None,

@@ -45,7 +45,7 @@ def take_along(conf: Path | None = None) -> None:
 def add_folder(folder: Path) -> None:
     """All experiments and variants of a folder like conf/. Raises ConfigError where there are none."""
     try:
-        found = [(group, file) for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
+        found = [(group, file) for group in GROUPS for file in _yamls(folder / group)]
     except (OSError, ValueError):
         found = []
     if not found:
@@ -67,7 +67,7 @@ def named(experiment: str) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no experiment file {file}: {getattr(error, 'strerror', None) or error}") from None
     _add("experiment", file)
-    for neighbour in sorted(file.parent.glob("*.yaml")):  # it may extend one of these
+    for neighbour in _yamls(file.parent):  # it may extend one of these
         settings["experiment"].setdefault(neighbour.stem, neighbour.absolute())
     return file.stem + found[2]
 
@@ -95,9 +95,18 @@ def read(spelled: str) -> dict[str, str]:
         raise ConfigError(f"own: not what `ease run` writes ({error}): submit the run again") from None
 
 
+def _yamls(folder: Path) -> list[Path]:
+    """Of a folder, in order; not what editors and systems hide there (.#NAME.yaml, ._NAME.yaml)."""
+    return sorted(file for file in folder.glob("*.yaml") if file.name[0] != ".")
+
+
 def _add(group: str, file: Path) -> None:
+    """Take a file along. One that cannot be read is told to who asks for it."""
     file, name = file.absolute(), file.stem
     ours = APP / "conf" / group / f"{name}.yaml"
     known = ours if ours.is_file() else settings[group].setdefault(name, file)
-    if known.read_bytes() != file.read_bytes():
-        clashes[group, name] = f"{file}: there is another {group} {name!r}, {known}: rename yours"
+    try:
+        if known.read_bytes() != file.read_bytes():
+            clashes[group, name] = f"{file}: there is another {group} {name!r}, {known}: rename yours"
+    except OSError as error:
+        clashes[group, name] = f"{file}: {error.strerror}"

@@ -50,7 +50,9 @@ def read_yaml(group: str, name: str, told: Mapping[str, str] | None = None) -> d
     path = _files(group)[name] if text is None else f"{group}/{name}.yaml"
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8-sig") if text is None else text, _Loader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is no UTF-8: save it as UTF-8") from None
+    except (OSError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines")
@@ -85,7 +87,12 @@ def load(name: str, overrides: dict[str, Any] | None = None, told: Mapping[str, 
     """The experiment NAME or NAME+VARIANT+... with these dotted keys changed; told: as of read_yaml. Raises ConfigError."""
     first, *variants = name.split("+")
     changes = read_yaml("experiment", first, told)
-    values = read_yaml("experiment", str(changes.pop("extends")), told) if "extends" in changes else {}
+    base = changes.pop("extends", None)
+    values = {} if base is None else read_yaml("experiment", str(base), told)
+    if "extends" in values:
+        raise ConfigError(
+            f"experiment {first}: {base} extends another one itself ({values['extends']}): extend that, or copy it"
+        )
     _merge(values, {"name": name, **changes})
     for variant in variants:
         _merge(values, read_yaml("variant", variant, told))

@@ -21,10 +21,14 @@ FILES = {".safetensors", ".json", ".pt", ".pth", ".bin"}
 """Endings of a base model's files; what has none of them is the tag of pretrained weights."""
 
 
-def asked(experiment: str, assignments: Iterable[str], **more: Any) -> tuple[Experiment, dict[str, Any]]:
+def asked(
+    experiment: str, assignments: Iterable[str], seed: int | None = None, **more: Any
+) -> tuple[Experiment, dict[str, Any]]:
     """An experiment with `key=value`s as somebody asks for it, and these settings with absolute paths, those of its own YAML
-    among them. more: further settings by their names. Raises ConfigError."""
+    among them. seed: None is the experiment's own.  more: further settings by their names. Raises ConfigError."""
     told = more | parse_assignments(assignments)
+    if seed is not None and told.setdefault("seed", str(seed)) != str(seed):
+        raise ConfigError(f"seed={told['seed']}: --seed {seed} is said as well: leave one out")
     loaded = load(experiment, told)
     if paths := _paths(loaded):
         told |= paths
