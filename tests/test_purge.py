@@ -6,7 +6,7 @@ import random
 import pytest
 
 from ease_flwr import launcher
-from ease_flwr.audit import envelope, receipt
+from ease_flwr.audit import envelope, receipt, report
 from ease_flwr.config import ConfigError
 from ease_flwr.store import phases, purge
 from tests.in_process_grid import submit
@@ -46,6 +46,16 @@ def test_purge_deletes_what_knows_and_says_what_is_kept(whole, tmp_path, monkeyp
     assert left == {"report.html", "figures"}  # going on ends with a report again, and it shows pictures of what was forgotten
     purge.purge(run)
     assert not [x for x in purge.residual(run) if x.status == "to be purged"]
+
+
+def test_a_purged_run_has_a_report_still(reported, tmp_path):
+    """Without the figures of single pairs, whose similarities were purged."""
+    run = copy(reported, tmp_path / "run")
+    drawn = {f.stem for f in (run / "figures").glob("*.svg")}
+    purge.purge(run)
+    assert not (run / "figures").exists()
+    report.of_run(run, pictures=False)
+    assert drawn - {f.stem for f in (run / "figures").glob("*.svg")} == {"similarity", "membership", "first-alike"}
 
 
 def test_nothing_to_purge_is_said(learnt, tmp_path):

@@ -90,7 +90,8 @@ def forgotten(names: Any, before: str = "") -> str:
 
 def similarities(scores: Scores) -> Drawing | None:
     """Histograms of the cosines of forgotten and kept pairs."""
-    kinds = [s for s in (forgotten(scores["unlearned"], "similarity."), "retain") if f"similarity.{s}" in scores["unlearned"]]
+    own = scores.get("unlearned", {})  # purged scores are none
+    kinds = [s for s in (forgotten(own, "similarity."), "retain") if f"similarity.{s}" in own]
     if not kinds:
         return None
     figure, axes = draw(7, 2.6, 1, len(kinds), squeeze=False)
@@ -169,7 +170,7 @@ def relearnt(ax: Axes, numbers: Plain, models: Sequence[str]) -> list[list[Any]]
 
 def membership(scores: Scores) -> Drawing | None:
     """ROC of the cosine attack."""
-    if not scores["unlearned"].get("member"):
+    if not scores.get("unlearned", {}).get("member"):
         return None
     figure, ax = draw(4.6, 3.9)
     rows = []

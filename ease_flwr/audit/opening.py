@@ -195,7 +195,7 @@ def pictures(numbers: figures.Plain, scores: figures.Scores) -> list[Drawing]:
         legend(figure, ax, ncols=3, columnspacing=1, handlelength=1.8)
         reading = AGAIN if references else AGAIN.partition(" The dashed")[0]
         found.append(Drawing("first-again", "Is it slow to learn again?", reading, figure, (figures.RELEARNT, rows)))
-    elif f"similarity.{name}" in scores["unlearned"]:
+    elif f"similarity.{name}" in scores.get("unlearned", {}):
         rows = figures.ridge(ax, scores, name)
         ax.set(title="")
         reading = ALIKE if references else ALIKE.partition(" The target")[0]
