@@ -82,6 +82,7 @@ def followed(settings: dict[str, Any], experiment: config.Experiment, folder: Pa
 def ready(new: NewRun, where: Where) -> Ready:
     """A run as it was typed, checked. Raises ConfigError: then nothing was made."""
     checked, told = config.asked(new.experiment, new.assignments, new.seed)
+    strategies.check_named(checked)
     submission.steps(checked, config.Submission(strategy=new.strategy))
     app.check()
     connected.check_place(checked, where.superlink)

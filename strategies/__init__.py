@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ease_flwr.strategies.base import Method
 
-from ease_flwr.config import halves
+from ease_flwr.config import ConfigError, Experiment, halves
 
 SHARED = ("assisted", "base", "gsd", "ordinary")
 """Modules that methods are made of, and that are no methods."""
@@ -13,3 +13,12 @@ SHARED = ("assisted", "base", "gsd", "ordinary")
 def load(name: str) -> type[Method]:
     """The class of a strategy. Raises ConfigError for an unknown name."""
     return halves.find("strategies", name, Method)
+
+
+def check_named(experiment: Experiment) -> None:
+    """Raises ConfigError where an experiment has settings for a strategy that is not there: nobody would read them."""
+    for name in experiment.strategies:
+        try:
+            halves.check("strategies", name)
+        except ConfigError as error:
+            raise ConfigError(f"strategies.{name}: {error}") from None

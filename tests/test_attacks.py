@@ -182,6 +182,8 @@ def test_more_pairs_than_its_owner_has_stated(monkeypatch):
     assert "training pairs, federation.sizes states 10: ask its owner" in found.missing["client-1"]
     with pytest.raises(ConfigError, match=r"sizes: 'client-1' is not NAME:PAIRS, for example hospital-a:1200"):
         small_experiment(**{"federation.sizes": ("client-1",)})
+    with pytest.raises(ConfigError, match=r"sizes: a name is there twice: say its size once"):
+        small_experiment(**{"federation.sizes": ("client-1:10", "client-1:100")})
 
 
 def test_keys_are_kept_by_name(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ class FederationConfig(Section):
     def _sizes_are_numbers(self) -> FederationConfig:
         if wrong := [s for s in self.sizes if not SIZE.fullmatch(s)]:
             raise ValueError(f"sizes: {wrong[0]!r} is not NAME:PAIRS, for example hospital-a:1200")
+        if len(self.stated) < len(self.sizes):  # of two the last would count
+            raise ValueError("sizes: a name is there twice: say its size once")
         return self
 
     @property

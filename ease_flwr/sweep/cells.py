@@ -87,6 +87,7 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
     there: dict[Path, Standing] = {}
     for variant in variants:
         loaded, _ = sweep.asked(variant)
+        strategies.check_named(loaded)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
         for seed in seeds:
             where = folder / f"seed-{seed}" / variant.folder
