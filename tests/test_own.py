@@ -118,7 +118,9 @@ def test_what_is_no_experiment_beside_ones_own_stops_who_asks_for_it_alone(kind,
             config.load("odd")
 
 
-@pytest.mark.parametrize("command", [["run"], ["compare", "--strategies", "npo", "--seeds", "0"], ["tune", "--strategies", "npo"]])
+@pytest.mark.parametrize(
+    "command", [["run"], ["compare", "--strategies", "npo", "--seeds", "0"], ["tune", "--strategies", "npo"]]
+)
 def test_settings_of_a_strategy_that_is_not_there_are_read_by_nobody(command, tmp_path):
     file = written(tmp_path, "mine", "extends: personas\nstrategies:\n  npoo: {rounds: 3}\n")
     said = CliRunner().invoke(ease, [command[0], str(file), *command[1:]])

@@ -11,7 +11,7 @@ from ease_flwr.config import ConfigError
 from ease_flwr.store import phases, purge
 from tests.in_process_grid import submit
 from tests.small import hashes, settings
-from tests.standing import SIMULATION, ask, copy, pairs
+from tests.standing import SIMULATION, Death, ask, copy, pairs
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -56,6 +56,50 @@ def test_a_purged_run_has_a_report_still(reported, tmp_path):
     assert not (run / "figures").exists()
     report.of_run(run, pictures=False)
     assert drawn - {f.stem for f in (run / "figures").glob("*.svg")} == {"similarity", "membership", "first-alike"}
+
+
+@pytest.mark.parametrize("lives", [1, 2, 5])
+def test_a_purge_that_dies_is_known_and_done_again(lives, reported, tmp_path, monkeypatch):
+    run, delete, left = copy(reported, tmp_path / "run"), purge._delete, iter(range(lives))
+    planned = {x.where for x in purge.residual(run) if x.status == "to be purged"}
+
+    def mortal(layout, paths):
+        if paths and next(left, None) is None:
+            raise Death
+        delete(layout, paths)
+
+    monkeypatch.setattr(purge, "_delete", mortal)
+    with pytest.raises(Death):
+        purge.purge(run)
+    assert "original" not in purge.left(run, ["original", "unlearned"])  # what may be gone is not asked for
+    monkeypatch.setattr(purge, "_delete", delete)
+    purge.purge(run)
+    assert not [x for x in purge.residual(run) if x.status == "to be purged"]
+    assert planned <= {entry["where"] for entry in purge.purged(run)}
+    report.of_run(run)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"at": ', b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize(
+    "name", ["audit.json", "experiment.json", "purge.json", "ledger.jsonl", "adapters/unlearned/provenance.json"]
+)
+def test_a_broken_file_of_a_run_is_named(name, content, receipted, reported, tmp_path, home):
+    """As a full disk, or one that lost its power, leaves it."""
+    run, key = copy(receipted[0], tmp_path / "run"), home / "key.pem"
+    if name == "audit.json":
+        run = copy(reported, tmp_path / "reported")
+    (run / name).write_bytes(content)
+    works = [
+        lambda: purge.purge(run),
+        lambda: receipt.make(run, key),
+        lambda: receipt.verify(run),
+        lambda: report.of_run(run, False),
+    ]
+    for work in works:
+        try:
+            work()
+        except ConfigError as error:
+            assert str(run) in str(error) or "receipt" in str(error)  # noqa: PT017
 
 
 def test_nothing_to_purge_is_said(learnt, tmp_path):

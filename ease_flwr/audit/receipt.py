@@ -19,7 +19,7 @@ from ease_flwr.audit.summary import current_audit, read_results
 from ease_flwr.config import ConfigError, ForgetRequest, ModelConfig, code_hash, file_sha256, weights_sha256
 from ease_flwr.config.request import now
 from ease_flwr.store import phases, purge, queue
-from ease_flwr.store.files import write_text
+from ease_flwr.store.files import read_object, write_text
 from ease_flwr.store.layout import RunLayout
 
 NOT_SHOWN = (
@@ -67,7 +67,7 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     requests = _requests(run)
     if not requests:
         raise ConfigError(f"{run}: nothing was forgotten there, so there is nothing to give a receipt for")
-    experiment = json.loads(RunLayout(run).experiment.read_text(encoding="utf-8"))
+    experiment = read_object(RunLayout(run).experiment, "restore it")
     model = ModelConfig(**experiment["model"])
     audit, found = current_audit(run, results)
     residual = [*purge.purged(run), *({**x.__dict__} for x in purge.residual(run))]
@@ -139,10 +139,10 @@ def read_ledger(run: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     out = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, written in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            entry = json.loads(text)
-            out.append({**entry, "text": text, "line_sha256": hashlib.sha256(text.encode()).hexdigest()})
+            text = written.decode()
+            out.append({**json.loads(text), "text": text, "line_sha256": hashlib.sha256(written).hexdigest()})
         except (ValueError, TypeError):
             raise ConfigError(f"{file}: line {number} is not JSON: it was changed") from None
     return out

@@ -19,7 +19,7 @@ from ease_flwr.audit.summary import cost_line, current_audit, read_results, read
 from ease_flwr.audit.verdict import GOOD, HEAD, Row, digits, headline, read_rows, shown
 from ease_flwr.config import ConfigError
 from ease_flwr.exchange.judgement import SETS
-from ease_flwr.store.files import write_text
+from ease_flwr.store.files import read_object, write_text
 from ease_flwr.store.layout import RunLayout
 
 SHOWN_NUMBERS = (
@@ -28,12 +28,9 @@ SHOWN_NUMBERS = (
 )
 
 
-def read(folder: Path, name: str) -> Any:
+def read(folder: Path, name: str) -> dict[str, Any]:
     """JSON of a run. Raises ConfigError where it is missing or broken."""
-    try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / name}: {error}: a report needs it") from None
+    return read_object(folder / name, "a report needs it")
 
 
 def of_run(folder: Path, pictures: bool = True) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from ease_flwr import config
 from ease_flwr.audit.retrieval import SIGN, differences, meant, signed
 from ease_flwr.config import AuditConfig, ConfigError
+from ease_flwr.store.files import read_object
 from ease_flwr.store.layout import RunLayout, no_run
 
 AGAIN = "gaps_retrain_2_to_retrain"
@@ -49,10 +50,7 @@ def current_audit(run: Path, results: dict[str, Any]) -> tuple[Path | None, dict
     """
     found = []
     for file in RunLayout(run).audits():
-        try:
-            audit: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file}: {error}: restore it, or ask again with `ease audit {run}`") from None
+        audit = read_object(file, f"restore it, or ask again with `ease audit {run}`")
         named = audit.get("adapters_sha256", {})
         there = results["adapters_sha256"]
         made = audit.get("trained", [])  # further retrainings that the audit did itself

@@ -98,6 +98,17 @@ def busy(file: Path) -> bool:
     return False
 
 
+def read_object(path: Path, cure: str) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError where there is none, with what to do."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}: {cure}") from None
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ease_flwr.config import ConfigError, ForgetRequest
 from ease_flwr.config.request import now
 from ease_flwr.store import phases, queue
-from ease_flwr.store.files import locked, write_json
+from ease_flwr.store.files import locked, read_object, write_json
 from ease_flwr.store.layout import Artefact, RunLayout
 
 LOCK = "keeps the gap shut while training goes on: directions derived from what was forgotten, not the data (--lock deletes it)"
@@ -84,24 +84,20 @@ def purge(run: Path, lock: bool = False, updates: bool = False) -> list[Location
             raise ConfigError(f"{run}: no request to forget is done there, so there is nothing to purge")
         if any(run.glob("journal/*/*.safetensors")):
             raise ConfigError(f"{run}: a phase is not finished: `ease resume {run}` first")
-        found = []
-        for location, paths in _looked_at(run, lock, updates):
-            if location.status == "to be purged":
-                _delete(layout, paths)
-                location = Location(location.where, location.what, "purged")
-            found.append(location)
+        looked_at = list(_looked_at(run, lock, updates))
+        found = [replace(x, status="purged") if x.status == "to be purged" else x for x, _ in looked_at]
         known = {entry["where"]: entry for entry in purged(run)}
         known |= {x.where: asdict(x) for x in found if x.status == "purged"}
-        write_json(layout.purge, {"at": now(), "purged": list(known.values())})
+        write_json(layout.purge, {"at": now(), "purged": list(known.values())})  # first: what is gone must be known to be
+        for _, paths in looked_at:
+            _delete(layout, paths)
     return found
 
 
 def purged(run: Path) -> list[dict[str, Any]]:
     """What was purged until now."""
-    try:
-        found: list[dict[str, Any]] = json.loads(RunLayout(run).purge.read_text(encoding="utf-8"))["purged"]
-    except FileNotFoundError:
-        return []
+    file = RunLayout(run).purge
+    found: list[dict[str, Any]] = read_object(file, "restore it")["purged"] if file.is_file() else []
     return found
 
 
@@ -161,7 +157,7 @@ def _judged(
         case "everything":
             return kind.path.partition("/{")[0], kind.what, "to be purged", ""
         case "pairs":
-            has = json.loads(artefact.path.read_text(encoding="utf-8")).get("scores")
+            has = read_object(artefact.path, "restore it, or remove it").get("scores")
             return (f"{name}: scores", "similarities of single pairs", "to be purged", "") if has else nothing
         case "numbers":
             return kind.path, kind.what, "kept", NUMBERS
@@ -184,7 +180,7 @@ def _model_knows(artefact: Artefact, forgotten: Forgotten) -> bool:
     try:
         text = (artefact.path.parent / "provenance.json").read_text(encoding="utf-8")
         return forgotten.known_by(json.loads(text)["forgotten"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return True  # nobody can say what it has forgotten
 
 
