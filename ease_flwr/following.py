@@ -85,7 +85,7 @@ def _rounds(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _events(file: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says so far; a line that is being written is left out."""
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         try:
             said = json.loads(line)
         except ValueError:

@@ -81,7 +81,8 @@ def test_a_purge_that_dies_is_known_and_done_again(lives, reported, tmp_path, mo
 
 @pytest.mark.parametrize("content", [b"", b'{"at": ', b"\xff\xfe", b"[]"])
 @pytest.mark.parametrize(
-    "name", ["audit.json", "experiment.json", "purge.json", "ledger.jsonl", "adapters/unlearned/provenance.json"]
+    "name",
+    ["audit.json", "metrics.jsonl", "experiment.json", "purge.json", "ledger.jsonl", "adapters/unlearned/provenance.json"],
 )
 def test_a_broken_file_of_a_run_is_named(name, content, receipted, reported, tmp_path, home):
     """As a full disk, or one that lost its power, leaves it."""

@@ -40,7 +40,10 @@ def of_run(folder: Path, pictures: bool = True) -> Path:
     file, audit = current_audit(folder, results)
     if file is None:
         raise ConfigError(f"{folder}: no audit of its models: `ease audit {folder}` makes one, and a report needs it")
-    every = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    try:
+        every = [json.loads(line) for line in layout.metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{layout.metrics}: {error}: a report needs it") from None
     events = [e for e in every if not of_others(str(e.get("model", "")), results)]
     facts: dict[str, Any] = next((q for q in reversed(results["requests"]) if "blocks" in q), {})
     scores = audit["scores"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,13 +81,15 @@ def data_ids(
         from ease_flwr.data import formats, pairs
 
         entries = formats.read_index(config.absolute(str(root), "ROOT"))["train"]
-        wanted = [m.casefold() for m in match or [""]]
+        alike = partial(unicodedata.normalize, "NFC")  # of spellings that look alike one
+        wanted = [alike(m).casefold() for m in match or [""]]
+        pictures = [alike(p) for p in picture or ()]
         chosen = [
             e
             for e in entries
-            if (not label or e.label == label)
-            and (not picture or any(p == e.name or fnmatchcase(e.name, p) for p in picture))
-            and any(m in s.casefold() for m in wanted for s in (e.name, *e.captions))
+            if (not label or e.label == alike(label))
+            and (not pictures or any(p == alike(e.name) or fnmatchcase(alike(e.name), p) for p in pictures))
+            and any(m in alike(s).casefold() for m in wanted for s in (e.name, *e.captions))
         ]
         if not chosen:
             raise config.ConfigError(f"{root}: no training pair matches: look for less, or see `ease data check {root}`")
