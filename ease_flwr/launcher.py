@@ -254,12 +254,14 @@ def audit(finished: Path, level: str, where: Where, references: int = 0) -> int:
     experiment, _ = config.from_run_config(settings)
     connected.check_place(experiment, where.superlink)
     folder = finished / f"audit-{level}"
-    if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
-        shutil.rmtree(folder)
     if references and "retrain" not in results["adapters_sha256"]:
         raise ConfigError(
             f"--references {references}: {finished} has none: `ease reference {finished} --count {references}` trains them"
         )
+    if busy(RunLayout(folder).run_lock):
+        raise ConfigError(f"{folder} is in use by another process: wait until that audit has ended, or end it")
+    if (folder / "state.json").is_file():  # an audit of before: the same question again replaces its answer
+        shutil.rmtree(folder)
     wanted = references or max(experiment.evaluation.references, 2 if level == "full" else 1)
     more = {"evaluation.references": str(wanted)} | ({"federation.quorum": str(where.quorum)} if where.quorum else {})
     settings |= {"run-dir": str(folder), "audit": level, "set": config.said(settings) | more}

@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 import ease_flwr as ease
-from ease_flwr import api, config
+from ease_flwr import api, config, launcher
 from ease_flwr.config import APP, ConfigError
+from ease_flwr.store import files
 from tests.small import SMALL
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -66,6 +68,25 @@ def test_a_model_embeds_and_searches_as_the_run_does(whole, tmp_path):
     with torch.no_grad():
         assert torch.allclose(adapted.embed_images(adapted.trunk(adapted.base.normalise(pairs.images[:40]))), images, atol=1e-5)
     assert not np.allclose(images, run.model("unlearned").images(pairs.images[:40]), atol=1e-3)
+
+
+def test_an_audit_that_is_refused_or_at_work_leaves_the_last_one(whole, tmp_path, monkeypatch):
+    run, submitted = shutil.copytree(whole, tmp_path / "run"), []
+    monkeypatch.setattr(launcher, "submit", lambda *words: submitted.append(words) or 1)
+    before = run / "audit-full" / "audit.json"
+    before.parent.mkdir()
+    for name in ("state.json", "audit.json"):
+        (before.parent / name).write_text("{}")
+    with pytest.raises(ConfigError, match=r"^--references 2: .* has none: `ease reference .* --count 2` trains them$"):
+        ease.open_run(run).audit(references=2)
+    with files.locked(before.parent / "run.lock"), pytest.raises(ConfigError, match=r"audit-full is in use by another process"):
+        ease.open_run(run).audit()
+    assert before.is_file()
+    assert not submitted
+    with pytest.raises(ease.RunError):
+        ease.open_run(run).audit()
+    assert submitted
+    assert not before.exists()  # the same question again replaces its answer
 
 
 def test_a_run_says_how_it_went(reported, whole):

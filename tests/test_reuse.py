@@ -115,6 +115,16 @@ def test_a_cell_that_was_begun_goes_on(tmp_path):
         cells.standing(where, asked, "ease")
 
 
+def test_two_variants_do_not_share_a_cell(tmp_path):
+    """The second would be given the results of the first. Values of a method of one's own may differ in signs alone."""
+    same = [Variant("own rule=a+b", settings={"strategy.rounds": 3}), Variant("own rule=a*b", settings={"strategy.rounds": 4})]
+    with pytest.raises(
+        ConfigError, match=r"^'own rule=a\+b' and 'own rule=a\*b' would share the folder own-rule-a-b: name one"
+    ):
+        cells.run(Sweep("personas", [0], tmp_path), same)
+    assert not list(tmp_path.iterdir())
+
+
 def test_seeds_of_a_sweep_are_said_once(tmp_path):
     with pytest.raises(ConfigError, match=r"^seed=4: a comparison, ablation or search says its seeds by --seeds$"):
         cells.run(Sweep("personas", [0], tmp_path, ["seed=4"]), VARIANTS)

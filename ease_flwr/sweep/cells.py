@@ -85,7 +85,12 @@ def run(sweep: Sweep, variants: Sequence[Variant]) -> Found:
     """
     seeds, folder, jobs = sweep.seeds, sweep.folder, sweep.jobs
     there: dict[Path, Standing] = {}
+    labels: dict[str, str] = {}
     for variant in variants:
+        if (other := labels.setdefault(variant.folder, variant.label)) != variant.label:
+            raise config.ConfigError(
+                f"{other!r} and {variant.label!r} would share the folder {variant.folder}: name one otherwise"
+            )
         loaded, _ = sweep.asked(variant)
         strategies.check_named(loaded)
         strategies.load(variant.strategy).check(variant.strategy, loaded, loaded.forget.scenario)
