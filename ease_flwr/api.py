@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    experiment: str = "personas",
+    experiment: str | Path = "personas",
     *,
     seed: int | None = None,
     strategy: str = "ease",
@@ -58,7 +58,7 @@ def run(
     if until not in ("", "learn"):
         raise ConfigError(f"until={until!r}: expected learn")
     config.own.take_along()
-    experiment = config.own.named(experiment)
+    experiment = config.own.named(str(experiment))
     said = assignments(overrides or {})
     new = launcher.NewRun(experiment, strategy, seed, Path(folder) if folder is not None else None, fresh, said, until)
     ready = launcher.ready(new, where or Where())
@@ -181,6 +181,8 @@ class Run:
 
     def continue_training(self, rounds: int = 5, where: Where | None = None) -> Run:
         """Those who stay go on learning for so many rounds, under the forget lock."""
+        if rounds < 1:
+            raise ConfigError(f"rounds={rounds}: give the number of rounds, 1 or more")
         return _done(self.folder, lambda: launcher.continue_training(self.folder, rounds, where or Where()))
 
     def resume(self, where: Where | None = None) -> Run:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,10 @@ def test_learning_now_and_forgetting_later(home):
         (lambda run: ease.open_run(run.folder / "none"), "no run there: give the folder of one"),
         (lambda run: ease.run("persona"), "no experiment 'persona'"),
         (lambda run: ease.run("none.yaml"), "no experiment file none.yaml"),
+        (lambda run: ease.run(Path("none.yaml")), "no experiment file none.yaml"),
+        (lambda run: run.continue_training(0), "rounds=0: give the number of rounds, 1 or more"),
+        (lambda run: run.export("unlearned", run.folder / "a.bin"), "a.bin: expected a name that ends in .safetensors"),
+        (lambda run: run.export("unlearned", run.folder / "a", "onnx"), "form='onnx': expected open_clip or peft"),
         (lambda run: ease.run(overrides={"learn.round": 3}), "unknown key learn.round"),
         (lambda run: ease.run(until="end"), "until='end': expected learn"),
         (lambda run: run.audit("half"), "level='half': expected quick or full"),

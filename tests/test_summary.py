@@ -37,6 +37,14 @@ def test_gaps_have_mean_spread_and_worst(tmp_path):
     assert "continued minus" not in text
 
 
+def test_a_run_is_counted_once(tmp_path):
+    run = write(tmp_path / "a", 0, 14.0, 10.0)
+    (tmp_path / "link").symlink_to(run)
+    for again in (run, tmp_path / "link", tmp_path / "x" / ".." / "a"):
+        with pytest.raises(ConfigError, match=r" is named twice: a mean would count it twice, name it once$"):
+            summary([run, again])
+
+
 def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"no run there: give the folder of one"):
         summary([tmp_path])

@@ -124,6 +124,10 @@ def export_run(run: Path, name: str, file: Path, form: str = "open_clip") -> str
 
     Raises ConfigError, and leaves nothing half written.
     """
+    if form not in ("open_clip", "peft"):
+        raise ConfigError(f"form={form!r}: expected open_clip or peft")
+    if form == "open_clip" and file.suffix != ".safetensors":
+        raise ConfigError(f"--to {file}: expected a name that ends in .safetensors")
     experiment, strategy, theta = adapters_of(run, name)
     provenance = _provenance(RunLayout(run).adapters / name / "provenance.json")
     if form == "open_clip":

@@ -78,6 +78,8 @@ def read_run_config(folder: Path) -> dict[str, Any]:
 
 def summary(folders: list[Path]) -> str:
     """Markdown: R@1 of every model of every run, the gaps with mean and spread over runs, and what forgetting cost."""
+    if twice := [f for i, f in enumerate(folders) if f.resolve() in {other.resolve() for other in folders[:i]}]:
+        raise ConfigError(f"{twice[0]} is named twice: a mean would count it twice, name it once")
     runs = [read_results(f) for f in folders]
     sets = list(next(iter(runs[0]["models"].values())))
     if any(list(next(iter(run["models"].values()))) != sets for run in runs):

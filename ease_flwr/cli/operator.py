@@ -211,8 +211,6 @@ def export(
     with mistakes("export"):
         if merged and form is Form.peft:
             raise config.ConfigError("--merged: a PEFT folder holds adapters alone: leave it out, or use --format open_clip")
-        if form is Form.open_clip and to.suffix != ".safetensors":
-            raise config.ConfigError(f"--to {to}: expected a name that ends in .safetensors")
         from ease_flwr.audit.export import export_run
 
         print(export_run(run, model, to, form.value))

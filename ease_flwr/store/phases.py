@@ -109,7 +109,7 @@ def read_file(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads((folder / "phase.json").read_text(encoding="utf-8"))
         expected = content.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}/phase.json: {error}: restore it") from None
     if digest(content) != expected:
         raise ConfigError(f"{folder}/phase.json: its content does not fit its sha256, it was changed or cut: restore it")
