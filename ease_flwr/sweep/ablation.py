@@ -79,5 +79,5 @@ def table(found: Found) -> str:
         similarity = gaps(runs, "pair_similarity")
         cells.append(spread(similarity, 3) if similarity else "-")
         cells += [f"{100 * share:.1f}" for share in cost_shares(runs)]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + (" |" if len(runs) == len(by_seed) else f" ({len(runs)} seeds) |"))
     return "\n".join([*lines, *(["", *more] if (more := left_out(done)) else [])]) + "\n"
