@@ -6,7 +6,10 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
 
+from ease_flwr.cli import app
 from ease_flwr.config import UNSEEN, DataConfig, DataError, ForgetConfig
 from ease_flwr.data import formats, photographs
 from ease_flwr.data.entries import sentence, word
@@ -84,3 +87,22 @@ def test_labels_and_parts_in_files_know_names_in_either_spelling(tmp_path, form,
     (tmp_path / "labels").write_text(json.dumps({"names": labels | {name: "other" for name, *_ in rows}}))
     with pytest.raises(DataError, match=r"^data.labels: .* has an image twice, in spellings that look alike"):
         photographs.labelled(world.splits, said["labels"])
+
+
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("kept", ["NFC", "NFD"])
+@pytest.mark.parametrize(("option", "word"), [("--label", "Müller"), ("--picture", "é.png"), ("--match", "GRÜN")])
+def test_ids_are_found_in_whichever_spelling_they_are_looked_for(option, word, typed, kept, tmp_path):
+    """Terminals and file systems write a letter with its accent as one or as two; they look alike."""
+    rows = "image,caption,label,split\né.png,grün,Müller,train\n" + "".join(
+        f"{s}.png,red,b,{s}\n" for s in ("train", "val", "test")
+    )
+    for name in ("é", "train", "val", "test"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{unicodedata.normalize(kept, name)}.png")
+    (tmp_path / "captions.csv").write_text(unicodedata.normalize(kept, rows), encoding="utf-8")
+    done = CliRunner().invoke(
+        app, ["data", "ids", str(tmp_path), "--client", "x", option, unicodedata.normalize(typed, word), "--names"]
+    )
+    assert done.exit_code == 0, done.output
+    assert unicodedata.normalize("NFC", done.stdout).splitlines()[0].endswith("  # é.png")
+    assert len([line for line in done.stdout.splitlines() if line.startswith("x/id:")]) == 1

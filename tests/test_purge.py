@@ -7,6 +7,7 @@ import pytest
 
 from ease_flwr import launcher
 from ease_flwr.audit import envelope, receipt, report
+from ease_flwr.audit.summary import read_results
 from ease_flwr.config import ConfigError
 from ease_flwr.store import phases, purge
 from tests.in_process_grid import submit
@@ -72,6 +73,10 @@ def test_a_purge_that_dies_is_known_and_done_again(lives, reported, tmp_path, mo
     with pytest.raises(Death):
         purge.purge(run)
     assert "original" not in purge.left(run, ["original", "unlearned"])  # what may be gone is not asked for
+    still = {x.where: x.status for x in purge.residual(run) if x.status == "to be purged"}
+    said = receipt.predicate(run, read_results(run))["residual"]
+    assert len({x["where"] for x in said}) == len(said)
+    assert {x["where"]: x["status"] for x in said if x["where"] in planned} == dict.fromkeys(planned, "purged") | still
     monkeypatch.setattr(purge, "_delete", delete)
     purge.purge(run)
     assert not [x for x in purge.residual(run) if x.status == "to be purged"]

@@ -293,22 +293,3 @@ def test_of_several_indexes_all_are_said(tmp_path, names):
     with pytest.raises(DataError, match=r"more than one index \(.*\): keep one there, move the others away") as error:
         formats.read_index(str(tmp_path))
     assert all(name in str(error.value) for name in names)
-
-
-@pytest.mark.parametrize("typed", ["NFC", "NFD"])
-@pytest.mark.parametrize("kept", ["NFC", "NFD"])
-@pytest.mark.parametrize(("option", "word"), [("--label", "Müller"), ("--picture", "é.png"), ("--match", "GRÜN")])
-def test_ids_are_found_in_whichever_spelling_they_are_looked_for(option, word, typed, kept, tmp_path):
-    """Terminals and file systems write a letter with its accent as one or as two; they look alike."""
-    rows = "image,caption,label,split\né.png,grün,Müller,train\n" + "".join(
-        f"{s}.png,red,b,{s}\n" for s in ("train", "val", "test")
-    )
-    for name in ("é", "train", "val", "test"):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{unicodedata.normalize(kept, name)}.png")
-    (tmp_path / "captions.csv").write_text(unicodedata.normalize(kept, rows), encoding="utf-8")
-    done = CliRunner().invoke(
-        app, ["data", "ids", str(tmp_path), "--client", "x", option, unicodedata.normalize(typed, word), "--names"]
-    )
-    assert done.exit_code == 0, done.output
-    assert unicodedata.normalize("NFC", done.stdout).splitlines()[0].endswith("  # é.png")
-    assert len([line for line in done.stdout.splitlines() if line.startswith("x/id:")]) == 1

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
     experiment = read_object(RunLayout(run).experiment, "restore it")
     model = ModelConfig(**experiment["model"])
     audit, found = current_audit(run, results)
-    residual = [*purge.purged(run), *({**x.__dict__} for x in purge.residual(run))]
+    residual = {x["where"]: x for x in (*purge.purged(run), *map(asdict, purge.residual(run)))}  # what is there, is not purged
     return {
         "requests": requests,
         "set_aside": [_told(run, s.request) | {"why": s.why, "at": s.at} for s in queue.read_set_aside(run)],
@@ -87,7 +88,7 @@ def predicate(run: Path, results: dict[str, Any]) -> dict[str, Any]:
             "limits": experiment["audit"],
             "verdict": found.get("verdict", []),
         },
-        "residual": residual,
+        "residual": list(residual.values()),
         "not_shown": NOT_SHOWN + ("" if "retrain" in results["adapters_sha256"] else f" {NO_REFERENCE}"),
     }
 

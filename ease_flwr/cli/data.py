@@ -87,7 +87,7 @@ def data_ids(
         chosen = [
             e
             for e in entries
-            if (not label or e.label == alike(label))
+            if (not label or e.label == config.canonical(label))
             and (not pictures or any(p == alike(e.name) or fnmatchcase(alike(e.name), p) for p in pictures))
             and any(m in alike(s).casefold() for m in wanted for s in (e.name, *e.captions))
         ]

@@ -32,13 +32,16 @@ UNSEEN = "".join(c for c in map(chr, range(0x10000)) if c.isspace() or unicodeda
 """Blanks, and what else cannot be seen: marks of direction, spaces without width."""
 
 
-def plain(text: str) -> str:
-    """Of spellings that look alike one: so labels and names are read, in data and in requests."""
+def canonical(text: str) -> str:
+    """The one spelling of a label or name, in data and in requests: NFC, without blanks and unseen marks around it."""
     return unicodedata.normalize("NFC", text.strip(UNSEEN))
 
 
 def _spelled(targets: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(plain, targets))
+    found = tuple(map(canonical, targets))
+    if "" in found:  # it would mean the pairs without a label
+        raise ValueError(f"{targets[found.index('')]!r} names nothing: leave it out")
+    return found
 
 
 class ForgetSet(Section):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ease_flwr.config import UNSEEN, DataError, plain
+from ease_flwr.config import UNSEEN, DataError, canonical
 from ease_flwr.data import pictures
 
 SPLITS = ("train", "val", "test")
@@ -213,7 +213,7 @@ def word(key: str, value: Any) -> str:
         raise RowError(f"has {key} {json.dumps(value)[:80]}, expected {expected}")
     else:
         text = json.dumps(value)
-    text = plain(text) if key != "folder" else text.strip()
+    text = canonical(text) if key != "folder" else text.strip()
     if CONTROL.search(text):
         raise RowError(f"has {key} {ascii(text)[:80]}, expected one line of text")
     return text

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import NAME, DataConfig, DataError, plain, settings
+from ease_flwr.config import NAME, DataConfig, DataError, canonical, settings
 from ease_flwr.config.data import RULES
 from ease_flwr.data.entries import Entry
 from ease_flwr.data.tables import json_of, text_of
@@ -62,13 +62,13 @@ def partition(labels: list[str], config: DataConfig, seed: int) -> list[np.ndarr
 def by_file(entries: list[Entry], clients: tuple[str, ...], file: str) -> list[np.ndarray]:
     """Positions of each client's pairs as {"names": {CLIENT: [image names]}} says. Raises DataError."""
     said = read_names(file, "data.parts")
-    where = {plain(e.name): i for i, e in enumerate(entries)}
+    where = {canonical(e.name): i for i, e in enumerate(entries)}
     if strange := sorted(set(said) - set(clients)):
         raise DataError(f"data.parts: {file} has images for {strange[0]!r}; the clients are {', '.join(clients)}")
     names = [said.get(client, []) for client in clients]
     if not all(isinstance(part, list) and len(part) > 1 and all(isinstance(n, str) for n in part) for part in names):
         raise DataError(f"data.parts: {file} needs two images at least for each of {', '.join(clients)}")
-    names = [list(map(plain, part)) for part in names]
+    names = [list(map(canonical, part)) for part in names]
     flat = [name for part in names for name in part]
     if lost := [n for n in flat if n not in where]:
         raise DataError(f"data.parts: {file} names {lost[0]!r}, which is not in the train split")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, digest, file_sha256, plain
+from ease_flwr.config import PAIR_ID, DataConfig, DataError, ForgetConfig, Union, canonical, digest, file_sha256
 from ease_flwr.data import pictures
 from ease_flwr.data.entries import Entry, RowError, word
 from ease_flwr.data.formats import SIDE, read_index
@@ -37,14 +37,14 @@ def labelled(splits: dict[str, list[Entry]], file: str) -> dict[str, list[Entry]
         return splits
     said = read_names(file, "data.labels")
     try:
-        labels = {plain(name): word("label", label) for name, label in said.items()}
+        labels = {canonical(name): word("label", label) for name, label in said.items()}
     except RowError as error:
         raise DataError(f"data.labels: {file}: an image {error}") from None
     if len(labels) < len(said):
         raise DataError(f"data.labels: {file} has an image twice, in spellings that look alike: make it anew")
-    if missing := [e.name for entries in splits.values() for e in entries if plain(e.name) not in labels]:
+    if missing := [e.name for entries in splits.values() for e in entries if canonical(e.name) not in labels]:
         raise DataError(f"data.labels: {file} has no label for {missing[0]} and {len(missing) - 1} others: make it anew")
-    return {s: [replace(e, label=labels[plain(e.name)]) for e in entries] for s, entries in splits.items()}
+    return {s: [replace(e, label=labels[canonical(e.name)]) for e in entries] for s, entries in splits.items()}
 
 
 def apart(count: int, part: int, draw: int) -> np.ndarray:
@@ -234,11 +234,11 @@ class PhotographsClient:
     def find(self, pair: str) -> list[int]:
         if PAIR_ID.fullmatch(pair):
             return self._by_id.get(pair, [])
-        return self._by_name.get(plain(pair), [])
+        return self._by_name.get(canonical(pair), [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[int]]:
-        return _positions(plain(e.name) for e in self.entries)
+        return _positions(canonical(e.name) for e in self.entries)
 
     @cached_property
     def _by_id(self) -> dict[str, list[int]]:
