@@ -155,14 +155,21 @@ class Federation:
         return tamper
 
     def who_falls_silent(self, op: Operation) -> str:
-        """The first client that a request concerns, if it is to fall silent and the method can do without."""
+        """The first client that a request concerns, if it is to fall silent and the method can do without.
+
+        Nobody does where a target names nothing that is left: the request is set aside, and all are asked to judge.
+        """
         forget = self.forget_of(op) if op.silent else None
         if forget is None or op.strategy not in (WITHOUT_HELP if op.kind == "client" else ("finetune",)):
             return ""
-        new = [ForgetSet(scenario=forget.scenario, targets=forget.targets)]
-        fresh = [n for n in NAMES if (self.taken(new, n) & ~self.taken(self.asked, n)).any()]
-        staying = [n for n in NAMES if not self.taken([*self.asked, *new], n).all()]
-        return fresh[0] if fresh and len(staying) > 1 else ""
+        each = [self.concerned(ForgetSet(scenario=forget.scenario, targets=(target,))) for target in forget.targets]
+        new = ForgetSet(scenario=forget.scenario, targets=forget.targets)
+        staying = [n for n in NAMES if not self.taken([*self.asked, new], n).all()]
+        return self.concerned(new)[0] if all(each) and len(staying) > 1 else ""
+
+    def concerned(self, new: ForgetSet) -> list[str]:
+        """Clients that have pairs of a forget set that no request has named yet."""
+        return [n for n in NAMES if (self.taken([new], n) & ~self.taken(self.asked, n)).any()]
 
     def do(self, op: Operation) -> None:
         """One operation, resumed if it dies; then everything that must hold is asserted."""
