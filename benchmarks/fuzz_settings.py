@@ -62,13 +62,13 @@ def settings(rng: random.Random, folder: Path) -> str:
     found, submitted = config.from_run_config(parse_config_args([str(folder / "run-config.toml")]))
     assert found == asked, said
     assert submitted.run_dir == run
-    for item in said:
-        _as_typed(found, *item.split("=", 1))
+    for key, typed in dict(item.split("=", 1) for item in said).items():  # of a key that is said twice the last counts
+        _as_typed(found, key, typed)
     return f"{name} {said}"
 
 
 def _as_typed(found: Experiment, name: str, typed: str) -> None:
-    """What was typed last for a field is there, by the type of the field."""
+    """What was typed for a field is there, by the type of the field."""
     value: Any = found
     for part in name.split("."):
         value = getattr(value, part, None)
