@@ -21,7 +21,7 @@ from PIL import Image
 
 from ease_flwr.config import DataConfig, DataError
 from ease_flwr.data import formats, photographs
-from tests.photographs import WRITERS, write_layout
+from tests.photographs import WRITERS, saved, write_layout
 
 SPLITS = ("train", "val", "test")
 ODD: dict[str, tuple[Any, ...]] = {
@@ -46,13 +46,6 @@ ODD: dict[str, tuple[Any, ...]] = {
     "name": ("a b.png", "a.b.c.png", "./p0.png", "sub/p.png", "../p.png", "/p.png", "", "p\n.png", "x" * 300, 7, None, "ä.PNG"),
 }
 """What people write where others write train, a, a dog, p0.png."""
-
-
-def saved(picture: Image.Image, kind: str, **how: Any) -> bytes:
-    """The bytes of its file."""
-    out = io.BytesIO()
-    picture.save(out, kind, **how)
-    return out.getvalue()
 
 
 @lru_cache(maxsize=1)

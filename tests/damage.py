@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.photographs import bomb
+from tests.photographs import bomb, saved
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,6 @@ class Damage:
     """Pattern of the problem, or of what is left out."""
     left: bool = False
     """Whether it is left out by name, and the rest is used."""
-
-
-def saved(picture: Image.Image, kind: str, **how) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind, **how)
-    return out.getvalue()
 
 
 # ---- how a file, a row, a line or a member is changed ------------------------------------------------------------------
@@ -179,7 +173,9 @@ DAMAGES = {
     "a picture has two labels": Damage(
         "json", again(label="z"), r"\[20\]: train-2.jpg is named .*\[2\] \(label 'z' here, 'c' there"
     ),
-    "captions are one text": Damage("json", third(captions="one"), r"\[2\] has captions \"one\", expected a list"),
+    "captions are one text": Damage(
+        "json", third(captions="one"), r"captions.json: \[2\] has captions \"one\", expected a list"
+    ),
     "captions are blank": Damage("json", third(captions=[" ", ""]), r"captions.json: \[2\] \(train-2.jpg\) has no caption"),
     "a caption is a number": Damage("json", third(captions=[1]), r"captions.json: \[2\] has captions that are no list"),
     "a caption is half a letter": Damage("json", third(captions=["\ud83d"]), r"\[2\] has a caption with half a letter"),
@@ -236,7 +232,9 @@ DAMAGES = {
     "a shard is there twice": Damage(
         "webdataset", copied("val-00000.tar", "val-1.tar"), r"val-1.tar: member 1: val-0.jpg is named"
     ),
-    "a text is no UTF-8": Damage("webdataset", second(b"\xe9", "val-00000.tar"), r"\('val-0.txt'\): line 1 has .*0xe9"),
+    "a text is no UTF-8": Damage(
+        "webdataset", second(b"\xe9", "val-00000.tar"), r"member 2 \('val-0.txt'\): line 1 has the byte 0xe9"
+    ),
     "a member is no JSON": Damage("webdataset", second(b"{"), r"member 2 \('train-0.json'\), whose JSON cannot be read"),
     "a member says a key twice": Damage(
         "webdataset", second(b'{"a": 1, "a": 2}'), r"member 2 \('train-0.json'\), whose .*'a' stands twice in one object"

@@ -29,15 +29,21 @@ def write_photographs(root: Path, **splits: int) -> None:
 # ---- sets as their publishers lay them out -----------------------------------------------------------------------------------
 
 
+def saved(picture: Image.Image, kind="PNG", **how) -> bytes:
+    """The bytes of a picture's file."""
+    out = io.BytesIO()
+    picture.save(out, kind, **how)
+    return out.getvalue()
+
+
 def samples(says=None):
     """Twenty grey pictures, picture i of a split has value 10 i."""
     for split, count in (("train", 12), ("val", 4), ("test", 4)):
         for i in range(count):
-            content = io.BytesIO()
-            Image.new("RGB", (20, 16), (10 * i,) * 3).save(content, "jpeg")
+            content = saved(Image.new("RGB", (20, 16), (10 * i,) * 3), "JPEG")
             captions = [says(i)] if says else [f"{split} {i} one", f"{split} {i} two"]
             about = {"name": f"{split}-{i}.jpg", "captions": captions, "label": "abc"[i % 3], "split": split}
-            yield {**about, "content": content.getvalue()}
+            yield {**about, "content": content}
 
 
 def keep(sample, **names):
@@ -173,9 +179,7 @@ def again(pictures):
 
 def bomb():
     """A PNG that says it is 30,000 pixels wide and high."""
-    picture = io.BytesIO()
-    Image.new("L", (1, 1)).save(picture, "png")
-    content = bytearray(picture.getvalue())
+    content = bytearray(saved(Image.new("L", (1, 1))))
     content[16:24] = struct.pack(">II", 30000, 30000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     return bytes(content)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ease_flwr.config import DataError
 from ease_flwr.data import pictures
-from tests.test_pictures import saved, seen
+from tests.photographs import saved
+from tests.test_pictures import seen
 
 GREY, COLOURS = 0, 2
 """What PNG calls them."""

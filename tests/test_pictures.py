@@ -1,6 +1,5 @@
 """A picture is seen as a viewer shows it, whatever its mode, depth, direction and shape, or refused by name."""
 
-import io
 import struct
 import subprocess
 import sys
@@ -11,13 +10,7 @@ from PIL import Image, ImageCms, ImageDraw, PngImagePlugin
 
 from ease_flwr.config import DataError
 from ease_flwr.data import pictures
-from tests.photographs import bomb
-
-
-def saved(picture, kind="PNG", **how):
-    out = io.BytesIO()
-    picture.save(out, kind, **how)
-    return out.getvalue()
+from tests.photographs import bomb, saved
 
 
 def seen(content):
